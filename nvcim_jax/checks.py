@@ -1,0 +1,198 @@
+"""Wording of errors: every check of an argument in the library is made here, in one grammar.
+
+"Argument `x` must have shape (rows, cols), but has shape (3,). <the fix>"
+
+A check looks at static facts (names, shapes, types) always, and at values only where they are concrete:
+a traced array passes, because its values do not exist yet. `ValueError` is raised for a value, `TypeError`
+for a keyword that does not exist.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+
+__all__ = [
+    "choice",
+    "fail",
+    "finite",
+    "frozen_config",
+    "integer",
+    "is_concrete",
+    "number",
+    "rank",
+    "shape",
+    "suggestion",
+]
+
+T = TypeVar("T")
+
+
+def fail(argument: str, expected: str, found: str, fix: str = "") -> NoReturn:
+    """Raise a `ValueError` in the library's one grammar.
+
+    Args:
+        argument: Name of the argument, as the caller wrote it.
+        expected: What it must be, continuing "must ".
+        found: What it is, continuing "but ".
+        fix: What to do about it, a sentence.
+
+    Raises:
+        ValueError: Always.
+
+    Example:
+        >>> fail("cell_bits", "be a positive integer", "is 0", "Use None for analog cells.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `cell_bits` must be a positive integer, but is 0. Use None for analog cells.
+    """
+    raise ValueError(f"Argument `{argument}` must {expected}, but {found}." + (f" {fix}" if fix else ""))
+
+
+def suggestion(value: str, known: Iterable[str]) -> str:
+    """Return "Did you mean 'x'?" for the nearest known name, or the list of all of them.
+
+    Example:
+        >>> suggestion("FeFET7", ["FeFET6", "RRAM1"])
+        "Did you mean 'FeFET6'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(value.lower(), [name.lower() for name in known], n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {next(n for n in known if n.lower() == close[0])!r}?"
+    return f"Known: {', '.join(known)}."
+
+
+def choice(argument: str, value: Any, known: Iterable[str]) -> None:
+    """Check that `value` is one of the `known` names.
+
+    Raises:
+        ValueError: If it is not; the message suggests the nearest one.
+    """
+    known = sorted(known)
+    if not isinstance(value, str) or value not in known:
+        fail(argument, f"be one of {', '.join(known)}", f"is {value!r}", suggestion(str(value), known))
+
+
+def is_concrete(value: Any) -> bool:
+    """Return whether the values of an array can be looked at now (not traced by a JAX transformation)."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def rank(argument: str, value: Any, ranks: int | tuple[int, ...], axes: str, fix: str = "") -> None:
+    """Check the number of axes of an array.
+
+    Args:
+        argument: Name of the argument.
+        value: Anything with a shape.
+        ranks: Accepted numbers of axes.
+        axes: The axes in words, for the message, such as "(rows, cols)".
+        fix: A sentence; by default, to map with `jax.vmap` where there are too many axes.
+
+    Raises:
+        ValueError: If the rank differs.
+    """
+    accepted = (ranks,) if isinstance(ranks, int) else ranks
+    found = np.shape(value)
+    if len(found) not in accepted:
+        too_many = len(found) > max(accepted)
+        fail(
+            argument,
+            f"have shape {axes}",
+            f"has shape {found}",
+            fix or ("Use jax.vmap for further axes." if too_many else ""),
+        )
+
+
+def shape(argument: str, value: Any, expected: tuple[int, ...], axes: str = "", fix: str = "") -> None:
+    """Check the shape of an array.
+
+    Raises:
+        ValueError: If it differs from `expected`; `axes` names the axes in the message.
+    """
+    found = np.shape(value)
+    if found != expected:
+        fail(argument, f"have shape {axes + ' = ' if axes else ''}{expected}", f"has shape {found}", fix)
+
+
+def finite(argument: str, value: Any, fix: str = "") -> None:
+    """Check that a concrete array has no NaN and no infinity; a traced one passes.
+
+    Raises:
+        ValueError: If it has one; the message counts them.
+    """
+    if is_concrete(value):
+        bad = int(np.size(value) - np.isfinite(np.asarray(value, dtype=np.float32)).sum())
+        if bad:
+            fail(argument, "be finite", f"has {bad} NaN or infinite values of {np.size(value)}", fix)
+
+
+def number(
+    argument: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+    unit: str = "",
+    fix: str = "",
+) -> None:
+    """Check that every element of a concrete number or array lies in [low, high] ((low, high] if `low_open`).
+
+    Raises:
+        ValueError: If one does not, or is NaN.
+    """
+    if not is_concrete(value):
+        return
+    values = np.asarray(value, dtype=np.float64)
+    inside = (values > low if low_open else values >= low) & (values <= high)
+    if not inside.all():
+        unit = f" {unit}" if unit else ""
+        bracket = "(" if low_open else "["
+        wrong = values[~inside].ravel()[0] if values.ndim else values
+        fail(argument, f"lie in {bracket}{low:g}, {high:g}]{unit}", f"is {float(wrong):g}{unit}", fix)
+
+
+def integer(argument: str, value: Any, *, low: int = 1, high: int | None = None, fix: str = "") -> None:
+    """Check that `value` is an integer (not a bool) of at least `low` and at most `high`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high}"
+        fail(argument, f"be an integer of at least {low}{upper}", f"is {value!r}", fix)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def frozen_config(cls: type[T]) -> type[T]:
+    """Make a frozen, keyword-only dataclass whose misspelt keywords are named, with the nearest right one.
+
+    Example:
+        >>> @frozen_config
+        ... class Config:
+        ...     adc_bits: int | None = None
+        >>> Config(adc_bit=8)
+        Traceback (most recent call last):
+        ...
+        TypeError: Config has no option `adc_bit`. Did you mean 'adc_bits'?
+    """
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+    original: Callable[..., None] = made.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, **options: Any) -> None:
+        for name in options:
+            if name not in names:
+                raise TypeError(f"{cls.__name__} has no option `{name}`. {suggestion(name, names)}")
+        original(self, **options)
+
+    made.__init__ = init  # type: ignore[method-assign]
+    return made

@@ -1,0 +1,23 @@
+"""Strict settings for every test: what JAX can be asked to refuse, it is asked to refuse."""
+
+import os
+
+# Eight forced host devices, so that meshes are real in the tests; must be set before jax is imported.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes of public signatures are checked at run time here, and only here.
+install_import_hook("nvcim_jax", "beartype.beartype")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """Return a fresh key; a test splits it once at its top."""
+    return jax.random.key(20241112)
