@@ -1,5 +1,14 @@
 """Atoms without domain knowledge: random numbers, quantisers, straight-through gradients."""
 
-from nvcim_jax.ops.random import RNGS, Rng, normal
+from nvcim_jax.ops.quantise import digits, from_digits, round_straight_through, uniform_steps
+from nvcim_jax.ops.random import RNGS, normal, normal_pair
 
-__all__ = ["RNGS", "Rng", "normal"]
+__all__ = [
+    "RNGS",
+    "digits",
+    "from_digits",
+    "normal",
+    "normal_pair",
+    "round_straight_through",
+    "uniform_steps",
+]

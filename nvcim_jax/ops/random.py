@@ -2,41 +2,149 @@
 
 Two generators are known:
 
-- `threefry`: `jax.random.normal`, JAX's own counter-based generator and inverse error function.
-- `counter`: two rounds of a 32-bit multiply-xorshift hash of (key, position) and the Box-Muller transform, written
-  so that a CPU vectorises all of it. About a third of the time of `threefry` on a CPU (`experiments/benchmarks/crossbar.py`).
+- `counter`: a keyed 32-bit multiply-xorshift hash of the position, and the Box-Muller transform with its logarithm, sine
+  and cosine written as polynomials, so that XLA vectorises the whole of it in one loop. On a CPU it takes about an eighth
+  of the time of `threefry` (`experiments/benchmarks/crossbar.py` prints both).
+- `threefry`: `jax.random.normal`, JAX's own generator; slower, and the one to choose where a result must rest on a
+  generator with a published analysis.
 
-Both are pure functions of (key, shape): the same on every backend, mesh and chunk up to float rounding.
+Both are pure functions of (key, shape, position): the same numbers on every mesh and in every chunk, and on every
+backend up to float rounding. Both are tested in `tests/ops/test_random.py`.
 """
 
-from typing import Literal, TypeAlias, get_args
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, UInt32
 
 from nvcim_jax import checks
 from nvcim_jax.types import Key
 
-__all__ = ["RNGS", "Rng", "normal"]
+__all__ = ["RNGS", "normal", "normal_pair"]
 
-Rng: TypeAlias = Literal["counter", "threefry"]
-RNGS: tuple[str, ...] = get_args(Rng)
+RNGS = ("counter", "threefry")
 
 
-def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[Array, "..."]:
-    """Draw independent standard normal numbers, float32.
+def normal(key: Key, shape: tuple[int, ...], *, rng: str = "counter") -> Float[Array, "..."]:
+    """Draw independent standard normal numbers, z ~ N(0, 1), float32.
 
     Args:
         key: A JAX random key, consumed.
-        shape: Shape of the result.
+        shape: Shape of the result; fewer than 2**33 elements.
         rng: Name of the generator.
 
     Returns:
-        Array of `shape`, N(0, 1).
+        Array of `shape`.
 
     Raises:
         ValueError: If the generator is unknown.
+
+    Example:
+        >>> z = normal(jax.random.key(0), (1_000_000,))
+        >>> print(f"mean {abs(float(z.mean())):.2f} (0), variance {float(z.var()):.2f} (1)")
+        mean 0.00 (0), variance 1.00 (1)
     """
     checks.choice("rng", rng, RNGS)
-    return jax.random.normal(key, shape, jnp.float32)
+    size = math.prod(shape)
+    if rng == "threefry" or size == 0:
+        return jax.random.normal(key, shape, jnp.float32)
+    first, second = _box_muller(key, -(-size // 2))
+    return jnp.concatenate([first, second])[:size].reshape(shape)
+
+
+def normal_pair(
+    key: Key, shape: tuple[int, ...], *, rng: str = "counter"
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Draw two independent arrays of standard normal numbers, as `normal` of shape (2, *shape) would hold them.
+
+    The two halves come from one Box-Muller transform, so that a consumer of both is fused with it into one loop.
+
+    Args:
+        key: A JAX random key, consumed.
+        shape: Shape of each array.
+        rng: Name of the generator.
+
+    Returns:
+        Two arrays of `shape`, equal to `normal(key, (2, *shape), rng=rng)`.
+
+    Raises:
+        ValueError: If the generator is unknown.
+
+    Example:
+        >>> first, second = normal_pair(jax.random.key(0), (3,))
+        >>> bool((jnp.stack([first, second]) == normal(jax.random.key(0), (2, 3))).all())
+        True
+    """
+    checks.choice("rng", rng, RNGS)
+    if rng == "threefry":
+        both = jax.random.normal(key, (2, *shape), jnp.float32)
+        return both[0], both[1]
+    first, second = _box_muller(key, math.prod(shape))
+    return first.reshape(shape), second.reshape(shape)
+
+
+def _box_muller(key: Key, num_pairs: int) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
+    """Return r cos(a) and r sin(a) with r = sqrt(-2 ln u), u and a uniform and independent."""
+    words = jax.random.bits(key, (4,), jnp.uint32)
+    position = lax.iota(jnp.uint32, num_pairs)
+    # Two keyed rounds for the radius; the angle's round is keyed once more, so that no fixed map ties it to the radius.
+    radius_bits = _mix(_mix(position + words[0]) ^ words[1])
+    angle_bits = _mix(_mix(radius_bits + words[2]) ^ words[3])
+    # 31 bits: u in [2**-32, 1], so that the tail reaches 6.6 standard deviations
+    u = lax.shift_right_logical(radius_bits, jnp.uint32(1)).astype(jnp.int32).astype(jnp.float32)
+    u = u * jnp.float32(2**-31) + jnp.float32(2**-32)
+    radius = jnp.sqrt(-2.0 * _log(u))
+    cosine, sine = _cos_sin(angle_bits)
+    return radius * cosine, radius * sine
+
+
+def _mix(x: UInt32[Array, " pairs"]) -> UInt32[Array, " pairs"]:
+    """Return a bijective scrambling of 32 bits (C. Wellons' "lowbias32", public domain, bias 0.17)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _log(u: Float[Array, " pairs"]) -> Float[Array, " pairs"]:
+    """Return ln(u) for u in (0, 1], to float32 precision; coefficients of Cephes' logf (S. L. Moshier)."""
+    bits = lax.bitcast_convert_type(u, jnp.int32)
+    exponent = (bits - 0x3F3504F3) >> 23
+    x = lax.bitcast_convert_type(bits - (exponent << 23), jnp.float32) - 1.0  # in [sqrt(1/2) - 1, sqrt(2) - 1)
+    polynomial = jnp.full_like(x, 7.0376836292e-2)
+    for coefficient in (
+        -1.1514610310e-1,
+        1.1676998740e-1,
+        -1.2420140846e-1,
+        1.4249322787e-1,
+        -1.6668057665e-1,
+        2.0000714765e-1,
+        -2.4999993993e-1,
+        3.3333331174e-1,
+    ):
+        polynomial = polynomial * x + coefficient
+    square = x * x
+    # never above zero, whatever the rounding near u = 1: its square root is taken
+    natural = x + (x * square * polynomial - 0.5 * square) + exponent.astype(jnp.float32) * math.log(2.0)
+    return jnp.minimum(natural, 0.0)
+
+
+def _cos_sin(bits: UInt32[Array, " pairs"]) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
+    """Return cos and sin of an angle uniform on the circle: two bits choose the quadrant, 23 the angle within it."""
+    quadrant = bits >> 30
+    within = ((bits << 2) >> 9).astype(jnp.int32).astype(jnp.float32)
+    angle = (within * 2**-23 + (2**-24 - 0.5)) * (math.pi / 2)  # in (-pi/4, pi/4)
+    square = angle * angle
+    sine = angle * (1.0 + square * (-1 / 6 + square * (1 / 120 + square * (-1 / 5040))))
+    cosine = 1.0 + square * (-1 / 2 + square * (1 / 24 + square * (-1 / 720 + square * (1 / 40320))))
+    swap = (quadrant & 1) == 1
+    return (
+        _flip_sign(jnp.where(swap, sine, cosine), quadrant & 2),
+        _flip_sign(jnp.where(swap, cosine, sine), (quadrant * 3) & 2),
+    )
+
+
+def _flip_sign(value: Float[Array, " pairs"], second_bit: UInt32[Array, " pairs"]) -> Float[Array, " pairs"]:
+    """Return `value` with its sign bit inverted where the second bit is set."""
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(value, jnp.uint32) ^ (second_bit << 30), jnp.float32)
