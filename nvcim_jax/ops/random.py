@@ -2,9 +2,9 @@
 
 Two generators are known:
 
-- `counter`: a keyed 32-bit multiply-xorshift hash of the position, and the Box-Muller transform with its logarithm, sine
-  and cosine written as polynomials, so that XLA vectorises the whole of it in one loop. On a CPU it takes about an eighth
-  of the time of `threefry` (`experiments/benchmarks/crossbar.py` prints both).
+- `counter`: a keyed 32-bit multiply-xorshift hash of the position, and the Box-Muller transform with its logarithm,
+  sine and cosine written as polynomials, so that XLA vectorises the whole of it in one loop. On a CPU it is several
+  times faster than `threefry` (`experiments/benchmarks/crossbar.py` prints both).
 - `threefry`: `jax.random.normal`, JAX's own generator; slower, and the one to choose where a result must rest on a
   generator with a published analysis.
 
