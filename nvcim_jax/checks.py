@@ -25,6 +25,7 @@ __all__ = [
     "integer",
     "is_concrete",
     "number",
+    "options",
     "rank",
     "shape",
     "suggestion",
@@ -196,3 +197,19 @@ def frozen_config(cls: type[T]) -> type[T]:
 
     made.__init__ = init  # type: ignore[method-assign]
     return made
+
+
+def options(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Check that a function got no keyword besides the `known` ones.
+
+    Raises:
+        TypeError: If it did; the message suggests the nearest right one.
+
+    Example:
+        >>> options("get", {"sgima": 0.1}, ["sigma", "clip"])
+        Traceback (most recent call last):
+        ...
+        TypeError: get has no option `sgima`. Did you mean 'sigma'?
+    """
+    for name in unknown:
+        raise TypeError(f"{owner} has no option `{name}`. {suggestion(name, known)}")

@@ -1,0 +1,251 @@
+"""The three clocks of a cell's noise: programming once, drift in time, every read.
+
+What belongs to a cell for life (its offset, its fault) is drawn in `program` and kept by `reprogram`; what belongs to
+one programming (cycle-to-cycle noise, drift exponent) is drawn in both; what belongs to a read is drawn in `read`.
+Each effect has a key of its own, so none of them changes the draw of another.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int8, Num
+
+from nvcim_jax import checks
+from nvcim_jax.devices.programming import programmed
+from nvcim_jax.devices.spec import Device, GaussianRead, PowerLawDrift
+from nvcim_jax.ops import normal
+from nvcim_jax.types import Key
+
+__all__ = ["Cells", "drift", "program", "read", "reprogram"]
+
+# Below this fraction of g_max the logarithm of a conductance is held constant.
+_LEAST_LOG = 1e-7
+# Keeps the slope of a power of an empty cell finite; far below where `OneOverFRead.floor` acts.
+_LEAST_POWER = 1e-12
+
+
+class Cells(NamedTuple):
+    """Physical cells after programming; every array has the shape of the conductances.
+
+    Attributes:
+        g: Conductances now, in units of g_max.
+        g_programmed: Conductances just after programming; None where the device does not drift.
+        nu: Drift exponents; None where the device does not drift.
+        d2d: Lasting offsets; None where the device has no device-to-device noise.
+        fault: +1 stuck on, -1 stuck off, 0 healthy; None where no fraction of stuck cells is given.
+        t_s: Seconds since programming.
+    """
+
+    g: Float[Array, "*cells"]
+    g_programmed: Float[Array, "*cells"] | None
+    nu: Float[Array, "*cells"] | None
+    d2d: Float[Array, "*cells"] | None
+    fault: Int8[Array, "*cells"] | None
+    t_s: Float[Array, ""]
+
+
+class _Keys(NamedTuple):
+    """One key an effect, always split in this order."""
+
+    cycle: Key
+    device: Key
+    fault: Key
+    exponent: Key
+
+
+def _checked(g: Num[ArrayLike, "*cells"]) -> Float[Array, "*cells"]:
+    """Return conductances as float32; a little outside [0, 1] is rounding, more is an error."""
+    checks.finite("g", g)
+    slack = 1e-5
+    checks.number("g", g, low=-slack, high=1.0 + slack, fix="Divide conductances by g_max.")
+    return jnp.asarray(g, jnp.float32)
+
+
+def _draw_faults(key: Key, shape: tuple[int, ...], device: Device) -> Int8[Array, "*cells"] | None:
+    """Draw which cells are stuck: the two tails of one normal number."""
+    if device.stuck_on is None and device.stuck_off is None:
+        return None
+    z = normal(key, shape, rng=device.rng)
+    fault = jnp.zeros(shape, jnp.int8)
+    if device.stuck_off is not None:
+        fault = jnp.where(z > -ndtri(device.stuck_off), jnp.int8(-1), fault)
+    if device.stuck_on is not None:
+        fault = jnp.where(z < ndtri(device.stuck_on), jnp.int8(1), fault)
+    return fault
+
+
+def _exponents(
+    key: Key,
+    g: Float[Array, "*cells"],
+    fault: Int8[Array, "*cells"] | None,
+    law: PowerLawDrift,
+    device: Device,
+) -> Float[Array, "*cells"]:
+    """Draw the drift exponents of cells programmed to g; a stuck cell has 0."""
+    log_g = jnp.log(jnp.maximum(jnp.abs(g), _LEAST_LOG))
+    mean = jnp.clip(law.mean_slope * log_g + law.mean_offset, law.mean_low, law.mean_high)
+    std = jnp.clip(law.std_slope * log_g + law.std_offset, law.std_low, law.std_high)
+    nu = jnp.abs(mean + std * normal(key, g.shape, rng=device.rng))
+    return nu if fault is None else jnp.where(fault == 0, nu, 0.0)
+
+
+def _settle(
+    keys: _Keys,
+    g: Float[Array, "*cells"],
+    d2d: Float[Array, "*cells"] | None,
+    fault: Int8[Array, "*cells"] | None,
+    device: Device,
+) -> Cells:
+    """Program cells whose lasting properties are known."""
+    exact = device.programming is None
+    z = jnp.zeros_like(g) if exact else normal(keys.cycle, g.shape, rng=device.rng)
+    settled = programmed(g, z, device, d2d)
+    if fault is not None:
+        settled = jnp.where(fault > 0, 1.0, jnp.where(fault < 0, device.g_min, settled))
+    kept, nu = None, None
+    if device.drift is not None:
+        kept, nu = settled, _exponents(keys.exponent, settled, fault, device.drift, device)
+    return Cells(settled, kept, nu, d2d, fault, jnp.zeros((), jnp.float32))
+
+
+def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
+    """Program a new piece of hardware, with its own faults and offsets, to the conductances g.
+
+    Args:
+        key: Key of this piece of hardware and this programming.
+        g: Target conductances, normalised to g_max, in [g_min, 1], any shape.
+        device: The device.
+
+    Returns:
+        The cells, at t = 0.
+
+    Raises:
+        ValueError: If a conductance is not finite, or outside [0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> cells = devices.program(jax.random.key(0), jnp.full(100_000, 0.5), devices.get("Gaussian", sigma=0.1))
+        >>> print(f"{cells.g.std():.2f}")  # sigma
+        0.10
+    """
+    g = _checked(g)
+    keys = _Keys(*jax.random.split(key, len(_Keys._fields)))
+    d2d = None
+    if device.d2d_sigma is not None:
+        d2d = device.d2d_sigma * normal(keys.device, g.shape, rng=device.rng)
+    return _settle(keys, g, d2d, _draw_faults(keys.fault, g.shape, device), device)
+
+
+def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
+    """Program the same physical cells again: their offsets and faults stay, the rest is drawn anew.
+
+    Args:
+        key: Key of this programming.
+        cells: The cells.
+        g: New target conductances, of the shape of the cells.
+        device: The device they were made of.
+
+    Returns:
+        The cells, at t = 0.
+
+    Raises:
+        ValueError: If a conductance is not finite or outside [0, 1], if the shape differs from the cells', or if the
+            cells were made of a device without the offsets or faults of this one.
+    """
+    g = _checked(g)
+    checks.shape("g", g, cells.g.shape, "of the cells")
+    faulty = device.stuck_on is not None or device.stuck_off is not None
+    for effect, wanted, found in (
+        ("offsets", device.d2d_sigma is not None, cells.d2d),
+        ("faults", faulty, cells.fault),
+    ):
+        if wanted != (found is not None):
+            here, there = ("has", "without") if wanted else ("has no", "with")
+            fix = "Pass the device that they were programmed with."
+            checks.fail("device", f"be that of the cells, which were made {there} {effect}", f"it {here} {effect}", fix)
+    keys = _Keys(*jax.random.split(key, len(_Keys._fields)))
+    return _settle(keys, g, cells.d2d, cells.fault, device)
+
+
+def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
+    """Let time pass: the cells as they are t_s seconds after programming.
+
+    g(t) = g_programmed * ((t + t0) / t0) ** -nu. The time is absolute: drifting twice to the same time changes nothing.
+
+    Args:
+        cells: The cells, at any time.
+        t_s: Seconds since programming, at least 0.
+        device: The device, with `drift`.
+
+    Returns:
+        The cells at `t_s`.
+
+    Raises:
+        ValueError: If the device does not drift, or the time is negative.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> law = devices.PowerLawDrift(mean_offset=0.05, t0_s=20.0)
+        >>> device = devices.get("ideal", drift=law)
+        >>> cells = devices.program(jax.random.key(0), jnp.ones(1), device)
+        >>> print(f"{devices.drift(cells, 180.0, device).g[0]:.4f} {10**-0.05:.4f}")  # (200 / 20) ** -0.05
+        0.8913 0.8913
+    """
+    if device.drift is None:
+        fix = "Give it one, such as get(name, drift=PowerLawDrift(mean_offset=0.05))."
+        checks.fail("device", "have drift", f"{device.name!r} has none", fix)
+    if cells.nu is None or cells.g_programmed is None:
+        fix = "Program them with the device that drifts."
+        checks.fail("cells", "be programmed with a device that drifts", "they have no exponents", fix)
+    checks.number("t_s", t_s, low=0.0, high=float(np.finfo(np.float32).max), unit="s")
+    t_s = jnp.asarray(t_s, jnp.float32)
+    g = cells.g_programmed * jnp.exp(-cells.nu * jnp.log1p(t_s / device.drift.t0_s))
+    return cells._replace(g=jnp.maximum(g, 0.0) if device.clip else g, t_s=t_s)
+
+
+def _read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
+    """Return the standard deviation of one read of each cell."""
+    law = device.read
+    if isinstance(law, GaussianRead):
+        return jnp.broadcast_to(law.sigma, cells.g.shape)
+    assert law is not None
+    origin = cells.g if cells.g_programmed is None else cells.g_programmed
+    power = jnp.maximum(jnp.abs(origin), _LEAST_POWER) ** law.exponent
+    relative = jnp.minimum(law.scale / jnp.maximum(power, law.floor), law.ceiling)
+    decades = jnp.log((cells.t_s + law.t0_s + law.t_read_s) / (2.0 * law.t_read_s))
+    return jnp.abs(cells.g) * relative * jnp.sqrt(decades)
+
+
+def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
+    """Return the conductances that one read sees.
+
+    Args:
+        key: Key of this read.
+        cells: The cells, which the read leaves as they are.
+        device: The device, with `read`.
+
+    Returns:
+        Conductances in units of g_max, cut at 0 where the device is.
+
+    Raises:
+        ValueError: If the device has no read noise.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> device = devices.get("ideal", read=devices.GaussianRead(sigma=0.02))
+        >>> cells = devices.program(jax.random.key(0), jnp.full(100_000, 0.5), device)
+        >>> print(f"{devices.read(jax.random.key(1), cells, device).std():.3f}")  # sigma
+        0.020
+    """
+    if device.read is None:
+        fix = "Give it one, such as get(name, read=GaussianRead(sigma=0.01)), or use cells.g."
+        checks.fail("device", "have read noise", f"{device.name!r} has none", fix)
+    g = cells.g + _read_sigma(cells, device) * normal(key, cells.g.shape, rng=device.rng)
+    return jnp.maximum(g, 0.0) if device.clip else g

@@ -1,0 +1,175 @@
+"""The law of one programming: its noise at a conductance, its result for given normals, its moments."""
+
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
+
+from nvcim_jax import checks
+from nvcim_jax.devices.spec import Device, LevelTable
+
+__all__ = ["level_conductances", "mean_of", "program_moments", "programmed", "sigma_of"]
+
+# Up to here a sum of clipped ramps, which fuses with its surroundings, is faster than a search in the table.
+_MAX_RAMPS = 64
+
+
+def _interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[Array, " L"]) -> Float[Array, "*cells"]:
+    """Return the piecewise linear curve through (at, row), constant outside."""
+    if at.shape[0] > _MAX_RAMPS:
+        return jnp.interp(g, at, row)
+    value = jnp.full_like(g, row[0]) if at.shape[0] == 1 else row[0]
+    for low, high, left, right in zip(at[:-1], at[1:], row[:-1], row[1:], strict=True):
+        width = high - low
+        value = value + (right - left) / width * jnp.clip(g - low, 0.0, width)
+    return value
+
+
+def sigma_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
+    """Return the cycle-to-cycle standard deviation of programming conductance g.
+
+    Args:
+        g: Target conductances, normalised to g_max, any shape.
+        device: The device.
+
+    Returns:
+        Standard deviations in units of g_max, of the shape of `g`; 0 for a device that programs exactly. Times
+        `device.g_max_us` they are microsiemens.
+
+    Example:
+        >>> from nvcim_jax import devices
+        >>> fefet = devices.get("FeFET6", sigma=0.01)
+        >>> row = devices.sigma_of(devices.level_conductances(4, fefet), fefet)
+        >>> print([f"{sigma:.4f}" for sigma in row.tolist()])  # the printed table: .0026 .0155 .0155 .0026
+        ['0.0026', '0.0155', '0.0155', '0.0026']
+    """
+    g = jnp.asarray(g, jnp.float32)
+    if device.programming is None:
+        return jnp.zeros_like(g)
+    if isinstance(device.programming, LevelTable):
+        return device.sigma * _interpolate(g, device.programming.conductance, device.programming.sigma)
+    coefficients = device.programming.coefficients
+    value = jnp.broadcast_to(coefficients[-1], g.shape)
+    for power in reversed(range(coefficients.shape[0] - 1)):
+        value = value * g + coefficients[power]
+    return device.sigma * jnp.maximum(value, 0.0)
+
+
+def mean_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
+    """Return the expected conductance when g is programmed, before the cut at 0.
+
+    Args:
+        g: Target conductances, normalised to g_max, any shape.
+        device: The device.
+
+    Returns:
+        g itself, plus the shift of a measured table where the device has one.
+    """
+    g = jnp.asarray(g, jnp.float32)
+    table = device.programming
+    if isinstance(table, LevelTable) and table.mean is not None:
+        return g + _interpolate(g, table.conductance, table.mean - table.conductance)
+    return g
+
+
+def level_conductances(num_levels: int, device: Device) -> Float[Array, " num_levels"]:
+    """Return the conductances of evenly spaced levels, g_min + (1 - g_min) * level / (num_levels - 1).
+
+    Args:
+        num_levels: How many, at least 2.
+        device: The device, for its g_min.
+
+    Raises:
+        ValueError: If there are fewer than two levels, or more than the device can hold.
+
+    Example:
+        >>> from nvcim_jax import devices
+        >>> devices.level_conductances(3, devices.get("ideal", on_off_ratio=5.0)).tolist()
+        [0.2..., 0.6..., 1.0]
+    """
+    checks.integer("num_levels", num_levels, low=2, high=device.num_levels)
+    step = jnp.arange(num_levels, dtype=jnp.float32) / (num_levels - 1)
+    return device.g_min + (1.0 - device.g_min) * step
+
+
+def programmed(
+    g: Num[ArrayLike, "*cells"],
+    z: Float[Array, "*cells"],
+    device: Device,
+    offset: Float[Array, "*cells"] | None = None,
+) -> Float[Array, "*cells"]:
+    """Return the conductance that programming g gives for the standard normals z.
+
+    max(mean_of(g) + sigma_of(g) * z + offset, 0), without the maximum where `device.clip` is False: one elementwise
+    expression, without randomness, faults or drift.
+
+    Args:
+        g: Target conductances, normalised to g_max, any shape.
+        z: Standard normal numbers of the same shape.
+        device: The device.
+        offset: Device-to-device offsets of the cells, in units of g_max.
+
+    Returns:
+        Conductances in units of g_max.
+    """
+    value = mean_of(g, device)
+    if device.programming is not None:
+        value = value + sigma_of(g, device) * z
+    if offset is not None:
+        value = value + offset
+    return jnp.maximum(value, 0.0) if device.clip else value
+
+
+def _rectified_moments(
+    mean: Float[Array, "*cells"], variance: Float[Array, "*cells"]
+) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:
+    """Return mean and variance of max(x, 0) for a normal x, exact where the variance is 0.
+
+    With a = mean / sigma, e = pdf(a) - a * cdf(-a) and h = a + e: sigma * h and sigma^2 * (cdf(a) - e * h), a form
+    that does not cancel where the mean is many sigmas above 0.
+    """
+    noisy = variance > 0
+    sigma = jnp.sqrt(jnp.where(noisy, variance, 1.0))
+    a = mean / sigma
+    excess = norm.pdf(a) - a * norm.cdf(-a)
+    height = jnp.where(a > 0, a + excess, norm.pdf(a) + a * norm.cdf(a))
+    rectified = jnp.maximum(norm.cdf(a) - excess * height, 0.0)
+    return jnp.where(noisy, sigma * height, jnp.maximum(mean, 0.0)), jnp.where(noisy, variance * rectified, 0.0)
+
+
+def program_moments(
+    g: Num[ArrayLike, "*cells"], device: Device
+) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:
+    """Return mean and variance of one cell's conductance after programming g, over chips.
+
+    Cycle-to-cycle and device-to-device noise together, cut at 0 where the device is, mixed with the stuck cells:
+    closed forms, no sampling.
+
+    Args:
+        g: Target conductances, normalised to g_max, any shape.
+        device: The device.
+
+    Returns:
+        Mean, in units of g_max, and variance, in units of g_max squared.
+
+    Example:
+        >>> from nvcim_jax import devices
+        >>> device = devices.get("Gaussian", sigma=0.1, clip=True)
+        >>> mean, variance = devices.program_moments(0.0, device)
+        >>> print(f"{mean:.5f} {variance:.6f}")  # sigma / sqrt(2 pi) and sigma^2 (1/2 - 1/(2 pi))
+        0.03989 0.003408
+    """
+    mean = mean_of(g, device)
+    variance = sigma_of(g, device) ** 2
+    if device.d2d_sigma is not None:
+        variance = variance + device.d2d_sigma**2
+    if device.clip:
+        mean, variance = _rectified_moments(mean, variance)
+    stuck = ((device.stuck_on, jnp.ones(())), (device.stuck_off, device.g_min))
+    parts = [(fraction, level) for fraction, level in stuck if fraction is not None]
+    if not parts:
+        return mean, variance
+    healthy = 1.0 - sum(fraction for fraction, _ in parts)
+    total = healthy * mean + sum(fraction * level for fraction, level in parts)
+    spread = healthy * (variance + (mean - total) ** 2)
+    return total, spread + sum(fraction * (level - total) ** 2 for fraction, level in parts)
