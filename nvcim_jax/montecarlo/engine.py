@@ -1,0 +1,257 @@
+"""Map one function over device instances in compiled chunks: the only place where instances are computed.
+
+Instance i is `fn(fold_in(key, i), *args)`. One chunk is one call of one compiled function, in which every device of
+the mesh works on its own range of instance ids:
+
+- `loop` (CPU): a compiled loop with a *traced* number of turns. The loop's body is the same program whatever the
+  chunk, so the values are equal bit for bit, no turn is wasted, and a short run costs no further compile.
+- `vmap` (GPU, TPU): all instances of the chunk at once; a short last chunk is padded and the padding thrown away.
+  A batched product may sum in another order, so chunks agree to float rounding.
+
+No value crosses between devices inside the map: its HLO has no collective.
+"""
+
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nvcim_jax import checks
+from nvcim_jax.types import PyTree
+
+__all__ = ["MAPPINGS", "Chunk", "compiled_map", "instance_mesh", "stream"]
+
+MAPPINGS = ("auto", "loop", "vmap")
+_MOST_IN_LOOP = 4096
+_MOST_IN_VMAP = 256
+_TARGET_CALL_S = 0.25
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+
+class Chunk(NamedTuple):
+    """Values of the instances first, first + 1, ..., as host arrays with a leading instance axis."""
+
+    first: int
+    num: int
+    values: PyTree
+
+
+def instance_mesh(devices: list[Any] | None = None) -> Mesh:
+    """Make the mesh that `run` spreads over: one axis, "instance", of all devices (or of those given).
+
+    Example:
+        >>> instance_mesh().axis_names
+        ('instance',)
+    """
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), ("instance",), axis_types=(AxisType.Auto,))
+
+
+def _check_output(shapes: PyTree) -> None:
+    leaves = jax.tree.leaves(shapes)
+    if not leaves:
+        checks.fail("fn", "return a number, an array or a tree of arrays", "returns none", "Return the metric.")
+    for leaf in leaves:
+        numeric = jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)
+        if not (numeric or leaf.dtype == jnp.bool_):
+            checks.fail("fn", "return real numbers", f"returns {leaf.dtype}", "Return e.g. its absolute value.")
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_map(fn: Callable[..., PyTree], chunk: int, mapping: str, mesh: Mesh) -> Any:
+    """Return the jitted map of `fn` over one chunk of instances a device.
+
+    Args:
+        fn: The metric of one instance, `fn(key, *args)`.
+        chunk: Instances that a device holds at most in one call.
+        mapping: "loop" or "vmap".
+        mesh: Mesh with an axis "instance".
+
+    Returns:
+        Jitted `(key, starts, counts, args) -> values`: `starts` and `counts` (uint32, one a device) are the ranges of
+        ids; values have a leading axis of `chunk` times the number of devices.
+    """
+
+    def on_one_device(key: jax.Array, starts: jax.Array, counts: jax.Array, args: tuple[Any, ...]) -> PyTree:
+        @functools.partial(jax.jit, inline=True)
+        def one(instance: jax.Array) -> PyTree:
+            return fn(jax.random.fold_in(key, instance), *args)
+
+        shapes = jax.eval_shape(one, starts[0])
+        _check_output(shapes)
+        if mapping == "vmap":
+            return jax.vmap(one)(starts[0] + jnp.arange(chunk, dtype=jnp.uint32))
+
+        def turn(i: jax.Array, buffers: PyTree) -> PyTree:
+            value = one(starts[0] + i)
+            return jax.tree.map(
+                lambda b, v: jax.lax.dynamic_update_index_in_dim(b, jnp.asarray(v, b.dtype), i, 0), buffers, value
+            )
+
+        empty = jax.tree.map(lambda s: jnp.zeros((chunk, *s.shape), s.dtype), shapes)
+        return jax.lax.fori_loop(jnp.uint32(0), counts[0], turn, empty)
+
+    spread = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(P(), P("instance"), P("instance"), P()),
+        out_specs=P("instance"),
+        check_vma=False,
+    )
+    return jax.jit(spread)
+
+
+def _ranges(first: int, count: int, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split the ids first .. first + count into one contiguous range a device, sizes equal within one."""
+    sizes = np.full(num_devices, count // num_devices)
+    sizes[: count % num_devices] += 1
+    starts = first + np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return starts.astype(np.uint32), sizes.astype(np.uint32)
+
+
+def _to_host(values: PyTree, sizes: np.ndarray, chunk: int) -> PyTree:
+    """Bring one chunk to the host and drop what no instance wrote."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        values = multihost_utils.process_allgather(values, tiled=True)
+    keep = (np.arange(chunk) < sizes[:, None]).ravel()
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[keep], values)
+
+
+class _Plan(NamedTuple):
+    """How the instances of one run are computed: everything that never changes a value."""
+
+    mapping: str
+    mesh: Mesh
+    chunk: int
+    adapt: bool
+
+
+def _needed_bytes(fn: Callable[..., PyTree], plan: _Plan, key: jax.Array, args: tuple[Any, ...], budget: float) -> int:
+    """Return the bytes that one call takes on a device besides the arguments."""
+    size = plan.mesh.shape["instance"]
+    ids = np.zeros(size, np.uint32)
+    call = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).lower(key, ids, ids, args)
+    outputs = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(call.out_info)) // size
+    if outputs > budget and plan.chunk > 1:  # known without a compile
+        return outputs
+    analysis = call.compile().memory_analysis()
+    if analysis is None:  # a backend without the analysis: the outputs are all that is known
+        return outputs
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _fit(fn: Callable[..., PyTree], plan: _Plan, key: jax.Array, args: tuple[Any, ...], budget_mb: float) -> _Plan:
+    """Shrink the chunk until the compiled call's own memory analysis is inside the budget."""
+    budget = budget_mb * 2**20
+    while True:
+        needed = _needed_bytes(fn, plan, key, args, budget)
+        if needed <= budget:
+            return plan
+        if plan.chunk == 1:
+            least = math.ceil(needed / 2**20)
+            checks.fail(
+                "memory_budget_mb",
+                f"be at least {least}, what one instance needs",
+                f"is {budget_mb:g}",
+                f"Give memory_budget_mb={least}.",
+            )
+        plan = plan._replace(chunk=max(1, min(plan.chunk // 2, int(plan.chunk * budget / needed))))
+
+
+def _platform(key: jax.Array, mesh: Mesh | None) -> str:
+    device = next(iter(key.devices())) if mesh is None else mesh.devices.flat[0]
+    return device.platform
+
+
+def _plan(key: jax.Array, chunk: int | None, mapping: str, mesh: Mesh | None) -> _Plan:
+    if mapping == "auto":
+        mapping = "loop" if _platform(key, mesh) == "cpu" else "vmap"
+    if mesh is None:
+        grid = instance_mesh(sorted(key.devices(), key=lambda d: d.id)[:1])
+    else:  # the same devices; how a caller types the axes for other work does not matter here
+        grid = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    most = _MOST_IN_LOOP if mapping == "loop" else _MOST_IN_VMAP
+    adapt = chunk is None and mapping == "loop" and jax.process_count() == 1
+    return _Plan(mapping, grid, chunk or (most if adapt or mapping == "vmap" else 64), adapt)
+
+
+def _next_count(count: int, elapsed_s: float, plan: _Plan) -> int:
+    """Choose the next call's number of instances so that a call takes about a quarter of a second."""
+    if not plan.adapt:
+        return count
+    devices = plan.mesh.shape["instance"]
+    wanted = int(count * min(8.0, _TARGET_CALL_S / max(elapsed_s, 1e-6)))
+    return int(np.clip(wanted, devices, plan.chunk * devices))
+
+
+def _call(
+    fn: Callable[..., PyTree], plan: _Plan, key: jax.Array, args: tuple[Any, ...], first: int, count: int
+) -> PyTree:
+    starts, sizes = _ranges(first, count, plan.mesh.shape["instance"])
+    values = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh)(key, starts, sizes, args)
+    return _to_host(values, sizes, plan.chunk)
+
+
+def _halved(plan: _Plan, error: jax.errors.JaxRuntimeError) -> _Plan:
+    """Halve the chunk after an out-of-memory error and say so; any other error, and a chunk of one, is raised."""
+    if _OUT_OF_MEMORY not in str(error) or plan.chunk == 1:
+        raise error
+    smaller = plan._replace(chunk=plan.chunk // 2)
+    warnings.warn(
+        f"Out of device memory with {plan.chunk} instances a device; going on with {smaller.chunk}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return smaller
+
+
+def stream(
+    fn: Callable[..., PyTree],
+    key: jax.Array,
+    ids: range,
+    *,
+    args: tuple[Any, ...] = (),
+    chunk: int | None = None,
+    mapping: str = "auto",
+    mesh: Mesh | None = None,
+    memory_budget_mb: float = 1024.0,
+) -> Iterator[Chunk]:
+    """Compute the instances `ids` in order and yield them chunk by chunk; the arguments are those of `run`.
+
+    A device that runs out of memory halves the chunk, says so with a `RuntimeWarning`, and goes on.
+
+    Yields:
+        `Chunk` of host arrays.
+    """
+    if not isinstance(fn, Hashable):  # a specification used as a function; the partial has an identity
+        fn = functools.partial(fn)
+    plan = _plan(key, chunk, mapping, mesh)
+    replicated = NamedSharding(plan.mesh, P())
+    if mesh is not None:
+        key, args = jax.device_put((key, args), replicated)
+    plan = _fit(fn, plan, key, args, memory_budget_mb)
+    devices = plan.mesh.shape["instance"]
+    count = devices * (min(plan.chunk, 4) if plan.adapt else plan.chunk)
+    first = ids.start
+    while first < ids.stop:
+        count = min(count, devices * plan.chunk)
+        now = min(count, ids.stop - first)
+        started = time.perf_counter()
+        try:
+            values = _call(fn, plan, key, args, first, now)
+        except jax.errors.JaxRuntimeError as error:
+            plan = _halved(plan, error)
+            continue
+        yield Chunk(first, now, values)
+        count = _next_count(now, time.perf_counter() - started, plan)
+        first += now

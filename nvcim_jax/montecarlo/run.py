@@ -1,0 +1,219 @@
+"""Run a metric over many device instances and return its statistics."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nvcim_jax import checks
+from nvcim_jax.montecarlo import sketch
+from nvcim_jax.montecarlo.engine import MAPPINGS, Chunk, stream
+from nvcim_jax.montecarlo.progress import progress_bar
+from nvcim_jax.montecarlo.statistics import (
+    Moments,
+    Stats,
+    finite_instances,
+    merge,
+    moments,
+    stats_of_moments,
+    stats_of_values,
+)
+from nvcim_jax.types import PyTree
+
+__all__ = ["QUANTILES", "check_run", "run"]
+
+QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+_MOST_IDS = 2**32
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        checks.fail(
+            "key",
+            "be one typed JAX key",
+            f"is {type(key).__name__} of dtype {dtype}",
+            "Make it with jax.random.key(seed), or wrap an old key by jax.random.wrap_key_data.",
+        )
+    if key.shape != ():
+        checks.fail("key", "be one key, shape ()", f"has shape {key.shape}", "Instances are folded in by `run`.")
+
+
+def check_run(
+    fn: Any,
+    key: Any,
+    num_instances: Any,
+    *,
+    args: Any = (),
+    first_instance: Any = 0,
+    chunk: Any = None,
+    mapping: Any = "auto",
+    mesh: Any = None,
+    memory_budget_mb: Any = 1024.0,
+    quantiles: Any = QUANTILES,
+) -> None:
+    """Check the arguments of a run before anything is traced.
+
+    Raises:
+        ValueError: If one is wrong; the message names it, what it must be, and the fix.
+    """
+    if not callable(fn):
+        checks.fail("fn", "be a function of (key, *args)", f"is {type(fn).__name__}")
+    _check_key(key)
+    checks.integer("num_instances", num_instances, high=_MOST_IDS)
+    checks.integer("first_instance", first_instance, low=0, high=_MOST_IDS - num_instances)
+    if chunk is not None:
+        checks.integer("chunk", chunk, fix="Use None to have it chosen from the memory budget.")
+    checks.choice("mapping", mapping, MAPPINGS)
+    checks.number("memory_budget_mb", memory_budget_mb, low=0.0, low_open=True, unit="MiB")
+    for level in quantiles:
+        checks.number("quantiles", level, low=0.0, high=1.0)
+    if not isinstance(args, tuple):
+        checks.fail("args", "be a tuple", f"is {type(args).__name__}", "For one argument write args=(x,).")
+    for leaf in jax.tree.leaves(args):
+        if not isinstance(leaf, int | float | complex | np.ndarray | np.generic | jax.Array):
+            fix = "Bind other things to `fn` with functools.partial, once."
+            checks.fail("args", "hold arrays and numbers only", f"holds a {type(leaf).__name__}", fix)
+    if mesh is not None and (not isinstance(mesh, Mesh) or "instance" not in mesh.axis_names):
+        found = f"has axes {mesh.axis_names}" if isinstance(mesh, Mesh) else f"is {type(mesh).__name__}"
+        checks.fail("mesh", 'have an axis "instance"', found, "Make it with montecarlo.instance_mesh().")
+
+
+class _Kept:
+    """All values in one host array a leaf, filled chunk by chunk."""
+
+    def __init__(self, num_instances: int) -> None:
+        self.num_instances = num_instances
+        self.values: PyTree = None
+        self.done = 0
+
+    def add(self, chunk: Chunk) -> None:
+        if self.values is None:
+            self.values = jax.tree.map(lambda v: np.empty((self.num_instances, *v.shape[1:]), v.dtype), chunk.values)
+        here = slice(self.done, self.done + chunk.num)
+        for target, value in zip(jax.tree.leaves(self.values), jax.tree.leaves(chunk.values), strict=True):
+            target[here] = value
+        self.done += chunk.num
+
+    def stats(self, levels: tuple[float, ...]) -> Stats:
+        return stats_of_values(self.values, levels)
+
+
+class _Streamed:
+    """Moments and a sketch, nothing that grows with the number of instances."""
+
+    def __init__(self, num_instances: int) -> None:
+        self.num_instances = num_instances
+        self.moments: Moments | None = None
+        self.sketches: list[sketch.Sketch] = []
+        self.structure: Any = None
+
+    def add(self, chunk: Chunk) -> None:
+        good = finite_instances(chunk.values)
+        kept = jax.tree.map(lambda v: np.asarray(v)[good], chunk.values)
+        leaves, self.structure = jax.tree.flatten(kept)
+        new = moments(kept)
+        self.moments = new if self.moments is None else merge(self.moments, new)
+        self.sketches = self.sketches or [sketch.empty(leaf.shape[1:]) for leaf in leaves]
+        self.sketches = [sketch.add(s, leaf) for s, leaf in zip(self.sketches, leaves, strict=True)]
+
+    def stats(self, levels: tuple[float, ...]) -> Stats:
+        assert self.moments is not None
+        found = [sketch.quantile(s, levels) for s in self.sketches]
+        quantiles = jax.tree.unflatten(self.structure, found)
+        return stats_of_moments(self.moments, quantiles, None, self.num_instances, levels)
+
+
+def run(
+    fn: Callable[..., PyTree],
+    key: jax.Array,
+    num_instances: int,
+    *,
+    args: tuple[Any, ...] = (),
+    first_instance: int = 0,
+    chunk: int | None = None,
+    mapping: str = "auto",
+    mesh: Mesh | None = None,
+    memory_budget_mb: float = 1024.0,
+    quantiles: tuple[float, ...] = QUANTILES,
+    keep_values: bool = True,
+    progress: bool | None = None,
+) -> Stats:
+    """Run a metric over device instances: instance i is `fn(fold_in(key, i), *args)`.
+
+    Its value does not depend on how many instances are asked for, on the chunk, or on the mesh: bit for bit with
+    `mapping="loop"` (a CPU's default), within float rounding with "vmap", whose products are batched.
+
+    `fn` is compiled once for a shape of `args`, whatever the key, the number of instances and the numbers in `args`.
+    The compiled function is found again by the identity of `fn`: define it once, outside a loop, and pass what
+    changes, and every large array, in `args` (a closed-over array becomes a constant of the program).
+
+    Args:
+        fn: Metric of one instance, `fn(key, *args)`, returning a number or any tree of real arrays. May be jitted.
+        key: One JAX random key.
+        num_instances: Number of instances, at least 1.
+        args: Arrays and numbers passed on to `fn`, traced.
+        first_instance: Id of the first instance; ids `first_instance .. first_instance + num_instances - 1` are run.
+        chunk: Instances that a device holds in one call; None chooses from the memory budget.
+        mapping: "loop", "vmap", or "auto": a loop on a CPU, vmap elsewhere.
+        mesh: Mesh with an axis "instance" to spread the instances over; None is the one device of `key`.
+        memory_budget_mb: MiB that one call may take on a device beyond the arguments (temporaries and outputs), held
+            against the compiler's own analysis.
+        quantiles: Levels in [0, 1].
+        keep_values: Whether all values are kept; without them quantiles come from a sketch (relative error 2^-12)
+            and memory does not grow with `num_instances`.
+        progress: True shows a progress bar on stderr, None only when it is a terminal; never in the first 2 s.
+
+    Returns:
+        `Stats`, in float64 on the host.
+
+    Raises:
+        ValueError: If an argument is wrong, `fn` returns no real array, or one instance exceeds the memory budget.
+
+    Example:
+        >>> stats = run(lambda key, sigma: sigma * jax.random.normal(key) ** 2, jax.random.key(0), 10_000, args=(2.0,))
+        >>> abs(float(stats.mean) - 2.0) < 5 * float(stats.standard_error)  # E[sigma N^2] = sigma
+        True
+        >>> stats.values.shape, stats.num_nonfinite
+        ((10000,), 0)
+    """
+    check_run(
+        fn,
+        key,
+        num_instances,
+        args=args,
+        first_instance=first_instance,
+        chunk=chunk,
+        mapping=mapping,
+        mesh=mesh,
+        memory_budget_mb=memory_budget_mb,
+        quantiles=quantiles,
+    )
+    ids = range(first_instance, first_instance + num_instances)
+    options = {"chunk": chunk, "mapping": mapping, "mesh": mesh, "memory_budget_mb": memory_budget_mb}
+    collected = _Kept(num_instances) if keep_values else _Streamed(num_instances)
+    seen = Moments(0, None, None)
+    with progress_bar(num_instances, progress) as advance:
+        for part in stream(fn, key, ids, args=args, **options):
+            collected.add(part)
+            seen = _running(seen, part)
+            advance(part.num, _note(seen))
+    return collected.stats(tuple(quantiles))
+
+
+def _running(seen: Moments, part: Chunk) -> Moments:
+    """Follow the first value's mean for the progress bar."""
+    leaf = np.asarray(jax.tree.leaves(part.values)[0], np.float64).reshape(part.num, -1)[:, 0]
+    new = moments(leaf[np.isfinite(leaf)])
+    return merge(seen, new) if seen.num else new
+
+
+def _note(seen: Moments) -> str:
+    if seen.num < 2:
+        return ""
+    error = math.sqrt(float(seen.squares) / (seen.num - 1) / seen.num)
+    return f"mean {float(seen.mean):.4g} ± {error:.2g}"
