@@ -1,6 +1,6 @@
 """Non-volatile memory cells: cited devices, their noise on three clocks, faults, and measured data."""
 
-from nvcim_jax.devices.clocks import Cells, drift, program, read, reprogram
+from nvcim_jax.devices.clocks import Cells, drift, drift_exponents, program, read, read_sigma, reprogram
 from nvcim_jax.devices.programming import level_conductances, mean_of, program_moments, programmed, sigma_of
 from nvcim_jax.devices.spec import (
     Device,
@@ -28,6 +28,7 @@ __all__ = [
     "Programming",
     "Read",
     "drift",
+    "drift_exponents",
     "get",
     "level_conductances",
     "mean_of",
@@ -36,6 +37,7 @@ __all__ = [
     "program_moments",
     "programmed",
     "read",
+    "read_sigma",
     "reprogram",
     "sigma_of",
     "value_noise",

@@ -20,7 +20,7 @@ from nvcim_jax.devices.spec import Device, GaussianRead, PowerLawDrift
 from nvcim_jax.ops import normal
 from nvcim_jax.types import Key
 
-__all__ = ["Cells", "drift", "program", "read", "reprogram"]
+__all__ = ["Cells", "drift", "drift_exponents", "program", "read", "read_sigma", "reprogram"]
 
 # Below this fraction of g_max the logarithm of a conductance is held constant.
 _LEAST_LOG = 1e-7
@@ -78,19 +78,40 @@ def _draw_faults(key: Key, shape: tuple[int, ...], device: Device) -> Int8[Array
     return fault
 
 
-def _exponents(
-    key: Key,
-    g: Float[Array, "*cells"],
-    fault: Int8[Array, "*cells"] | None,
-    law: PowerLawDrift,
-    device: Device,
-) -> Float[Array, "*cells"]:
-    """Draw the drift exponents of cells programmed to g; a stuck cell has 0."""
-    log_g = jnp.log(jnp.maximum(jnp.abs(g), _LEAST_LOG))
+def drift_exponents(
+    g: Num[ArrayLike, "*cells"], device: Device
+) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:
+    """Return the mean and standard deviation of the drift exponent of a cell programmed to g.
+
+    They are those of the normal number whose absolute value is the exponent.
+
+    Args:
+        g: Programmed conductances, in units of g_max, any shape.
+        device: The device, with `drift`.
+
+    Returns:
+        Mean and standard deviation, each of the shape of `g`.
+
+    Raises:
+        ValueError: If the device does not drift.
+
+    Example:
+        >>> from nvcim_jax import devices
+        >>> mean, std = devices.drift_exponents(0.1, devices.get("PCM"))
+        >>> print(f"{mean:.4f} {std:.4f}")  # -0.0155 ln 0.1 + 0.0244 and -0.0125 ln 0.1 - 0.0059
+        0.0601 0.0229
+    """
+    law = _drift_of(device)
+    log_g = jnp.log(jnp.maximum(jnp.abs(jnp.asarray(g, jnp.float32)), _LEAST_LOG))
     mean = jnp.clip(law.mean_slope * log_g + law.mean_offset, law.mean_low, law.mean_high)
-    std = jnp.clip(law.std_slope * log_g + law.std_offset, law.std_low, law.std_high)
-    nu = jnp.abs(mean + std * normal(key, g.shape, rng=device.rng))
-    return nu if fault is None else jnp.where(fault == 0, nu, 0.0)
+    return mean, jnp.clip(law.std_slope * log_g + law.std_offset, law.std_low, law.std_high)
+
+
+def _drift_of(device: Device) -> PowerLawDrift:
+    if device.drift is None:
+        fix = "Give it one, such as get(name, drift=PowerLawDrift(mean_offset=0.05))."
+        checks.fail("device", "have drift", f"{device.name!r} has none", fix)
+    return device.drift
 
 
 def _settle(
@@ -108,7 +129,10 @@ def _settle(
         settled = jnp.where(fault > 0, 1.0, jnp.where(fault < 0, device.g_min, settled))
     kept, nu = None, None
     if device.drift is not None:
-        kept, nu = settled, _exponents(keys.exponent, settled, fault, device.drift, device)
+        mean, std = drift_exponents(settled, device)
+        nu = jnp.abs(mean + std * normal(keys.exponent, g.shape, rng=device.rng))
+        # A stuck cell does not move.
+        kept, nu = settled, nu if fault is None else jnp.where(fault == 0, nu, 0.0)
     return Cells(settled, kept, nu, d2d, fault, jnp.zeros((), jnp.float32))
 
 
@@ -197,29 +221,48 @@ def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
         >>> print(f"{devices.drift(cells, 180.0, device).g[0]:.4f} {10**-0.05:.4f}")  # (200 / 20) ** -0.05
         0.8913 0.8913
     """
-    if device.drift is None:
-        fix = "Give it one, such as get(name, drift=PowerLawDrift(mean_offset=0.05))."
-        checks.fail("device", "have drift", f"{device.name!r} has none", fix)
+    law = _drift_of(device)
     if cells.nu is None or cells.g_programmed is None:
         fix = "Program them with the device that drifts."
         checks.fail("cells", "be programmed with a device that drifts", "they have no exponents", fix)
     checks.number("t_s", t_s, low=0.0, high=float(np.finfo(np.float32).max), unit="s")
     t_s = jnp.asarray(t_s, jnp.float32)
-    g = cells.g_programmed * jnp.exp(-cells.nu * jnp.log1p(t_s / device.drift.t0_s))
+    g = cells.g_programmed * jnp.exp(-cells.nu * jnp.log1p(t_s / law.t0_s))
     return cells._replace(g=jnp.maximum(g, 0.0) if device.clip else g, t_s=t_s)
 
 
-def _read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
-    """Return the standard deviation of one read of each cell."""
+def read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
+    """Return the standard deviation of one read of each cell, before the cut at 0.
+
+    Args:
+        cells: The cells, at their time.
+        device: The device, with `read`.
+
+    Returns:
+        Standard deviations in units of g_max.
+
+    Raises:
+        ValueError: If the device has no read noise.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> device = devices.get("PCM", sigma=0.0)
+        >>> cells = devices.program(jax.random.key(0), jnp.ones(1), device)
+        >>> print(f"{devices.read_sigma(cells, device)[0]:.5f}")  # 0.0088 sqrt(ln((20 s + 250 ns) / 500 ns))
+        0.03682
+    """
     law = device.read
+    if law is None:
+        fix = "Give it one, such as get(name, read=GaussianRead(sigma=0.01)), or use cells.g."
+        checks.fail("device", "have read noise", f"{device.name!r} has none", fix)
     if isinstance(law, GaussianRead):
         return jnp.broadcast_to(law.sigma, cells.g.shape)
-    assert law is not None
     origin = cells.g if cells.g_programmed is None else cells.g_programmed
     power = jnp.maximum(jnp.abs(origin), _LEAST_POWER) ** law.exponent
     relative = jnp.minimum(law.scale / jnp.maximum(power, law.floor), law.ceiling)
-    decades = jnp.log((cells.t_s + law.t0_s + law.t_read_s) / (2.0 * law.t_read_s))
-    return jnp.abs(cells.g) * relative * jnp.sqrt(decades)
+    age = jnp.log((cells.t_s + law.t0_s + law.t_read_s) / (2.0 * law.t_read_s))
+    return jnp.abs(cells.g) * relative * jnp.sqrt(age)
 
 
 def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
@@ -244,8 +287,5 @@ def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
         >>> print(f"{devices.read(jax.random.key(1), cells, device).std():.3f}")  # sigma
         0.020
     """
-    if device.read is None:
-        fix = "Give it one, such as get(name, read=GaussianRead(sigma=0.01)), or use cells.g."
-        checks.fail("device", "have read noise", f"{device.name!r} has none", fix)
-    g = cells.g + _read_sigma(cells, device) * normal(key, cells.g.shape, rng=device.rng)
+    g = cells.g + read_sigma(cells, device) * normal(key, cells.g.shape, rng=device.rng)
     return jnp.maximum(g, 0.0) if device.clip else g

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
+from nvcim_jax.devices.build import build
 from nvcim_jax.devices.spec import (
     Device,
     Drift,
@@ -27,7 +28,6 @@ from nvcim_jax.devices.spec import (
     Programming,
     Read,
 )
-from nvcim_jax.ops import RNGS
 from nvcim_jax.types import Scalar
 
 __all__ = ["get", "names"]
@@ -151,24 +151,6 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
-def _check_numbers(numbers: dict[str, Any]) -> None:
-    """Check the ranges of the numbers that were given."""
-    for name, low, high, low_open in (
-        ("sigma", 0.0, 1e6, False),
-        ("g_max_us", 0.0, 1e9, True),
-        ("on_off_ratio", 1.0, _INFINITE, True),
-        ("d2d_sigma", 0.0, 1e6, False),
-        ("stuck_on", 0.0, 1.0, False),
-        ("stuck_off", 0.0, 1.0, False),
-    ):
-        if numbers.get(name) is not None:
-            checks.shape(name, numbers[name], (), fix="Use jax.vmap over devices for several values.")
-            checks.number(name, numbers[name], low=low, high=high, low_open=low_open)
-    stuck = [numbers[name] for name in ("stuck_on", "stuck_off") if numbers.get(name) is not None]
-    if all(map(checks.is_concrete, stuck)) and sum(map(float, stuck)) > 1.0:
-        checks.fail("stuck_on", "leave room for stuck_off (sum at most 1)", f"their sum is {sum(map(float, stuck)):g}")
-
-
 def get(
     name: str,
     *,
@@ -230,19 +212,19 @@ def get(
     """
     checks.options("get", unknown, [key for key in get.__annotations__ if key not in {"name", "unknown", "return"}])
     checks.choice("name", name, _TABLE)
-    checks.choice("rng", rng, RNGS)
     row = _TABLE[name]
-    given = {"sigma": sigma, "g_max_us": g_max_us, "on_off_ratio": on_off_ratio}
-    effects = {"d2d_sigma": d2d_sigma, "stuck_on": stuck_on, "stuck_off": stuck_off}
-    _check_numbers(given | effects)
     if sigma is not None and row.programming is _exact:
         checks.fail("sigma", "be left out", f"{name!r} programs exactly", "Use get('Gaussian', sigma=...).")
-    numbers = {key: getattr(row, key) if value is None else value for key, value in given.items()}
-    strong = {key: jnp.asarray(value, jnp.float32) for key, value in numbers.items()}
-    return Device(
-        **strong,
-        **{key: None if value is None else jnp.asarray(value, jnp.float32) for key, value in effects.items()},
-        programming=row.programming(1.0 / strong["on_off_ratio"]),
+    ratio = row.on_off_ratio if on_off_ratio is None else on_off_ratio
+    checks.number("on_off_ratio", ratio, low=1.0, low_open=True)
+    return build(
+        programming=row.programming(1.0 / jnp.asarray(ratio, jnp.float32)),
+        sigma=row.sigma if sigma is None else sigma,
+        g_max_us=row.g_max_us if g_max_us is None else g_max_us,
+        on_off_ratio=ratio,
+        d2d_sigma=d2d_sigma,
+        stuck_on=stuck_on,
+        stuck_off=stuck_off,
         drift=row.drift if drift is None else drift,
         read=row.read if read is None else read,
         name=name,
