@@ -202,7 +202,7 @@ def _call(
     return _to_host(values, sizes, plan.chunk)
 
 
-def _halved(plan: _Plan, error: jax.errors.JaxRuntimeError) -> _Plan:
+def _halved(plan: _Plan, error: RuntimeError) -> _Plan:
     """Halve the chunk after an out-of-memory error and say so; any other error, and a chunk of one, is raised."""
     if _OUT_OF_MEMORY not in str(error) or plan.chunk == 1:
         raise error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from nvcim_jax import checks
 from nvcim_jax.montecarlo import sketch
 from nvcim_jax.montecarlo.engine import MAPPINGS, Chunk, stream
 from nvcim_jax.montecarlo.progress import progress_bar
+from nvcim_jax.montecarlo.resume import saved_stream
 from nvcim_jax.montecarlo.statistics import (
     Moments,
     Stats,
@@ -142,6 +144,9 @@ def run(
     quantiles: tuple[float, ...] = QUANTILES,
     keep_values: bool = True,
     progress: bool | None = None,
+    folder: str | Path | None = None,
+    config: Any = None,
+    save_every_s: float = 10.0,
 ) -> Stats:
     """Run a metric over device instances: instance i is `fn(fold_in(key, i), *args)`.
 
@@ -167,12 +172,17 @@ def run(
         keep_values: Whether all values are kept; without them quantiles come from a sketch (relative error 2^-12)
             and memory does not grow with `num_instances`.
         progress: True shows a progress bar on stderr, None only when it is a terminal; never in the first 2 s.
+        folder: Folder to save finished chunks in, and to go on from after a kill; the same values as without a break.
+        config: Settings kept with the records; a folder made with others is refused, with the difference shown.
+        save_every_s: Seconds between files of records; 0 saves every chunk.
 
     Returns:
         `Stats`, in float64 on the host.
 
     Raises:
-        ValueError: If an argument is wrong, `fn` returns no real array, or one instance exceeds the memory budget.
+        ValueError: If an argument is wrong, `fn` returns no real array, one instance exceeds the memory budget, or
+            `folder` holds another run or is in use.
+        OSError: If the disk is full; finished chunks stay.
 
     Example:
         >>> stats = run(lambda key, sigma: sigma * jax.random.normal(key) ** 2, jax.random.key(0), 10_000, args=(2.0,))
@@ -194,11 +204,16 @@ def run(
         quantiles=quantiles,
     )
     ids = range(first_instance, first_instance + num_instances)
-    options = {"chunk": chunk, "mapping": mapping, "mesh": mesh, "memory_budget_mb": memory_budget_mb}
+    options: dict[str, Any] = {"chunk": chunk, "mapping": mapping, "mesh": mesh}
+    options |= {"memory_budget_mb": memory_budget_mb, "args": args}
+    if folder is None:
+        parts = stream(fn, key, ids, **options)
+    else:
+        parts = saved_stream(fn, key, ids, folder, config=config, save_every_s=save_every_s, **options)
     collected = _Kept(num_instances) if keep_values else _Streamed(num_instances)
     seen = Moments(0, None, None)
     with progress_bar(num_instances, progress) as advance:
-        for part in stream(fn, key, ids, args=args, **options):
+        for part in parts:
             collected.add(part)
             seen = _running(seen, part)
             advance(part.num, _note(seen))

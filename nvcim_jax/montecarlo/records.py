@@ -1,0 +1,252 @@
+"""Finished chunks of instances on disk: one Parquet file a chunk, written whole or not at all.
+
+A folder of records holds
+
+- `run.json`: the fingerprint of the run (settings, versions, key, arguments) and the names and shapes of its values;
+- `chunks/<first>-<stop>.parquet`: column `instance` and one column for each value, instances first .. stop - 1;
+- `lock`: held by the process that writes; the system frees it when that process ends, however it ends.
+
+A file gets its name only after its bytes are on the disk, so that a kill leaves finished chunks and nothing else.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nvcim_jax import checks
+from nvcim_jax.montecarlo.fingerprint import difference
+from nvcim_jax.types import PyTree
+
+__all__ = [
+    "Table",
+    "columns",
+    "finished",
+    "locked",
+    "missing",
+    "open_folder",
+    "read",
+    "read_range",
+    "restore",
+    "write_bytes",
+    "write_chunk",
+]
+
+
+class Table(NamedTuple):
+    """Records in instance order: ids (int64) and named columns with a leading instance axis."""
+
+    instance: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+def columns(values: PyTree) -> dict[str, np.ndarray]:
+    """Name the leaves of a chunk of values: "value" for a lone array, else the path such as "loss" or "layers.0".
+
+    Example:
+        >>> list(columns({"loss": np.zeros(2), "parts": [np.zeros(2), np.zeros(2)]}))
+        ['loss', 'parts.0', 'parts.1']
+    """
+    flat = jax.tree_util.tree_flatten_with_path(values)[0]
+    named = {jax.tree_util.keystr(p, simple=True, separator=".") or "value": np.asarray(leaf) for p, leaf in flat}
+    if "instance" in named:
+        checks.fail("fn", "not name a value `instance`", "does so", "That column holds the instance's id.")
+    return {n: a.astype(np.float32) if a.dtype.kind == "V" else a for n, a in named.items()}
+
+
+def restore(structure: PyTree, named: dict[str, np.ndarray]) -> PyTree:
+    """Put named columns back into a tree of the given structure."""
+    flat, shape = jax.tree_util.tree_flatten_with_path(structure)
+    return jax.tree.unflatten(
+        shape, [named[jax.tree_util.keystr(p, simple=True, separator=".") or "value"] for p, _ in flat]
+    )
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: If the disk refuses, such as when it is full; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = "Every finished chunk is kept: make room and run the same command again."
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise OSError(
+            error.errno, f"Could not write {path} ({error.strerror})." + (f" {kept}" if full else "")
+        ) from error
+    if hasattr(os, "O_DIRECTORY"):  # the new name itself must reach the disk
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _to_parquet(instance: np.ndarray, named: dict[str, np.ndarray]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Any] = {"instance": pa.array(instance.astype(np.int64))}
+    for name, array in named.items():
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        size = math.prod(array.shape[1:])
+        arrays[name] = flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _from_parquet(path: Path, shapes: dict[str, list[int]]) -> Table:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
+        raise ValueError(f"{path} is not a file of records ({error}). Delete it and run again.") from error
+    named = {}
+    for name, shape in shapes.items():
+        column = table.column(name).combine_chunks()
+        flat = column.flatten() if shape else column
+        named[name] = flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+    return Table(table.column("instance").to_numpy(), named)
+
+
+def write_chunk(folder: Path, first: int, values: PyTree) -> None:
+    """Save the instances first, first + 1, ... atomically; the first chunk also fixes the names and shapes."""
+    named = columns(values)
+    shapes = {name: list(array.shape[1:]) for name, array in named.items()}
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if about["columns"] is None:
+        write_bytes(folder / "run.json", json.dumps(about | {"columns": shapes}, indent=1).encode())
+    elif about["columns"] != shapes:
+        checks.fail("folder", f"hold values {about['columns']}", f"is given {shapes}", "Use another folder.")
+    num = len(next(iter(named.values())))
+    name = f"{first:010d}-{first + num:010d}.parquet"
+    write_bytes(folder / "chunks" / name, _to_parquet(np.arange(first, first + num), named))
+
+
+def _chunk_files(folder: Path) -> list[tuple[range, Path]]:
+    files = sorted((folder / "chunks").glob("[0-9]*-*.parquet"))
+    return [(range(*(int(part) for part in path.stem.split("-"))), path) for path in files]
+
+
+def finished(folder: Path) -> list[range]:
+    """Return the ranges of ids that are saved, in order."""
+    return [ids for ids, _ in _chunk_files(folder)]
+
+
+def missing(ids: range, done: list[range]) -> list[range]:
+    """Return the parts of `ids` that are not done, in order.
+
+    Example:
+        >>> missing(range(0, 10), [range(2, 4), range(3, 7)])
+        [range(0, 2), range(7, 10)]
+    """
+    gaps, position = [], ids.start
+    for part in sorted(done, key=lambda r: r.start):
+        if part.start > position:
+            gaps.append(range(position, min(part.start, ids.stop)))
+        position = max(position, part.stop)
+        if position >= ids.stop:
+            break
+    gaps.append(range(position, ids.stop))
+    return [gap for gap in gaps if len(gap)]
+
+
+def read_range(folder: Path, ids: range) -> Iterator[Table]:
+    """Yield the saved chunks that lie in `ids`, cut to it, in order."""
+    shapes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["columns"]
+    for span, path in _chunk_files(folder):
+        if span.stop > ids.start and span.start < ids.stop:
+            table = _from_parquet(path, shapes)
+            inside = (table.instance >= ids.start) & (table.instance < ids.stop)
+            yield Table(table.instance[inside], {n: a[inside] for n, a in table.columns.items()})
+
+
+def read(folder: str | Path) -> Table:
+    """Read all records of a folder, in instance order.
+
+    Raises:
+        ValueError: If the folder holds none, or one instance twice with different values.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        checks.fail("folder", "be a folder of records", f"has no run.json: {folder}")
+    parts = list(read_range(folder, range(2**32))) if finished(folder) else []
+    if not parts:
+        checks.fail("folder", "hold records", f"has no finished chunk: {folder}")
+    return _in_order(parts)
+
+
+def _in_order(parts: list[Table]) -> Table:
+    """Sort instances by id; equal copies are dropped, unequal ones are an error."""
+    instance = np.concatenate([part.instance for part in parts])
+    named = {n: np.concatenate([part.columns[n] for part in parts]) for n in parts[0].columns}
+    order = np.argsort(instance, kind="stable")
+    instance, named = instance[order], {n: a[order] for n, a in named.items()}
+    again = np.flatnonzero(instance[1:] == instance[:-1]) + 1
+    for name, array in named.items():
+        differ = [i for i in again if array[i].tobytes() != array[i - 1].tobytes()]
+        if differ:
+            found = f"instance {instance[differ[0]]} has two values of `{name}`"
+            checks.fail("folder", "hold one value an instance", found, "Run it again in a new folder.")
+    keep = np.ones(len(instance), bool)
+    keep[again] = False
+    return Table(instance[keep], {n: a[keep] for n, a in named.items()})
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    import fcntl
+
+    with open(folder / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            found = f"is in use by process {file.read() or '?'}: {folder}"
+            checks.fail("folder", "be written by one process", found, "Wait for it, or use another folder.")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def open_folder(folder: Path, found: dict[str, Any]) -> None:
+    """Make the folder, or check that it holds the same run, and remove what a killed process left half written.
+
+    Raises:
+        ValueError: If it was made by other settings, versions, key or arguments; the message shows the difference.
+    """
+    (folder / "chunks").mkdir(parents=True, exist_ok=True)
+    about = folder / "run.json"
+    if not about.is_file():
+        write_bytes(about, json.dumps({"fingerprint": found, "columns": None}, indent=1).encode())
+    there = json.loads(about.read_text(encoding="utf-8"))["fingerprint"]
+    differing = difference(there, found)
+    if differing:
+        text = f"differs in {'; '.join(differing)}: {folder}"
+        checks.fail("folder", "hold the same run", text, "Use another folder, or go back to those settings.")
+    for leftover in (folder / "chunks").glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
