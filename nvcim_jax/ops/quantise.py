@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["digits", "from_digits", "round_straight_through", "uniform_steps"]
+__all__ = ["clip_inclusive", "digits", "from_digits", "round_straight_through", "uniform_steps"]
 
 
 def round_straight_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -31,6 +31,26 @@ def round_straight_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
         conditional computation", arXiv:1308.3432, 2013.
     """
     return _straight_through(x, jnp.round(x))
+
+
+def clip_inclusive(x: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Clip to [low, high]; a value that lies on an end keeps the gradient 1 (`jnp.clip` halves it there).
+
+    Args:
+        x: Array of any shape.
+        low: Lower end, broadcasting against `x`.
+        high: Upper end.
+
+    Returns:
+        Array of the shape of `x`.
+
+    Example:
+        >>> import jax
+        >>> slope = jax.grad(clip_inclusive)
+        >>> print([float(slope(x, jnp.array(-1.0), jnp.array(1.0))) for x in (0.5, 1.0, 1.5)])
+        [1.0, 1.0, 0.0]
+    """
+    return jnp.where(x > high, high, jnp.where(x < low, low, x))
 
 
 def uniform_steps(
@@ -59,7 +79,7 @@ def uniform_steps(
         S. K. Esser et al., "Learned step size quantization", ICLR 2020 (the gradient to the range).
     """
     step = (high - low) / num_steps
-    return low + round_straight_through((jnp.clip(x, low, high) - low) / step) * step
+    return low + round_straight_through((clip_inclusive(x, low, high) - low) / step) * step
 
 
 def digits(code: Float[Array, "..."], *, base: int, num_digits: int) -> Float[Array, "digits ..."]:

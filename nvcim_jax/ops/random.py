@@ -13,6 +13,7 @@ backend up to float rounding. Both are tested in `tests/ops/test_random.py`.
 """
 
 import math
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,14 @@ from jaxtyping import Array, Float, UInt32
 from nvcim_jax import checks
 from nvcim_jax.types import Key
 
-__all__ = ["RNGS", "normal", "normal_pair"]
+__all__ = ["RNGS", "Rng", "normal", "normal_pair"]
 
 RNGS = ("counter", "threefry")
+Rng: TypeAlias = str
+"""One of `RNGS`; a name that is not raises where it is used."""
 
 
-def normal(key: Key, shape: tuple[int, ...], *, rng: str = "counter") -> Float[Array, "..."]:
+def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[Array, "..."]:
     """Draw independent standard normal numbers, z ~ N(0, 1), float32.
 
     Args:
@@ -55,7 +58,7 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: str = "counter") -> Float[A
 
 
 def normal_pair(
-    key: Key, shape: tuple[int, ...], *, rng: str = "counter"
+    key: Key, shape: tuple[int, ...], *, rng: Rng = "counter"
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Draw two independent arrays of standard normal numbers, as `normal` of shape (2, *shape) would hold them.
 

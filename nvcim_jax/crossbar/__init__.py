@@ -1,0 +1,29 @@
+"""Weights on arrays of memory cells: mapping, converters, programming, the noisy product, and its statistics."""
+
+from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back, reprogram, write
+from nvcim_jax.crossbar.config import Config, Geometry, geometry
+from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
+from nvcim_jax.crossbar.mapping import Target, encode
+from nvcim_jax.crossbar.product import Info, calibrate, matmul
+from nvcim_jax.crossbar.sample import sample
+
+__all__ = [
+    "Chip",
+    "Config",
+    "Geometry",
+    "Info",
+    "Target",
+    "Wires",
+    "calibrate",
+    "compensate",
+    "drift",
+    "encode",
+    "geometry",
+    "matmul",
+    "program",
+    "read_back",
+    "reprogram",
+    "sample",
+    "transfer_matrix",
+    "write",
+]

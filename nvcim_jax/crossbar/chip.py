@@ -1,0 +1,316 @@
+"""One physical chip: programmed once, drifting, programmed again, read back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, devices, ops
+from nvcim_jax.crossbar.config import Config, geometry, replace
+from nvcim_jax.crossbar.ir_drop import Wires, transfer_cells
+from nvcim_jax.crossbar.mapping import (
+    Target,
+    encode,
+    output_factor,
+    signed_cells,
+    slice_weights,
+    zero_conductance,
+)
+from nvcim_jax.types import Key
+
+__all__ = ["Chip", "compensate", "drift", "program", "read_back", "reprogram", "write"]
+
+
+@struct.dataclass
+class Chip:
+    """A programmed chip: its cells are kept, so that every read is one of the same chip.
+
+    Attributes:
+        cells: State of every cell, arrays of shape (arrays, halves, tile rows, lines); see `Target` for the axes.
+        scale: Weight of a full-scale pair, (cols,).
+        dac_max: Full scale of the inputs; None where each vector sets its own or it is not calibrated yet.
+        adc_range: Range of the converters (arrays, 2); None likewise.
+        gain: Digital factor on the outputs of each array, 1 until `compensate` is called, (arrays,).
+        baseline: Sum of the conductances of each array just after programming, (arrays,); None without drift.
+        wires: Wire resistances; None for ideal wires.
+        transfer: Conductances as the bit lines see them through the wires, of the shape of the cells' conductances;
+            None for ideal wires.
+        num_rows: Rows of the matrix; static.
+    """
+
+    cells: devices.Cells
+    scale: Float[Array, " cols"]
+    dac_max: Float[Array, ""] | None
+    adc_range: Float[Array, "arrays 2"] | None
+    gain: Float[Array, " arrays"]
+    baseline: Float[Array, " arrays"] | None
+    wires: Wires | None
+    transfer: Float[Array, "arrays halves tile_rows lines"] | None
+    num_rows: int = struct.field(pytree_node=False)
+
+
+def program(
+    key: Key,
+    weights: Float[Array, "rows cols"],
+    device: devices.Device,
+    *,
+    config: Config,
+    dac_max: float | Float[Array, ""] | None = None,
+    adc_max: float | Float[Array, "..."] | None = None,
+    adc_min: float | Float[Array, "..."] | None = None,
+    wires: Wires | None = None,
+) -> Chip:
+    """Program weights on one physical chip: clock 1 of the noise, drawn once and kept.
+
+    `encode` says which conductances are aimed at; `devices.program` which are reached. Array a uses `fold_in(key, a)`.
+
+    Args:
+        key: Key of the chip; another key is another chip.
+        weights: Finite weights (rows, cols).
+        device: The memory cells.
+        config: Options of the crossbar.
+        dac_max: Full scale of the inputs where `dac_range` is "fixed".
+        adc_max: Full scale of the conversions where `adc_range` is "fixed", in units of a full-scale input times g_max.
+        adc_min: Lower end of a "uniform" converter; -adc_max by default.
+        wires: Resistances of the wires; None for ideal ones.
+
+    Returns:
+        The chip, at t = 0.
+
+    Raises:
+        ValueError: If an argument is wrong by itself or together with another; the message says which and why.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> config = crossbar.Config(rows=64, cols=64, weight_bits=8, cell_bits=2)
+        >>> weights = jax.random.uniform(jax.random.key(0), (100, 20), minval=-1, maxval=1)
+        >>> chip = crossbar.program(jax.random.key(1), weights, devices.get("ideal"), config=config)
+        >>> y, info = crossbar.matmul(jax.random.key(2), jnp.ones(100), chip, devices.get("ideal"), config=config)
+        >>> print(f"{jnp.abs(y - weights.sum(axis=0)).max() < 100 * 0.5 / 127}")  # half a step a weight
+        True
+    """
+    target = encode(weights, device, config=config, dac_max=dac_max, adc_max=adc_max, adc_min=adc_min)
+    return write(key, target, device, config=config, wires=wires)
+
+
+def write(key: Key, target: Target, device: devices.Device, *, config: Config, wires: Wires | None = None) -> Chip:
+    """Program an encoded target on one physical chip; the random part of `program`.
+
+    Args:
+        key: Key of the chip.
+        target: What the cells are to hold.
+        device: The memory cells.
+        config: Options of the crossbar.
+        wires: Resistances of the wires; None for ideal ones.
+
+    Returns:
+        The chip, at t = 0.
+
+    Raises:
+        ValueError: If the options keep no chip, or do not go with the wires.
+    """
+    if config.sampling not in ("device", "pair"):
+        checks.fail(
+            "config.sampling",
+            "be 'device' or 'pair' to program a chip",
+            f"is {config.sampling!r}, which draws outputs and keeps no cells",
+            "Use crossbar.sample for one product on a fresh chip.",
+        )
+    if wires is not None and (config.sampling == "pair" or config.noise == "value"):
+        checks.fail(
+            "wires",
+            "be None with sampling='pair' or noise='value'",
+            "is given",
+            "Voltage drops belong to single cells: use sampling='device', noise='cell'.",
+        )
+    cells = write_cells(key, target.conductance, device, config)
+    chip = Chip(
+        cells=cells,
+        scale=target.scale,
+        dac_max=target.dac_max,
+        adc_range=target.adc_range,
+        gain=jnp.ones(target.conductance.shape[0], jnp.float32),
+        baseline=None if device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3)),
+        wires=wires,
+        transfer=None,
+        num_rows=target.num_rows,
+    )
+    return _with_transfer(chip, device, config)
+
+
+def write_cells(
+    key: Key, conductance: Float[Array, "arrays halves tile_rows lines"], device: devices.Device, config: Config
+) -> devices.Cells:
+    """Program all arrays, each with a key of its own."""
+    if config.noise == "value":
+        # one tensor with one largest value, so one draw over all of it
+        return _exact_cells(devices.value_noise(key, conductance, device))
+    arrays = jnp.arange(conductance.shape[0])
+    return jax.vmap(lambda a, g: write_array(jax.random.fold_in(key, a), g, device, config), out_axes=CELL_AXES)(
+        arrays, conductance
+    )
+
+
+def write_array(
+    key: Key, g: Float[Array, "halves tile_rows lines"], device: devices.Device, config: Config
+) -> devices.Cells:
+    """Program one array."""
+    if config.sampling == "pair":
+        return _exact_cells(_drawn_pair(key, g, device))
+    return devices.program(key, g, device)
+
+
+def reprogram(
+    key: Key, chip: Chip, weights: Float[Array, "rows cols"], device: devices.Device, *, config: Config
+) -> Chip:
+    """Program other weights on the same physical chip: its faults and device-to-device offsets stay.
+
+    Args:
+        key: Key of this programming.
+        chip: The chip; its converter ranges and wires are kept.
+        weights: New weights of the shape of the old.
+        device: The memory cells.
+        config: Options the chip was programmed with.
+
+    Returns:
+        The chip, at t = 0.
+
+    Raises:
+        ValueError: If the shape differs, or the chip keeps no single cells.
+    """
+    if config.sampling != "device" or config.noise != "cell":
+        checks.fail("config", "have sampling='device' and noise='cell' to reprogram a chip", "keeps no single cells")
+    checks.shape("weights", weights, (chip.num_rows, chip.scale.shape[0]), "(rows, cols) of the chip")
+    target = encode(weights, device, config=replace(config, dac_range="absmax", adc_range="absmax"))
+    keys = jax.vmap(lambda a: jax.random.fold_in(key, a))(jnp.arange(target.conductance.shape[0]))
+    cells = jax.vmap(lambda k, c, g: devices.reprogram(k, c, g, device), in_axes=(0, CELL_AXES, 0), out_axes=CELL_AXES)(
+        keys, chip.cells, target.conductance
+    )
+    baseline = None if device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3))
+    chip = dataclasses.replace(chip, cells=cells, scale=target.scale, baseline=baseline, gain=jnp.ones_like(chip.gain))
+    return _with_transfer(chip, device, config)
+
+
+def drift(chip: Chip, t_s: float | Float[Array, ""], device: devices.Device, *, config: Config) -> Chip:
+    """Let time pass: clock 2 of the noise, from the exponents sampled at programming. Draws nothing.
+
+    Args:
+        chip: The chip.
+        t_s: Seconds since programming (not since the last call).
+        device: The memory cells.
+        config: Options of the chip.
+
+    Returns:
+        The same chip at time `t_s`.
+
+    Raises:
+        ValueError: If the device does not drift.
+    """
+    cells = jax.vmap(lambda c: devices.drift(c, t_s, device), in_axes=(CELL_AXES,), out_axes=CELL_AXES)(chip.cells)
+    return _with_transfer(dataclasses.replace(chip, cells=cells), device, config)
+
+
+def compensate(key: Key, chip: Chip, device: devices.Device, *, config: Config) -> Chip:
+    """Compensate drift globally: scale the outputs of each array by what its summed conductance has lost.
+
+    gain_a = sum g_a(0) / sum g_a(t), from one read of array a with all inputs on.
+
+    Args:
+        key: Key of that read; used where the device has read noise.
+        chip: The chip, at some time after programming.
+        device: The memory cells.
+        config: Options of the chip.
+
+    Returns:
+        The chip with its gains set.
+
+    Raises:
+        ValueError: If the device does not drift.
+
+    References:
+        V. Joshi et al., "Accurate deep neural network inference using computational phase-change memory", Nature
+        Communications 11, 2473 (2020), "Drift compensation".
+    """
+    if chip.baseline is None:
+        checks.fail(
+            "device", "drift, to compensate drift", f"is {device.name!r}, which does not", "Leave the call out."
+        )
+    now = conductances(key, chip, device, config)
+    return dataclasses.replace(chip, gain=chip.baseline / jnp.sum(now, axis=(1, 2, 3)))
+
+
+def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -> Float[Array, "rows cols"]:
+    """Read the stored weights cell by cell, without converters: the values as the chip holds them now.
+
+    Args:
+        key: Key of this read; used where the device has read noise.
+        chip: The chip.
+        device: The memory cells.
+        config: Options of the chip.
+
+    Returns:
+        Noisy weights (rows, cols).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device, config = devices.get("ideal"), crossbar.Config(weight_bits=16, cell_bits=2)
+        >>> weights = jax.random.normal(jax.random.key(0), (30, 4))
+        >>> chip = crossbar.program(jax.random.key(1), weights, device, config=config)
+        >>> error = jnp.abs(crossbar.read_back(jax.random.key(2), chip, device, config=config) - weights).max()
+        >>> print(bool(error <= 0.5 * jnp.abs(weights).max() / 32767 * 1.01))  # half a step
+        True
+    """
+    num_cols = chip.scale.shape[0]
+    sizes = geometry((chip.num_rows, num_cols), config)
+    cells = conductances(key, chip, device, config)
+    signed = jax.vmap(lambda g: signed_cells(g, config, num_cols))(cells) * chip.gain[:, None, None]
+    weights = slice_weights(config)
+    sliced = signed.reshape(sizes.num_row_tiles, weights.shape[0], sizes.tile_rows, num_cols)
+    if config.mapping == "offset_digital":
+        sliced = sliced - zero_conductance(device, config)[:, None, None]
+    values = jnp.tensordot(weights, sliced, axes=(0, 1)).reshape(-1, num_cols)[: chip.num_rows]
+    return values * (output_factor(device, config) * chip.scale)
+
+
+def conductances(
+    key: Key, chip: Chip, device: devices.Device, config: Config
+) -> Float[Array, "arrays halves tile_rows lines"]:
+    """Return the conductances that one read of the whole chip sees, through its wires."""
+    if device.read is None:
+        return chip.cells.g if chip.transfer is None else chip.transfer
+    arrays = jnp.arange(chip.gain.shape[0])
+    g = jax.vmap(lambda a, c: devices.read(jax.random.fold_in(key, a), c, device), in_axes=(0, CELL_AXES))(
+        arrays, chip.cells
+    )
+    return g if chip.wires is None else _through_wires(g, chip, device, config)
+
+
+def _with_transfer(chip: Chip, device: devices.Device, config: Config) -> Chip:
+    """Solve the wires for the conductances of now; where every read differs, each read solves its own."""
+    if chip.wires is None or device.read is not None:
+        return chip
+    return dataclasses.replace(chip, transfer=_through_wires(chip.cells.g, chip, device, config))
+
+
+def _through_wires(g: jax.Array, chip: Chip, device: devices.Device, config: Config) -> jax.Array:
+    sizes = geometry((chip.num_rows, chip.scale.shape[0]), config)
+    assert chip.wires is not None
+    return transfer_cells(g, chip.wires, device, config, sizes)
+
+
+def _drawn_pair(key: Key, g: jax.Array, device: devices.Device) -> jax.Array:
+    """Draw the difference of each pair of cells with one number: the sum of two Gaussians is a Gaussian."""
+    mean, variance = devices.program_moments(g, device)
+    z = ops.normal(key, g.shape[1:], rng=device.rng)
+    return (mean[0] - mean[1] + jnp.sqrt(variance[0] + variance[1]) * z)[None]
+
+
+CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None)  # type: ignore[arg-type]
+
+
+def _exact_cells(g: jax.Array) -> devices.Cells:
+    return devices.Cells(g=g, g_programmed=None, nu=None, d2d=None, fault=None, t_s=jnp.zeros((), jnp.float32))

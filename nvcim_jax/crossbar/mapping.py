@@ -1,0 +1,293 @@
+"""Signed weights to the target conductances of cells, and back: pairs, offsets, slices, tiles.
+
+Cells are kept as (arrays, halves, rows, columns). Array a = t * slices + s holds slice s of row tile t: everything that
+meets one read of one group of physical arrays. Halves are the two cells of a pair, or one; columns are those of the
+matrix, followed by the reference columns. How they lie on the silicon (`Config.slices`) matters only to wires.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, devices, ops
+from nvcim_jax.crossbar.config import (
+    OUTPUT_SAMPLINGS,
+    Config,
+    Geometry,
+    cell_steps,
+    geometry,
+    magnitude_steps,
+    slice_base,
+    stored_slices,
+    zero_code,
+)
+
+__all__ = ["Target", "encode"]
+
+
+@struct.dataclass
+class Target:
+    """What the cells of a crossbar are to hold, before any noise. Nothing of it is random.
+
+    Attributes:
+        conductance: Target conductances, normalised, (arrays, halves, rows, columns); signed values where the noise is
+            on values.
+        scale: Weight that a full-scale cell pair stands for, (cols,).
+        dac_max: Full scale of the inputs where it is fixed or calibrated, else None.
+        adc_range: Lowest and highest output of each array (arrays, 2), in units of full-scale input x g_max; None where
+            it is not fixed or not calibrated yet.
+        num_rows: Rows of the matrix; static, since a shape follows from it.
+    """
+
+    conductance: Float[Array, "arrays halves tile_rows lines"]
+    scale: Float[Array, " cols"]
+    dac_max: Float[Array, ""] | None
+    adc_range: Float[Array, "arrays 2"] | None
+    num_rows: int = struct.field(pytree_node=False)
+
+
+def encode(
+    weights: Float[Array, "rows cols"],
+    device: devices.Device,
+    *,
+    config: Config,
+    dac_max: float | Float[Array, ""] | None = None,
+    adc_max: float | Float[Array, "..."] | None = None,
+    adc_min: float | Float[Array, "..."] | None = None,
+) -> Target:
+    """Turn weights into target conductances; the deterministic part of `program`.
+
+    With w_max the largest |w| (of the tensor or column) and M the code of the largest weight:
+
+    - `differential`: code round(M |w| / w_max) in the cell of the weight's sign, 0 in the other;
+    - `offset`: code z + round(M w / w_max), z = 2**(bits - 1) the code of zero;
+
+    a code of several slices is split into digits of base 2**cell_bits, and digit d of a cell with L + 1 levels becomes
+    g_min + (1 - g_min) d / L. The gradient to the weights passes straight through rounding and slicing.
+
+    Args:
+        weights: Finite weights (rows, cols).
+        device: The device; only its levels and its on/off ratio matter here.
+        config: Options of the crossbar.
+        dac_max: Full scale of the inputs, in the unit of the inputs; needed where `dac_range` is "fixed".
+        adc_max: Full scale of the conversions, in units of a full-scale input times g_max, a scalar or one for each
+            array; needed where `adc_range` is "fixed".
+        adc_min: Lower end of a "uniform" converter; -adc_max by default.
+
+    Returns:
+        The target.
+
+    Raises:
+        ValueError: If the weights have the wrong rank or are not finite, if a cell has more levels than the device, or
+            if a fixed range is missing, not positive, or given where it is not used.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> config = crossbar.Config(weight_bits=4, cell_bits=2)
+        >>> target = crossbar.encode(jnp.array([[7.0], [-3.0]]), devices.get("ideal"), config=config)
+        >>> print(3 * target.conductance[:, 0, :, 0])  # digits of 7 = 1 3 in base 4, low slice first; 0 for -3
+        [[3. 0.]
+         [1. 0.]]
+    """
+    _check_weights(weights)
+    _check_device(device, config)
+    sizes = geometry((weights.shape[0], weights.shape[1]), config)
+    weights = weights.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(weights), axis=0 if config.weight_scale == "column" else None, keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1.0)
+    if config.noise == "value":
+        conductance = _tiles(_rounded(weights / largest, config)[None], sizes)[:, None]
+    else:
+        conductance = _cells(weights / largest, sizes, device, config)
+    return Target(
+        conductance=conductance,
+        scale=jnp.broadcast_to(largest[0], (sizes.num_cols,)),
+        dac_max=_fixed("dac_max", dac_max, config.dac_range, ()),
+        adc_range=_fixed_adc_range(adc_max, adc_min, config, conductance.shape[0]),
+        num_rows=sizes.num_rows,
+    )
+
+
+def subtract_lines(lines: Float[Array, "... lines"], config: Config, num_cols: int) -> Float[Array, "... cols"]:
+    """Subtract what a column is measured against: the other half of its pair, or the reference column of its array.
+
+    Works on conductances and on outputs alike; `offset_digital` has nothing to subtract here.
+    """
+    if config.mapping == "differential":
+        return lines[..., :num_cols] - lines[..., num_cols:]
+    if config.mapping == "offset":
+        tile = np.arange(num_cols) // geometry((1, num_cols), config).tile_cols
+        return lines[..., :num_cols] - lines[..., num_cols + tile]
+    return lines
+
+
+def bit_lines(cells: Float[Array, "halves tile_rows lines"]) -> Float[Array, "tile_rows all_lines"]:
+    """Return the conductances of one array side by side, as its bit lines: [plus | minus], or [data | references]."""
+    return cells[0] if cells.shape[0] == 1 else jnp.concatenate([cells[0], cells[1]], axis=1)
+
+
+def signed_cells(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> Float[Array, "..."]:
+    """Return what one array multiplies with after its subtraction, (tile_rows, cols)."""
+    if cells.shape[0] == 2:
+        return cells[0] - cells[1]
+    if config.mapping == "differential":
+        return cells[0]  # already the difference: value-level noise, or one draw a pair
+    return subtract_lines(cells[0], config, num_cols)
+
+
+def zero_conductance(device: devices.Device, config: Config) -> Float[Array, " slices"]:
+    """Return the conductance that stands for a zero weight in each slice."""
+    steps = cell_steps(config)
+    digit = _slices(jnp.asarray(zero_code(config), jnp.float32), config)
+    return device.g_min + (1.0 - device.g_min) * digit / steps
+
+
+def output_factor(device: devices.Device, config: Config) -> Float[Array, ""]:
+    """Return the weight, in units of the scale, of one unit of signed conductance in the lowest slice."""
+    if config.noise == "value":
+        return jnp.ones((), jnp.float32)
+    return cell_steps(config) / (magnitude_steps(config) * (1.0 - device.g_min))
+
+
+def slice_weights(config: Config) -> Float[Array, " slices"]:
+    """Return the digital weights of the slices, base**s."""
+    return jnp.asarray([float(slice_base(config)) ** s for s in range(stored_slices(config))], jnp.float32)
+
+
+def _cells(unit: Float[Array, "rows cols"], sizes: Geometry, device: devices.Device, config: Config) -> jax.Array:
+    """Return the conductances of weights in [-1, 1]."""
+    magnitude = magnitude_steps(config)
+    if config.mapping == "differential":
+        code = _rounded(unit, config) * magnitude
+        halves = jnp.stack([jnp.maximum(code, 0.0), jnp.maximum(-code, 0.0)])
+    else:
+        halves = (zero_code(config) + _rounded(unit, config) * magnitude)[None]
+    digit = jnp.moveaxis(_slices(halves, config), 0, 1)  # (halves, slices, rows, cols)
+    conductance = device.g_min + (1.0 - device.g_min) * digit / cell_steps(config)
+    # Unused rows of the last array are erased cells: at the lowest level.
+    tiled = jnp.stack([_tiles(half, sizes, fill=device.g_min) for half in conductance], axis=1)
+    if config.mapping != "offset":
+        return tiled
+    zero = jnp.tile(zero_conductance(device, config), sizes.num_row_tiles)
+    references = jnp.broadcast_to(zero[:, None, None, None], (*tiled.shape[:-1], sizes.num_references))
+    return jnp.concatenate([tiled, references], axis=-1)
+
+
+def _rounded(unit: Float[Array, "rows cols"], config: Config) -> Float[Array, "rows cols"]:
+    """Round weights in [-1, 1] to the codes that their bits allow."""
+    if config.weight_bits is None and config.cell_bits is None:
+        return unit
+    steps = magnitude_steps(config)
+    return ops.round_straight_through(unit * steps) / steps
+
+
+def _slices(code: Float[Array, "..."], config: Config) -> Float[Array, "slices ..."]:
+    """Split codes into the digits of their slices, the lowest first."""
+    num = stored_slices(config)
+    return code[None] if num == 1 else ops.digits(code, base=slice_base(config), num_digits=num)
+
+
+def _tiles(
+    slices: Float[Array, "slices rows cols"], sizes: Geometry, fill: float | Float[Array, ""] = 0.0
+) -> Float[Array, "arrays tile_rows cols"]:
+    """Cut rows into tiles and put tile and slice on one axis of arrays."""
+    missing = sizes.num_row_tiles * sizes.tile_rows - sizes.num_rows
+    padding = jnp.broadcast_to(jnp.asarray(fill, slices.dtype), (slices.shape[0], missing, slices.shape[2]))
+    whole = jnp.concatenate([slices, padding], axis=1)
+    split = whole.reshape(slices.shape[0], sizes.num_row_tiles, sizes.tile_rows, slices.shape[2])
+    return jnp.swapaxes(split, 0, 1).reshape(-1, sizes.tile_rows, slices.shape[2])
+
+
+def _check_weights(weights: jax.Array) -> None:
+    checks.rank("weights", weights, 2, "(rows, cols)")
+    checks.finite("weights", weights)
+    if 0 in np.shape(weights):
+        checks.fail("weights", "have at least one row and one column", f"has shape {np.shape(weights)}")
+
+
+def _check_device(device: devices.Device, config: Config) -> None:
+    """Refuse more levels than the device has, and samplings that are wrong for it."""
+    levels = cell_steps(config) + 1
+    if config.cell_bits is not None and device.num_levels is not None and levels > device.num_levels:
+        checks.fail(
+            "cell_bits",
+            f"ask for at most the {device.num_levels} levels of device {device.name!r}",
+            f"{config.cell_bits} bits are {int(levels)} levels",
+            f"Use cell_bits={device.num_levels.bit_length() - 1}, and weight_bits to slice a weight over cells.",
+        )
+    checks.number("device.on_off_ratio", device.on_off_ratio, low=1.0, low_open=True)
+    if config.noise == "value":
+        effects = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
+        if any(effect is not None for effect in effects):
+            checks.fail(
+                "config.noise",
+                "be 'cell' for a device whose cells drift, fail, differ or are read noisily",
+                "is 'value'",
+            )
+    check_sampling(device, config)
+
+
+def check_sampling(device: devices.Device, config: Config) -> None:
+    """Refuse a sampling that is not exact for the device, and say why.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if config.sampling == "device":
+        return
+    reasons = {
+        "stuck cells": device.stuck_on is not None or device.stuck_off is not None,
+        "drift, whose exponents belong to single cells": device.drift is not None,
+        "read noise, which belongs to single cells": device.read is not None,
+        "clipping at 0, which makes the noise of a cell not Gaussian": device.clip
+        and config.sampling != "moment_matched",
+        "a noise that differs between levels, so that outputs of one chip are not separable": (
+            config.sampling == "output_joint" and not _same_at_every_level(device)
+        ),
+    }
+    for reason, present in reasons.items():
+        if present:
+            checks.fail(
+                "config.sampling",
+                f"be 'device' for device {device.name!r}",
+                f"is {config.sampling!r}, which is not exact with {reason}",
+                "Use sampling='device', or 'moment_matched' where only clipping is in the way."
+                if config.sampling in OUTPUT_SAMPLINGS
+                else "Use sampling='device'.",
+            )
+
+
+def _same_at_every_level(device: devices.Device) -> bool:
+    law = device.programming
+    return law is None or (isinstance(law, devices.Polynomial) and law.coefficients.shape[0] == 1)
+
+
+def _fixed(name: str, value: object, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:
+    """Return a range that is given exactly where it is used, as a float32 array."""
+    option = name.split("_")[0] + "_range"
+    if value is None:
+        if chosen == "fixed":
+            checks.fail(name, f"be given with {option}='fixed'", "is missing", f"Pass {name}=... to program or encode.")
+        return None
+    if chosen != "fixed":
+        checks.fail(name, f"be left out unless {option}='fixed'", f"{option} is {chosen!r}", "It would have no effect.")
+    checks.finite(name, value)
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape)
+
+
+def _fixed_adc_range(high: object, low: object, config: Config, arrays: int) -> Float[Array, "arrays 2"] | None:
+    """Return (lowest, highest) of the converter of each array."""
+    if low is not None and config.adc_code != "uniform":
+        checks.fail("adc_min", "be left out unless adc_code='uniform'", f"adc_code is {config.adc_code!r}")
+    if low is not None and high is None:
+        checks.fail("adc_max", "be given with adc_min", "is missing")
+    top = _fixed("adc_max", high, config.adc_range, (arrays,))
+    if top is None:
+        return None
+    bottom = -top if low is None else jnp.broadcast_to(jnp.asarray(low, jnp.float32), (arrays,))
+    if checks.is_concrete(top) and checks.is_concrete(bottom) and bool((np.asarray(top) <= np.asarray(bottom)).any()):
+        checks.fail("adc_max", "lie above adc_min (by default -adc_max)", f"is {float(np.min(top)):g}")
+    return jnp.stack([bottom, top], axis=1)

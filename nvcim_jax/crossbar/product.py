@@ -1,0 +1,276 @@
+"""The noise-aware matrix product: one read of a programmed chip."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, devices
+from nvcim_jax.crossbar.chip import Chip, conductances
+from nvcim_jax.crossbar.config import Config, stored_slices
+from nvcim_jax.crossbar.converters import Drive, adc, check_inputs, dac
+from nvcim_jax.crossbar.mapping import (
+    bit_lines,
+    output_factor,
+    signed_cells,
+    slice_weights,
+    subtract_lines,
+    zero_conductance,
+)
+from nvcim_jax.types import Key, PyTree
+
+__all__ = ["Info", "calibrate", "matmul"]
+
+
+class Info(NamedTuple):
+    """What happened in the converters.
+
+    Attributes:
+        dac_clipped: Share of the inputs beyond the full scale.
+        adc_saturated: Share of the conversions beyond the range.
+    """
+
+    dac_clipped: Float[Array, ""]
+    adc_saturated: Float[Array, ""]
+
+
+class Lines(NamedTuple):
+    """One array as a product sees it.
+
+    Attributes:
+        weight: What the inputs are multiplied with, (tile rows, lines).
+        noise: Outputs to add for a batch of inputs, or None.
+        subtracted: Whether pairs or references are subtracted already.
+    """
+
+    weight: Float[Array, "tile_rows lines"]
+    noise: Callable[[Float[Array, "vectors tile_rows"]], Float[Array, "vectors lines"]] | None
+    subtracted: bool
+
+
+def matmul(
+    key: Key, x: Float[Array, "*batch rows"], chip: Chip, device: devices.Device, *, config: Config
+) -> tuple[Float[Array, "*batch cols"], Info]:
+    """Multiply inputs with a programmed chip: one read, clock 3 of the noise.
+
+    Array by array: y += base**s gain_a ADC(sum_rows DAC(x) g_a), with the subtraction of pairs or references before or
+    after the conversion, then times the scale of the column. All vectors of a call meet the same read noise; map over
+    keys for a read each.
+
+    Args:
+        key: Key of this read; used where the device has read noise.
+        x: One vector (rows,) or a batch (batch, rows), float. Converters work on each vector by itself.
+        chip: The chip, from `program`.
+        device: The memory cells.
+        config: Options the chip was programmed with.
+
+    Returns:
+        y: Products (cols,) or (batch, cols).
+        info: Shares of clipped inputs and saturated conversions.
+
+    Raises:
+        ValueError: If `x` has the wrong shape, is not finite, or lies outside a fixed range; if a range is to be
+            calibrated and is not.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device, config = devices.get("Gaussian", sigma=0.05), crossbar.Config()
+        >>> weights, x = jnp.ones((400, 2000)), jnp.ones(400)
+        >>> chip = crossbar.program(jax.random.key(0), weights, device, config=config)
+        >>> y, _ = crossbar.matmul(jax.random.key(1), x, chip, device, config=config)
+        >>> print(f"{y.std():.1f}, sigma sqrt(2 sum x^2) = {0.05 * (2 * 400) ** 0.5:.1f}")
+        1.4, sigma sqrt(2 sum x^2) = 1.4
+
+    References:
+        R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
+    """
+    num_cols = chip.scale.shape[0]
+    check_inputs(x, chip.num_rows, chip.dac_max, config)
+    check_calibrated(chip.dac_max, chip.adc_range, config)
+    drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
+    array_lines, arrays = _reads(key, chip, device, config)
+    y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols)
+    y = y * (output_factor(device, config) * chip.scale)
+    return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
+
+
+def calibrate(
+    key: Key,
+    x: Float[Array, "batch rows"],
+    chip: Chip,
+    device: devices.Device,
+    *,
+    config: Config,
+    quantile: float = 0.9995,
+) -> Chip:
+    """Set the ranges of the converters from a batch of typical inputs.
+
+    The full scale of the inputs becomes that quantile of |x|; of the conversions of each array and slice, that
+    quantile of |output| (`symmetric`), or the quantiles 1 - q and q of the outputs (`uniform`), over the batch, the
+    cycles and the columns, on this chip with its noise.
+
+    Args:
+        key: Key of the read.
+        x: Typical inputs (batch, rows).
+        chip: The chip.
+        device: The memory cells.
+        config: Options of the chip, with `dac_range` or `adc_range` "calibrated".
+        quantile: Share of values within the range, in (0.5, 1].
+
+    Returns:
+        The chip with its ranges set.
+
+    Raises:
+        ValueError: If nothing is to be calibrated, or an argument is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device, config = devices.get("ideal"), crossbar.Config(dac_bits=8, dac_range="calibrated")
+        >>> chip = crossbar.program(jax.random.key(0), jnp.eye(4), device, config=config)
+        >>> x = jnp.array([[0.5, -2.0, 1.0, 0.0]])
+        >>> print(crossbar.calibrate(jax.random.key(1), x, chip, device, config=config, quantile=1.0).dac_max)
+        2.0
+    """
+    if "calibrated" not in (config.dac_range, config.adc_range):
+        checks.fail("config", "have dac_range or adc_range 'calibrated'", "has neither", "The call would do nothing.")
+    checks.rank("x", x, 2, "(batch, rows)")
+    checks.number("quantile", quantile, low=0.5, high=1.0, low_open=True)
+    check_inputs(x, chip.num_rows, chip.dac_max, config)
+    if config.dac_range == "calibrated":
+        largest = jnp.quantile(jnp.abs(x), quantile)
+        chip = dataclasses.replace(chip, dac_max=jnp.where(largest > 0, largest, 1.0))
+    if config.adc_range == "calibrated":
+        chip = dataclasses.replace(chip, adc_range=_calibrated_outputs(key, x, chip, device, config, quantile))
+    return chip
+
+
+def _calibrated_outputs(
+    key: Key, x: jax.Array, chip: Chip, device: devices.Device, config: Config, quantile: float
+) -> Float[Array, "arrays 2"]:
+    """Return the ranges that hold the wanted share of the outputs of each array."""
+    num_cols = chip.scale.shape[0]
+    drive = dac(x, *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
+    array_lines, arrays = _reads(key, chip, device, config)
+
+    def bounds(inputs: tuple[jax.Array, PyTree]) -> jax.Array:
+        a, cells = inputs
+        v = array_outputs(array_lines(a, cells), _array_voltages(a, drive, config), config, num_cols)
+        if config.adc_code == "symmetric":
+            high = jnp.quantile(jnp.abs(v), quantile)
+            return jnp.stack([-high, high])
+        return jnp.quantile(v, jnp.asarray([1.0 - quantile, quantile]))
+
+    found = lax.map(bounds, (jnp.arange(chip.gain.shape[0]), arrays))
+    empty = found[:, 1] <= found[:, 0]
+    return jnp.where(empty[:, None], jnp.asarray([-1.0, 1.0]), found)
+
+
+def accumulate(
+    array_lines: Callable[[jax.Array, PyTree], Lines],
+    arrays: PyTree,
+    drive: Drive,
+    adc_range: Float[Array, "arrays 2"] | None,
+    gain: Float[Array, " arrays"],
+    device: devices.Device,
+    config: Config,
+    num_cols: int,
+) -> tuple[Float[Array, "batch cols"], Float[Array, ""]]:
+    """Add up the converted outputs of all arrays, one after another, in units of signed conductance.
+
+    One array at a time keeps its cells in the cache, and bounds the memory of whatever `array_lines` draws.
+    """
+    num_slices = stored_slices(config)
+    num_planes, num_vectors = drive.voltages.shape[1:3]
+    weights, zeros = slice_weights(config), zero_conductance(device, config)
+    if config.adc_range == "max":
+        adc_range = _largest_outputs(drive.voltages.shape[3], gain.shape[0], config)
+
+    def add_array(carry: tuple[jax.Array, jax.Array], inputs: PyTree) -> tuple[tuple[jax.Array, jax.Array], None]:
+        y, saturated = carry
+        a, cells, bounds, gain_a = inputs
+        tile, slice_ = a // num_slices, a % num_slices
+        voltages = _array_voltages(a, drive, config)
+        v = array_outputs(array_lines(a, cells), voltages, config, num_cols)
+        v, beyond = adc(v, bounds, config)
+        if converts_lines(config):
+            v = subtract_lines(v, config, num_cols)
+        if config.mapping == "offset_digital":
+            v = v - zeros[slice_] * jnp.sum(voltages, axis=1, keepdims=True)
+        v = v.reshape(num_planes, num_vectors, num_cols)
+        part = v[0] * drive.plane_weights[0] if num_planes == 1 else jnp.tensordot(drive.plane_weights, v, axes=1)
+        part = part * (gain_a * weights[slice_] * drive.scale[tile])[:, None]
+        return (y + part, saturated + beyond), None
+
+    start = (jnp.zeros((num_vectors, num_cols), jnp.float32), jnp.zeros((), jnp.float32))
+    num_arrays = gain.shape[0]
+    (y, saturated), _ = lax.scan(add_array, start, (jnp.arange(num_arrays), arrays, adc_range, gain))
+    return y, saturated / num_arrays
+
+
+def array_outputs(
+    lines: Lines, voltages: Float[Array, "vectors tile_rows"], config: Config, num_cols: int
+) -> jax.Array:
+    """Return the outputs of one array as its converters see them."""
+    v = lax.dot(voltages, lines.weight, precision=lax.Precision.HIGHEST)
+    if lines.noise is not None:
+        v = v + lines.noise(voltages)
+    return v if lines.subtracted or converts_lines(config) else subtract_lines(v, config, num_cols)
+
+
+def lines_of(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> Lines:
+    """Return what one array of known conductances multiplies with."""
+    if converts_lines(config):
+        return Lines(bit_lines(cells), None, subtracted=False)
+    return Lines(signed_cells(cells, config, num_cols), None, subtracted=True)
+
+
+def converts_lines(config: Config) -> bool:
+    """Return whether every bit line is converted by itself, and subtracted after."""
+    return config.adc_before_subtraction and config.mapping != "offset_digital"
+
+
+def tiling(gain: jax.Array, conductance: jax.Array, config: Config) -> tuple[int, int]:
+    """Return the number of row tiles and the rows of one."""
+    return gain.shape[0] // stored_slices(config), conductance.shape[2]
+
+
+def check_calibrated(dac_max: jax.Array | None, adc_range: jax.Array | None, config: Config) -> None:
+    """Refuse a product whose ranges are still to be calibrated."""
+    for kind, value in (("dac", dac_max), ("adc", adc_range)):
+        if getattr(config, f"{kind}_range") == "calibrated" and value is None:
+            checks.fail(
+                "chip", f"be calibrated, with {kind}_range='calibrated'", "is not", "Call crossbar.calibrate first."
+            )
+
+
+def _reads(
+    key: Key, chip: Chip, device: devices.Device, config: Config
+) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    """Return how each array is read, and what it is read from, with a leading axis of arrays."""
+    num_cols = chip.scale.shape[0]
+    if device.read is None or chip.wires is not None:
+        return lambda _, g: lines_of(g, config, num_cols), conductances(key, chip, device, config)
+    time = chip.cells.t_s
+
+    def read(a: jax.Array, cells: devices.Cells) -> Lines:
+        g = devices.read(jax.random.fold_in(key, a), cells._replace(t_s=time), device)
+        return lines_of(g, config, num_cols)
+
+    return read, chip.cells._replace(t_s=None)  # type: ignore[arg-type]
+
+
+def _array_voltages(a: jax.Array, drive: Drive, config: Config) -> Float[Array, "vectors tile_rows"]:
+    """Return all vectors, of all cycles, that array a is driven with."""
+    return drive.voltages[a // stored_slices(config)].reshape(-1, drive.voltages.shape[3])
+
+
+def _largest_outputs(tile_rows: int, num_arrays: int, config: Config) -> Float[Array, "arrays 2"]:
+    """Return the largest output that an array can have: all rows at full scale, all cells at g_max."""
+    largest = jnp.full((num_arrays,), float(tile_rows), jnp.float32)
+    return jnp.stack([-largest, largest], axis=1)
