@@ -63,7 +63,8 @@ def _plain(value: Any) -> Any:
         return np.asarray(value).tolist()
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
-    checks.fail("config", "hold plain values, arrays and dataclasses only", f"holds a {type(value).__name__}")
+    found = f"holds a {type(value).__name__}"
+    return checks.fail("config", "hold plain values, arrays and dataclasses only", found)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
