@@ -159,7 +159,7 @@ def write_array(
 ) -> devices.Cells:
     """Program one array."""
     if config.sampling == "pair":
-        return _exact_cells(_drawn_pair(key, g, device))
+        return _exact_cells(drawn_pair(key, *pair_moments(g[0], g[1], device), device)[None])
     return devices.program(key, g, device)
 
 
@@ -267,7 +267,7 @@ def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -
     num_cols = chip.scale.shape[0]
     sizes = geometry((chip.num_rows, num_cols), config)
     cells = conductances(key, chip, device, config)
-    signed = jax.vmap(lambda g: signed_cells(g, config, num_cols))(cells) * chip.gain[:, None, None]
+    signed = jax.vmap(lambda g: signed_cells((*g,), config, num_cols))(cells) * chip.gain[:, None, None]
     weights = slice_weights(config)
     sliced = signed.reshape(sizes.num_row_tiles, weights.shape[0], sizes.tile_rows, num_cols)
     if config.mapping == "offset_digital":
@@ -302,11 +302,17 @@ def _through_wires(g: jax.Array, chip: Chip, device: devices.Device, config: Con
     return transfer_cells(g, chip.wires, device, config, sizes)
 
 
-def _drawn_pair(key: Key, g: jax.Array, device: devices.Device) -> jax.Array:
-    """Draw the difference of each pair of cells with one number: the sum of two Gaussians is a Gaussian."""
-    mean, variance = devices.program_moments(g, device)
-    z = ops.normal(key, g.shape[1:], rng=device.rng)
-    return (mean[0] - mean[1] + jnp.sqrt(variance[0] + variance[1]) * z)[None]
+def pair_moments(plus: jax.Array, minus: jax.Array, device: devices.Device) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance of the difference of two independent cells."""
+    (mean_plus, variance_plus), (mean_minus, variance_minus) = (
+        devices.program_moments(g, device) for g in (plus, minus)
+    )
+    return mean_plus - mean_minus, variance_plus + variance_minus
+
+
+def drawn_pair(key: Key, mean: jax.Array, variance: jax.Array, device: devices.Device) -> jax.Array:
+    """Draw the differences of one array with one number each: the difference of two Gaussians is a Gaussian."""
+    return mean + jnp.sqrt(variance) * ops.normal(key, mean.shape, rng=device.rng)
 
 
 CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None)  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ meets one read of one group of physical arrays. Halves are the two cells of a pa
 matrix, followed by the reference columns. How they lie on the silicon (`Config.slices`) matters only to wires.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,18 +126,20 @@ def subtract_lines(lines: Float[Array, "... lines"], config: Config, num_cols: i
     return lines
 
 
-def bit_lines(cells: Float[Array, "halves tile_rows lines"]) -> Float[Array, "tile_rows all_lines"]:
+def bit_lines(halves: Sequence[Float[Array, "tile_rows lines"]]) -> Float[Array, "tile_rows all_lines"]:
     """Return the conductances of one array side by side, as its bit lines: [plus | minus], or [data | references]."""
-    return cells[0] if cells.shape[0] == 1 else jnp.concatenate([cells[0], cells[1]], axis=1)
+    return halves[0] if len(halves) == 1 else jnp.concatenate(list(halves), axis=1)
 
 
-def signed_cells(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> Float[Array, "..."]:
-    """Return what one array multiplies with after its subtraction, (tile_rows, cols)."""
-    if cells.shape[0] == 2:
-        return cells[0] - cells[1]
+def signed_cells(
+    halves: Sequence[Float[Array, "tile_rows lines"]], config: Config, num_cols: int
+) -> Float[Array, "tile_rows cols"]:
+    """Return what one array multiplies with after its subtraction."""
+    if len(halves) == 2:
+        return halves[0] - halves[1]
     if config.mapping == "differential":
-        return cells[0]  # already the difference: value-level noise, or one draw a pair
-    return subtract_lines(cells[0], config, num_cols)
+        return halves[0]  # already the difference: value-level noise, or one draw a pair
+    return subtract_lines(halves[0], config, num_cols)
 
 
 def zero_conductance(device: devices.Device, config: Config) -> Float[Array, " slices"]:

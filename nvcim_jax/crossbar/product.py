@@ -1,7 +1,7 @@
 """The noise-aware matrix product: one read of a programmed chip."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -223,11 +223,11 @@ def array_outputs(
     return v if lines.subtracted or converts_lines(config) else subtract_lines(v, config, num_cols)
 
 
-def lines_of(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> Lines:
+def lines_of(halves: Sequence[Float[Array, "tile_rows lines"]], config: Config, num_cols: int) -> Lines:
     """Return what one array of known conductances multiplies with."""
     if converts_lines(config):
-        return Lines(bit_lines(cells), None, subtracted=False)
-    return Lines(signed_cells(cells, config, num_cols), None, subtracted=True)
+        return Lines(bit_lines(halves), None, subtracted=False)
+    return Lines(signed_cells(halves, config, num_cols), None, subtracted=True)
 
 
 def converts_lines(config: Config) -> bool:
@@ -255,12 +255,13 @@ def _reads(
     """Return how each array is read, and what it is read from, with a leading axis of arrays."""
     num_cols = chip.scale.shape[0]
     if device.read is None or chip.wires is not None:
-        return lambda _, g: lines_of(g, config, num_cols), conductances(key, chip, device, config)
+        g = conductances(key, chip, device, config)
+        return lambda _, halves: lines_of(halves, config, num_cols), tuple(g[:, half] for half in range(g.shape[1]))
     time = chip.cells.t_s
 
     def read(a: jax.Array, cells: devices.Cells) -> Lines:
         g = devices.read(jax.random.fold_in(key, a), cells._replace(t_s=time), device)
-        return lines_of(g, config, num_cols)
+        return lines_of((*g,), config, num_cols)
 
     return read, chip.cells._replace(t_s=None)  # type: ignore[arg-type]
 

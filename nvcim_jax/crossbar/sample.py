@@ -6,10 +6,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, devices, ops
-from nvcim_jax.crossbar.chip import write_array, write_cells
+from nvcim_jax.crossbar.chip import drawn_pair, pair_moments, write_cells
 from nvcim_jax.crossbar.config import OUTPUT_SAMPLINGS, Config
 from nvcim_jax.crossbar.converters import check_inputs, dac
-from nvcim_jax.crossbar.mapping import Target, bit_lines, check_sampling, output_factor
+from nvcim_jax.crossbar.mapping import Target, check_sampling, output_factor
 from nvcim_jax.crossbar.product import (
     Info,
     Lines,
@@ -19,7 +19,7 @@ from nvcim_jax.crossbar.product import (
     lines_of,
     tiling,
 )
-from nvcim_jax.types import Key, PyTree
+from nvcim_jax.types import Key
 
 __all__ = ["sample"]
 
@@ -84,49 +84,81 @@ def sample(
     if config.sampling in OUTPUT_SAMPLINGS:
         _check_output_sampling(min(tile_rows, target.num_rows), drive.plane_weights.shape[0], config)
     write_key, read_key = jax.random.split(key)
-    arrays = target.conductance
+    conductance = target.conductance
     if config.noise == "value":
-        arrays = write_cells(write_key, arrays, device, config).g
+        conductance = write_cells(write_key, conductance, device, config).g
+    # Halves travel apart: a slice of a slice inside the loop over arrays keeps XLA from vectorising it on a CPU.
+    arrays = tuple(conductance[:, half] for half in range(conductance.shape[1]))
+    if config.sampling != "device":
+        # outside the loop over arrays, so that a loop over chips around it computes them once
+        arrays = _line_moments(arrays, device, config)
 
-    def array_lines(a: jax.Array, g: PyTree) -> Lines:
-        if config.noise == "value":
-            return lines_of(g, config, num_cols)
+    def array_lines(a: jax.Array, halves: tuple[jax.Array, ...]) -> Lines:
         array_key = jax.random.fold_in(write_key, a)
         if config.sampling in OUTPUT_SAMPLINGS:
-            return _noisy_outputs(array_key, g, device, config)
-        cells = write_array(array_key, g, device, config)
+            return _noisy_outputs(array_key, *halves, device, config)
+        if config.sampling == "pair":
+            return Lines(drawn_pair(array_key, *halves, device), None, subtracted=True)
+        if config.noise == "value":
+            return lines_of(halves, config, num_cols)
+        if _only_cycle_noise(device):
+            return lines_of(_programmed(array_key, halves, device), config, num_cols)
+        cells = devices.program(array_key, jnp.stack(halves), device)
         seen = cells.g if device.read is None else devices.read(jax.random.fold_in(read_key, a), cells, device)
-        return lines_of(seen, config, num_cols)
+        return lines_of((*seen,), config, num_cols)
 
     y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols)
     y = y * (output_factor(device, config) * target.scale)
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 
 
-def _noisy_outputs(
-    key: Key, g: Float[Array, "halves tile_rows lines"], device: devices.Device, config: Config
-) -> Lines:
-    """Return one array whose noise is added to its outputs."""
-    mean, variance = devices.program_moments(g, device)
-    together = g.shape[0] == 2 and not converts_lines(config)
-    if together:  # the two cells of a pair are independent and meet on one line
-        mean, variance = mean[0] - mean[1], variance[0] + variance[1]
+def _only_cycle_noise(device: devices.Device) -> bool:
+    others = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
+    return device.programming is not None and all(effect is None for effect in others)
+
+
+def _programmed(key: Key, halves: tuple[jax.Array, ...], device: devices.Device) -> tuple[jax.Array, ...]:
+    """Return what `devices.program` gives for such a device, half by half, so that all of it is one loop."""
+    cycle_key = devices.cycle_key(key)
+    if len(halves) == 1:
+        z = (ops.normal(cycle_key, halves[0].shape, rng=device.rng),)
     else:
-        mean, variance = bit_lines(mean), bit_lines(variance)
+        z = ops.normal_pair(cycle_key, halves[0].shape, rng=device.rng)
+    return tuple(devices.programmed(g, noise, device) for g, noise in zip(halves, z, strict=True))
+
+
+def _line_moments(
+    halves: tuple[jax.Array, ...], device: devices.Device, config: Config
+) -> tuple[Float[Array, "arrays tile_rows lines"], Float[Array, "arrays ..."]]:
+    """Return mean and variance of the cells on each line: of a pair's difference where its halves meet on one line.
+
+    For `output_joint` the second is one standard deviation for each array.
+    """
+    if len(halves) == 2 and not converts_lines(config):
+        mean, variance = pair_moments(halves[0], halves[1], device)
+    else:
+        moments = [devices.program_moments(g, device) for g in halves]
+        mean, variance = (jnp.concatenate(parts, axis=-1) for parts in zip(*moments, strict=True))
+    if config.sampling == "output_joint":  # the same in every cell, as `check_sampling` has made sure
+        return mean, jnp.sqrt(variance[:, 0, 0])
+    return mean, variance
+
+
+def _noisy_outputs(key: Key, mean: jax.Array, spread: jax.Array, device: devices.Device, config: Config) -> Lines:
+    """Return one array whose noise is added to its outputs; `spread` is its sigma (joint) or the variance of each cell."""
     if config.sampling == "output_joint":
-        sigma = jnp.sqrt(variance[0, 0])  # the same in every cell, as `encode` has checked
 
         def noise(voltages: jax.Array) -> jax.Array:
-            return sigma * _joint_noise(key, lax.stop_gradient(voltages), mean.shape[1], device)
+            return spread * _joint_noise(key, lax.stop_gradient(voltages), mean.shape[1], device)
 
     else:
 
         def noise(voltages: jax.Array) -> jax.Array:
-            spread = jnp.sqrt(
-                lax.dot(jnp.square(lax.stop_gradient(voltages)), variance, precision=lax.Precision.HIGHEST)
-            )
-            return spread * ops.normal(key, spread.shape, rng=device.rng)
+            squared = jnp.square(lax.stop_gradient(voltages))
+            sigma = jnp.sqrt(lax.dot(squared, spread, precision=lax.Precision.HIGHEST))
+            return sigma * ops.normal(key, sigma.shape, rng=device.rng)
 
+    together = config.mapping == "differential" and not converts_lines(config)
     return Lines(mean, noise, subtracted=together or config.mapping == "offset_digital")
 
 

@@ -1,6 +1,8 @@
 """Non-volatile memory cells: cited devices, their noise on three clocks, faults, and measured data."""
 
-from nvcim_jax.devices.clocks import Cells, drift, drift_exponents, program, read, read_sigma, reprogram
+from nvcim_jax.devices.clocks import Cells, cycle_key, drift, drift_exponents, program, read, read_sigma, reprogram
+from nvcim_jax.devices.measured import LevelFit, fit_table, from_fit, from_table
+from nvcim_jax.devices.measured_csv import Records, from_csv, read_records
 from nvcim_jax.devices.programming import level_conductances, mean_of, program_moments, programmed, sigma_of
 from nvcim_jax.devices.spec import (
     Device,
@@ -21,14 +23,21 @@ __all__ = [
     "Device",
     "Drift",
     "GaussianRead",
+    "LevelFit",
     "LevelTable",
     "OneOverFRead",
     "Polynomial",
     "PowerLawDrift",
     "Programming",
     "Read",
+    "Records",
+    "cycle_key",
     "drift",
     "drift_exponents",
+    "fit_table",
+    "from_csv",
+    "from_fit",
+    "from_table",
     "get",
     "level_conductances",
     "mean_of",
@@ -37,6 +46,7 @@ __all__ = [
     "program_moments",
     "programmed",
     "read",
+    "read_records",
     "read_sigma",
     "reprogram",
     "sigma_of",

@@ -20,7 +20,7 @@ from nvcim_jax.devices.spec import Device, GaussianRead, PowerLawDrift
 from nvcim_jax.ops import normal
 from nvcim_jax.types import Key
 
-__all__ = ["Cells", "drift", "drift_exponents", "program", "read", "read_sigma", "reprogram"]
+__all__ = ["Cells", "cycle_key", "drift", "drift_exponents", "program", "read", "read_sigma", "reprogram"]
 
 # Below this fraction of g_max the logarithm of a conductance is held constant.
 _LEAST_LOG = 1e-7
@@ -134,6 +134,20 @@ def _settle(
         # A stuck cell does not move.
         kept, nu = settled, nu if fault is None else jnp.where(fault == 0, nu, 0.0)
     return Cells(settled, kept, nu, d2d, fault, jnp.zeros((), jnp.float32))
+
+
+def cycle_key(key: Key) -> Key:
+    """Return the key from which `program` draws its cycle-to-cycle noise.
+
+    For a caller that draws the normals itself, to fuse them with `programmed` and what follows.
+
+    Args:
+        key: The key that `program` would be given; it counts as used.
+
+    Returns:
+        One key.
+    """
+    return _Keys(*jax.random.split(key, len(_Keys._fields))).cycle
 
 
 def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
