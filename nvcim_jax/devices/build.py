@@ -81,10 +81,9 @@ def build(
         ValueError: If a number is out of range, or a law of the wrong kind.
     """
     checks.choice("rng", static["rng"], RNGS)
-    _check_stuck(stuck_on, stuck_off)
     _check_law("drift", drift, (PowerLawDrift,))
     _check_law("read", read, (OneOverFRead, GaussianRead))
-    return Device(
+    device = Device(
         sigma=_strong("sigma", sigma),
         g_max_us=_strong("g_max_us", g_max_us),
         on_off_ratio=_strong("on_off_ratio", on_off_ratio),
@@ -96,3 +95,5 @@ def build(
         read=read,
         **static,
     )
+    _check_stuck(stuck_on, stuck_off)
+    return device

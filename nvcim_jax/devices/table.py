@@ -210,7 +210,7 @@ def get(
         Qin et al., NVCiM-PT: an NVCiM-assisted prompt tuning framework for edge LLMs, arXiv:2411.08244; the citations
         of the other devices are in `device.citation`.
     """
-    checks.options("get", unknown, [key for key in get.__annotations__ if key not in {"name", "unknown", "return"}])
+    checks.options("get", unknown, set(get.__annotations__) - {"name", "unknown", "return"})
     checks.choice("name", name, _TABLE)
     row = _TABLE[name]
     if sigma is not None and row.programming is _exact:
