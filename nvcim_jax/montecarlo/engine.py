@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from nvcim_jax import checks
 from nvcim_jax.types import PyTree
 
-__all__ = ["MAPPINGS", "Chunk", "compiled_map", "instance_mesh", "stream"]
+__all__ = ["MAPPINGS", "Chunk", "compiled_map", "instance_mesh", "stream", "structure"]
 
 MAPPINGS = ("auto", "loop", "vmap")
 _MOST_IN_LOOP = 4096
@@ -183,6 +183,17 @@ def _plan(key: jax.Array, chunk: int | None, mapping: str, mesh: Mesh | None) ->
     most = _MOST_IN_LOOP if mapping == "loop" else _MOST_IN_VMAP
     adapt = chunk is None and mapping == "loop" and jax.process_count() == 1
     return _Plan(mapping, grid, chunk or (most if adapt or mapping == "vmap" else 64), adapt)
+
+
+def structure(
+    fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...], chunk: int | None, mapping: str, mesh: Mesh | None
+) -> PyTree:
+    """Return the tree of one chunk's shapes, from the trace that the run itself uses."""
+    plan = _plan(key, chunk, mapping, mesh)
+    ids = np.zeros(plan.mesh.shape["instance"], np.uint32)
+    if mesh is not None:
+        key, args = jax.device_put((key, args), NamedSharding(plan.mesh, P()))
+    return compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).eval_shape(key, ids, ids, args)
 
 
 def _next_count(count: int, elapsed_s: float, plan: _Plan) -> int:

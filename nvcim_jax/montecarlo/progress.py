@@ -4,13 +4,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["Advance", "progress_bar"]
 
 _QUIET_S = 2.0
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Tell the bar that `count` more instances are done, with an optional note."""
 
@@ -20,14 +21,17 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress_bar(total: int, show: bool | None, label: str = "instances") -> Iterator[Advance]:
+def progress_bar(total: int, show: bool | Advance | None, label: str = "instances") -> Iterator[Advance]:
     """Yield a function that moves the bar; nothing is shown for the first two seconds.
 
     Args:
         total: Number of steps.
-        show: True shows it, False does not, None shows it when stderr is a terminal.
+        show: True shows it, False does not, None shows it when stderr is a terminal; a function is moved instead.
         label: What is counted.
     """
+    if callable(show):
+        yield show
+        return
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda count, note="": None
         return

@@ -29,6 +29,7 @@ __all__ = [
     "Table",
     "columns",
     "finished",
+    "join",
     "locked",
     "missing",
     "open_folder",
@@ -37,6 +38,7 @@ __all__ = [
     "restore",
     "write_bytes",
     "write_chunk",
+    "write_columns",
 ]
 
 
@@ -129,7 +131,11 @@ def _from_parquet(path: Path, shapes: dict[str, list[int]]) -> Table:
 
 def write_chunk(folder: Path, first: int, values: PyTree) -> None:
     """Save the instances first, first + 1, ... atomically; the first chunk also fixes the names and shapes."""
-    named = columns(values)
+    write_columns(folder, first, columns(values))
+
+
+def write_columns(folder: Path, first: int, named: dict[str, np.ndarray]) -> None:
+    """Save named columns of the instances first, first + 1, ... as one file."""
     shapes = {name: list(array.shape[1:]) for name, array in named.items()}
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if about["columns"] is None:
@@ -191,24 +197,35 @@ def read(folder: str | Path) -> Table:
     parts = list(read_range(folder, range(2**32))) if finished(folder) else []
     if not parts:
         checks.fail("folder", "hold records", f"has no finished chunk: {folder}")
-    return _in_order(parts)
+    return join(parts)[0]
 
 
-def _in_order(parts: list[Table]) -> Table:
-    """Sort instances by id; equal copies are dropped, unequal ones are an error."""
+def join(parts: list[Table], rtol: float = 0.0) -> tuple[Table, int]:
+    """Return the records in instance order, and how many copies were dropped.
+
+    Args:
+        parts: Records with the same columns.
+        rtol: Relative difference up to which two values of one instance are the same.
+
+    Raises:
+        ValueError: If one instance has two different values.
+    """
     instance = np.concatenate([part.instance for part in parts])
     named = {n: np.concatenate([part.columns[n] for part in parts]) for n in parts[0].columns}
     order = np.argsort(instance, kind="stable")
     instance, named = instance[order], {n: a[order] for n, a in named.items()}
     again = np.flatnonzero(instance[1:] == instance[:-1]) + 1
     for name, array in named.items():
-        differ = [i for i in again if array[i].tobytes() != array[i - 1].tobytes()]
-        if differ:
-            found = f"instance {instance[differ[0]]} has two values of `{name}`"
-            checks.fail("folder", "hold one value an instance", found, "Run it again in a new folder.")
+        old, new = array[again - 1].astype(np.float64), array[again].astype(np.float64)
+        same = np.isclose(old, new, rtol=rtol, atol=0.0, equal_nan=True)
+        differ = ~same.all(axis=tuple(range(1, same.ndim)))
+        if differ.any():
+            at = again[differ][0]
+            found = f"instance {instance[at]} has `{name}` {array[at - 1]} and {array[at]}"
+            checks.fail("folder", "hold one value an instance", found, "Find out which is wrong and delete it.")
     keep = np.ones(len(instance), bool)
     keep[again] = False
-    return Table(instance[keep], {n: a[keep] for n, a in named.items()})
+    return Table(instance[keep], {n: a[keep] for n, a in named.items()}), len(again)
 
 
 @contextlib.contextmanager

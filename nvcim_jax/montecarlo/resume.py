@@ -10,11 +10,14 @@ import jax
 import numpy as np
 
 from nvcim_jax.montecarlo import records
-from nvcim_jax.montecarlo.engine import Chunk, stream
+from nvcim_jax.montecarlo.engine import Chunk, stream, structure
 from nvcim_jax.montecarlo.fingerprint import fingerprint
 from nvcim_jax.types import PyTree
 
 __all__ = ["saved_stream"]
+
+
+_HOW: dict[str, Any] = {"chunk": None, "mapping": "auto", "mesh": None}
 
 
 class _Saver:
@@ -36,10 +39,6 @@ class _Saver:
             values = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[chunk.values for chunk in waiting])
             records.write_chunk(self.folder, waiting[0].first, values)
         self.saved_at = time.monotonic()
-
-
-def _structure(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...]) -> PyTree:
-    return jax.eval_shape(lambda k, a: fn(jax.random.fold_in(k, 0), *a), key, args)
 
 
 def _all_processes_ready(name: str) -> None:
@@ -92,21 +91,22 @@ def saved_stream(
         done = records.finished(folder)
         gaps = records.missing(ids, done)
         _all_processes_ready("montecarlo: gaps known")
-        structure = _structure(fn, key, args) if done else None
+        how = {name: options.get(name, default) for name, default in _HOW.items()}
+        shapes = structure(fn, key, args, **how) if done else None
         position = ids.start
         for gap in [*gaps, range(ids.stop, ids.stop)]:
-            yield from _from_disk(folder, range(position, gap.start), structure)
+            yield from _from_disk(folder, range(position, gap.start), shapes)
             yield from _computed(fn, key, gap, folder, args, save_every_s, options)
             position = gap.stop
 
 
-def _from_disk(folder: Path, ids: range, structure: PyTree) -> Iterator[Chunk]:
+def _from_disk(folder: Path, ids: range, shapes: PyTree) -> Iterator[Chunk]:
     position = ids.start
     for part in records.read_range(folder, ids) if len(ids) else ():
         fresh = part.instance >= position  # files may overlap after a merge of shards
         if fresh.any():
             values = {name: array[fresh] for name, array in part.columns.items()}
-            yield Chunk(position, int(fresh.sum()), records.restore(structure, values))
+            yield Chunk(position, int(fresh.sum()), records.restore(shapes, values))
             position += int(fresh.sum())
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from nvcim_jax import checks
 from nvcim_jax.montecarlo import sketch
 from nvcim_jax.montecarlo.engine import MAPPINGS, Chunk, stream
-from nvcim_jax.montecarlo.progress import progress_bar
+from nvcim_jax.montecarlo.progress import Advance, progress_bar
 from nvcim_jax.montecarlo.resume import saved_stream
 from nvcim_jax.montecarlo.statistics import (
     Moments,
@@ -143,7 +143,7 @@ def run(
     memory_budget_mb: float = 1024.0,
     quantiles: tuple[float, ...] = QUANTILES,
     keep_values: bool = True,
-    progress: bool | None = None,
+    progress: bool | Advance | None = None,
     folder: str | Path | None = None,
     config: Any = None,
     save_every_s: float = 10.0,
@@ -172,6 +172,7 @@ def run(
         keep_values: Whether all values are kept; without them quantiles come from a sketch (relative error 2^-12)
             and memory does not grow with `num_instances`.
         progress: True shows a progress bar on stderr, None only when it is a terminal; never in the first 2 s.
+            A function is called with the number of instances done and a note.
         folder: Folder to save finished chunks in, and to go on from after a kill; the same values as without a break.
         config: Settings kept with the records; a folder made with others is refused, with the difference shown.
         save_every_s: Seconds between files of records; 0 saves every chunk.

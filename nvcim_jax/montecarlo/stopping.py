@@ -4,7 +4,8 @@ The rule stops on the interval's *width*, never on where it lies (Chow and Robbi
 quantiles): such a stop keeps the nominal coverage as the width shrinks. What it loses at finite sizes comes from
 stopping when a spread is small by luck. So looks are few and planned: each look predicts the number of instances from
 the width so far (width falls as 1 / sqrt(n)), 10 % more are run, at most four times as many, and only then is it
-looked at again. `tests/montecarlo/test_stopping.py` measures the coverage of nominal 95 % intervals over 2,000 repetitions.
+looked at again. `tests/montecarlo/test_stopping.py` measures the coverage of nominal 95 % intervals over 2,000
+repetitions.
 
 A rule that stops because a difference is *significant* would need other intervals; none here does.
 """
@@ -22,7 +23,7 @@ from nvcim_jax import checks
 from nvcim_jax.montecarlo import records
 from nvcim_jax.montecarlo.engine import stream
 from nvcim_jax.montecarlo.intervals import Interval, mean_interval, quantile_interval, yield_interval
-from nvcim_jax.montecarlo.progress import progress_bar
+from nvcim_jax.montecarlo.progress import Advance, progress_bar
 from nvcim_jax.montecarlo.resume import saved_stream
 from nvcim_jax.montecarlo.run import QUANTILES, check_run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
@@ -159,7 +160,7 @@ def run_until(
     mesh: Mesh | None = None,
     memory_budget_mb: float = 1024.0,
     quantiles: tuple[float, ...] = QUANTILES,
-    progress: bool | None = None,
+    progress: bool | Advance | None = None,
     folder: str | Path | None = None,
     config: Any = None,
     save_every_s: float = 10.0,
