@@ -58,7 +58,7 @@ def test_too_few_chips_to_be_safe_gives_nan() -> None:
 
 
 def test_a_wrong_bracket_is_named() -> None:
-    with pytest.raises(ValueError, match="`low` must give a share of good chips of at least 0.9"):
+    with pytest.raises(ValueError, match=r"`low` must give a share of good chips of at least 0\.9"):
         _tolerance(low=1.5)
     with pytest.raises(ValueError, match=r"`high` must give a share of good chips below 0.9.*Raise it"):
         _tolerance(high=0.3)
