@@ -25,7 +25,7 @@ from nvcim_jax.montecarlo.engine import stream
 from nvcim_jax.montecarlo.intervals import Interval, mean_interval, quantile_interval, yield_interval
 from nvcim_jax.montecarlo.progress import Advance, progress_bar
 from nvcim_jax.montecarlo.resume import saved_stream
-from nvcim_jax.montecarlo.run import QUANTILES, check_run
+from nvcim_jax.montecarlo.runner import QUANTILES, check_run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
 from nvcim_jax.types import PyTree
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo import records
-from nvcim_jax.montecarlo.run import QUANTILES
+from nvcim_jax.montecarlo.runner import QUANTILES
 from nvcim_jax.montecarlo.statistics import stats_of_values
 
 __all__ = ["export", "read_points", "summary"]

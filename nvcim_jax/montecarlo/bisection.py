@@ -11,7 +11,7 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval, yield_interval
 from nvcim_jax.montecarlo.progress import Advance, progress_bar
-from nvcim_jax.montecarlo.run import run
+from nvcim_jax.montecarlo.runner import run
 
 __all__ = ["Tolerance", "tolerance"]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval
 from nvcim_jax.montecarlo.progress import Advance, progress_bar
-from nvcim_jax.montecarlo.run import QUANTILES, run
+from nvcim_jax.montecarlo.runner import QUANTILES, run
 from nvcim_jax.montecarlo.statistics import Stats
 from nvcim_jax.montecarlo.stopping import Precision, run_until
 from nvcim_jax.types import PyTree

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import checks
-from nvcim_jax.montecarlo.run import QUANTILES, run
+from nvcim_jax.montecarlo.runner import QUANTILES, run
 from nvcim_jax.montecarlo.statistics import Stats, finite_instances
 from nvcim_jax.types import PyTree
 
