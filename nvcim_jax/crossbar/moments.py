@@ -1,0 +1,92 @@
+"""Mean and variance of a product over chips in closed form: what a simulation must agree with, and what needs none."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, devices
+from nvcim_jax.crossbar.config import Config, stored_slices
+from nvcim_jax.crossbar.mapping import (
+    Target,
+    output_factor,
+    signed_cells,
+    slice_weights,
+    subtract_lines,
+    zero_conductance,
+)
+
+__all__ = ["product_moments"]
+
+
+def product_moments(
+    x: Float[Array, "*batch rows"], target: Target, device: devices.Device, *, config: Config
+) -> tuple[Float[Array, "*batch cols"], Float[Array, "*batch cols"]]:
+    """Return mean and variance of a product over freshly programmed chips, with ideal converters and wires.
+
+    Cells are independent, so with c the weight of a full-scale pair, b**s the digital weight of slice s, and m and v
+    the mean and variance of one cell (`devices.program_moments`: noise, clipping at 0, stuck cells):
+
+    E y = c sum_s b**s sum_r x_r (m+ - m-),    Var y = c**2 sum_s b**(2 s) sum_r x_r**2 (v+ + v-)
+
+    For analog weights in an unclipped Gaussian pair: Var y = 2 (w_max sigma)**2 sum x**2. With an offset the reference
+    column takes the place of the minus cell; an offset subtracted digitally has no noise. Rounded weights are in the
+    target already, and so in the mean.
+
+    Args:
+        x: Inputs (rows,) or (batch, rows).
+        target: What the cells are to hold, from `encode`.
+        device: The memory cells; without read noise.
+        config: Options of the crossbar; converters are taken as ideal whatever it says of them.
+
+    Returns:
+        Mean and variance (cols,) or (batch, cols).
+
+    Raises:
+        ValueError: If the device has read noise, or the noise is on values.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device, config = devices.get("Gaussian", sigma=0.1), crossbar.Config()
+        >>> target = crossbar.encode(jnp.full((3, 1), 2.0), device, config=config)
+        >>> mean, variance = product_moments(jnp.array([1.0, 2.0, 2.0]), target, device, config=config)
+        >>> print(f"{mean[0]:.1f} {variance[0]:.2f} = {2 * (2 * 0.1) ** 2 * (1 + 4 + 4):.2f}")
+        10.0 0.72 = 0.72
+    """
+    if device.read is not None:
+        checks.fail("device", "have no read noise", f"{device.name!r} has", "Use device.replace(read=None).")
+    if config.noise == "value":
+        checks.fail("config.noise", "be 'cell'", "is 'value'", "Its variance is that of devices.value_noise.")
+    checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
+    checks.shape("x", x, (*x.shape[:-1], target.num_rows), "(..., rows of the target)")
+    rows = jnp.atleast_2d(x)
+    num_cols = target.scale.shape[0]
+    mean, variance = devices.program_moments(target.conductance, device)
+    signed = jax.vmap(lambda cells: signed_cells((*cells,), config, num_cols))(mean)
+    spread = jax.vmap(lambda cells: _both_halves(cells, config, num_cols))(variance)
+    if config.mapping == "offset_digital":
+        zeros = jnp.tile(zero_conductance(device, config), signed.shape[0] // stored_slices(config))
+        signed = signed - zeros[:, None, None]
+    bases = slice_weights(config)
+    weight = (output_factor(device, config) * target.scale)[None]
+    means = lax.dot(rows, _values(signed, bases, target), precision=lax.Precision.HIGHEST) * weight
+    squares = lax.dot(rows**2, _values(spread, bases**2, target), precision=lax.Precision.HIGHEST) * weight**2
+    shape = (*x.shape[:-1], num_cols)
+    return means.reshape(shape), squares.reshape(shape)
+
+
+def _both_halves(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> jax.Array:
+    """Return the variance of a cell less the one that it is measured against: of both together."""
+    if config.mapping == "differential":
+        return cells[0] + cells[1]
+    # subtract_lines knows which reference belongs to a column; it subtracts, so the data go in with the sign turned
+    return -subtract_lines(jnp.concatenate([-cells[0, :, :num_cols], cells[0, :, num_cols:]], axis=1), config, num_cols)
+
+
+def _values(
+    cells: Float[Array, "arrays tile_rows cols"], bases: Float[Array, " slices"], target: Target
+) -> Float[Array, "rows cols"]:
+    """Add up the slices of each value, with the rows of all tiles one after another."""
+    tiles = cells.reshape(-1, bases.shape[0], *cells.shape[1:])
+    return jnp.tensordot(bases, tiles, axes=(0, 1)).reshape(-1, cells.shape[-1])[: target.num_rows]
