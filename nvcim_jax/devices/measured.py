@@ -14,7 +14,7 @@ from nvcim_jax.devices.spec import Device, Drift, LevelTable, Read
 __all__ = ["LevelFit", "fit_table", "from_fit", "from_table"]
 
 # An array, or a list of numbers as it is typed.
-Row: TypeAlias = ArrayLike | Sequence[float]
+Row: TypeAlias = ArrayLike | Sequence[int | float]
 
 
 class LevelFit(NamedTuple):
