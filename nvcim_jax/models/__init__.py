@@ -3,12 +3,15 @@
 from nvcim_jax.models.block import KeysValues
 from nvcim_jax.models.config import Config, Rope
 from nvcim_jax.models.forward import Info, forward, head, hidden
+from nvcim_jax.models.load import LM, load, load_config
 from nvcim_jax.models.loss import IGNORE, LossInfo, loss, token_losses
 from nvcim_jax.models.params import embed, init, num_params, shapes
 from nvcim_jax.models.quantised import Quantised, dequantise
+from nvcim_jax.models.save import save
 
 __all__ = [
     "IGNORE",
+    "LM",
     "Config",
     "Info",
     "KeysValues",
@@ -21,8 +24,11 @@ __all__ = [
     "head",
     "hidden",
     "init",
+    "load",
+    "load_config",
     "loss",
     "num_params",
+    "save",
     "shapes",
     "token_losses",
 ]

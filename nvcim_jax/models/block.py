@@ -1,6 +1,7 @@
 """One block of a decoder: norms, attention, feed-forward part."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,15 @@ from jaxtyping import Array, Float
 
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import rotate
-from nvcim_jax.types import Contract
 
-__all__ = ["Context", "KeysValues", "apply_block", "attend", "normalise", "product"]
+__all__ = ["Context", "Contract", "KeysValues", "apply_block", "attend", "normalise", "product"]
 
 WEIGHT = "...i,io->...o"
 """How every product with a weight is asked for: rows are inputs, columns outputs."""
+
+
+Contract: TypeAlias = Callable[..., jax.Array]
+"""A product `contract(subscripts, x, w)`, as `nvcim_jax.types.Contract` describes it, in a form checked at run time."""
 
 
 class KeysValues(NamedTuple):

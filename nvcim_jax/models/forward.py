@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks
-from nvcim_jax.models.block import WEIGHT, Context, KeysValues, apply_block, normalise
+from nvcim_jax.models.block import WEIGHT, Context, Contract, KeysValues, apply_block, normalise
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import causal_mask, rotary_table, sliding_mask
 from nvcim_jax.models.quantised import Quantised, dequantise
-from nvcim_jax.types import Contract, PyTree
+from nvcim_jax.types import PyTree
 
 __all__ = ["Info", "forward", "head", "hidden", "run_layers"]
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks
+from nvcim_jax.models.block import Contract
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.forward import head, hidden
-from nvcim_jax.types import Contract, PyTree, Scalar
+from nvcim_jax.types import PyTree, Scalar
 
 __all__ = ["IGNORE", "LossInfo", "loss", "token_losses"]
 
@@ -114,7 +115,7 @@ def _fused_forward(y: Any, weights: dict[str, Any], labels: Any, config: Config,
 def _fused_backward(config: Config, chunk: int, kept: Any, g: Any) -> tuple[Any, Any, None]:
     d_y, d_weights = kept
     if isinstance(g, jax.custom_derivatives.SymbolicZero):
-        g = jnp.zeros(g.shape, g.dtype)
+        g = jnp.zeros(g.shape, jnp.float32)
     return *jax.tree.map(lambda d: d * g.astype(d.dtype), (d_y, d_weights)), None
 
 

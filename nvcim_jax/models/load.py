@@ -1,0 +1,353 @@
+"""Load a Hugging Face checkpoint, tensor by tensor, without torch."""
+
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvcim_jax import checks
+from nvcim_jax.models.config import Config
+from nvcim_jax.models.families import family
+from nvcim_jax.models.hf_config import config_from_hf, read_json
+from nvcim_jax.models.layout import Place, places
+from nvcim_jax.models.quantised import Quantised, unpack_awq, unpack_gptq
+from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
+from nvcim_jax.types import PyTree
+
+__all__ = ["LM", "Packing", "load", "load_config"]
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 8 << 20
+"""Most bytes of a file that are held at a time."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+IGNORED = re.compile(
+    r"(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias)|vision_tower\..*|multi_modal_projector\..*)$"
+)
+"""Buffers of old versions, and the parts of a multimodal checkpoint that are not the language model."""
+
+
+class LM(NamedTuple):
+    """Hold a language model.
+
+    Attributes:
+        params: The parameters, see `shapes`.
+        config: The static description.
+        tokenizer: transformers' tokenizer, or None where the checkpoint has none.
+    """
+
+    params: PyTree
+    config: Config
+    tokenizer: Any = None
+
+
+class Packing(NamedTuple):
+    """Describe how a checkpoint packs its weights.
+
+    Attributes:
+        method: "gptq" or "awq".
+        bits: Bits a weight.
+        group_size: Inputs that share a scale; -1: all of them.
+        version: Version of the GPTQ format.
+    """
+
+    method: str
+    bits: int
+    group_size: int
+    version: int
+
+
+def _folder(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        checks.fail("source", "be a folder or a hub id", f"is a file: {path}", f"Give its folder: {path.parent}.")
+    if not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(f"There is no folder {path}, and it is not a hub id ('name' or 'owner/name') either.")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"'{source}' is neither a folder here nor in the local Hugging Face cache, and it could not be downloaded "
+            f"({type(error).__name__}). With a network, check the id and your access; without one, give a local folder."
+        ) from error
+
+
+def _packing(raw: dict[str, Any]) -> Packing | None:
+    found = raw.get("quantization_config")
+    if not found:
+        return None
+    method = str(found.get("quant_method", "")).lower()
+    checks.choice("config.json: quantization_config.quant_method", method, ("gptq", "awq"))
+    bits = int(found.get("bits") or found.get("w_bit") or 4)
+    if method == "awq":
+        layout = str(found.get("version") or "gemm").lower()
+        checks.choice("config.json: quantization_config.version", layout, ("gemm",))
+    if bits not in ((4,) if method == "awq" else (2, 4, 8)):
+        checks.fail("config.json: quantization_config.bits", "be 4 for AWQ, and 2, 4 or 8 for GPTQ", f"is {bits}")
+    group = int(found.get("group_size") or found.get("q_group_size") or -1)
+    version = 2 if found.get("checkpoint_format") == "gptq_v2" else 1
+    return Packing(method, bits, group, version)
+
+
+def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of the language model inside a multimodal Gemma 3."""
+    return {"model_type": "gemma3_text", **raw["text_config"]} if raw.get("model_type") == "gemma3" else raw
+
+
+def load_config(source: str | Path) -> Config:
+    """Read the config of a checkpoint, without its weights.
+
+    Args:
+        source: A folder or a hub id.
+
+    Returns:
+        The config; the tokens that end a text are those of config.json and generation_config.json together.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is of no supported family.
+    """
+    folder = _folder(source)
+    raw = _text_part(read_json(folder / "config.json"))
+    extra = folder / "generation_config.json"
+    if extra.is_file():
+        more = read_json(extra).get("eos_token_id")
+        ids = [i for found in (raw.get("eos_token_id"), more) for i in (found if isinstance(found, list) else [found])]
+        raw = raw | {"eos_token_id": list(dict.fromkeys(i for i in ids if i is not None)) or None}
+    return config_from_hf(raw)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an empty array that JAX can take over on a CPU without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    store = np.empty(size + 64, np.uint8)
+    start = -store.ctypes.data % 64
+    return store[start : start + size].view(dtype).reshape(shape)
+
+
+def _take_over(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array, may_alias=True)
+
+
+def _fill(into: np.ndarray, tensor: Tensor, place: Place) -> None:
+    """Copy a tensor's share into its parameter, a few rows at a time."""
+    if into.ndim == 1:
+        for start, stop, at in place.pieces:
+            into[at : at + stop - start] = read_rows(tensor, start, stop)
+        return
+    rows = max(1, CHUNK_BYTES // (tensor.shape[1] * tensor.dtype.itemsize))
+    if place.turned:
+        for start, stop, at in place.pieces:
+            for low in range(start, stop, rows):
+                high = min(low + rows, stop)
+                into[:, at + low - start : at + high - start] = read_rows(tensor, low, high).T
+        return
+    for low in range(0, tensor.shape[0], rows):
+        block = read_rows(tensor, low, min(low + rows, tensor.shape[0]))
+        for start, stop, at in place.pieces:
+            into[low : low + len(block), at : at + stop - start] = block[:, start:stop]
+
+
+def _names(place: Place, num_layers: int) -> list[str]:
+    return [place.tensor.format(i=i) for i in range(num_layers)] if place.layered else [place.tensor]
+
+
+def _plain(place: Place, tensors: list[Tensor], dtype: np.dtype) -> jax.Array:
+    shape = (len(tensors), *place.shape) if place.layered else place.shape
+    whole = _aligned(shape, dtype)
+    for i, tensor in enumerate(tensors):
+        _fill(whole[i] if place.layered else whole, tensor, place)
+    return _take_over(whole)
+
+
+def _columns(array: np.ndarray, place: Place) -> np.ndarray:
+    return np.concatenate([array[:, start:stop] for start, stop, _ in place.pieces], axis=1)
+
+
+def _groups(found: dict[str, Tensor], stem: str, inputs: int, packing: Packing) -> np.ndarray:
+    if f"{stem}.g_idx" in found:
+        return read_rows(found[f"{stem}.g_idx"]).astype(np.int32)
+    size = inputs if packing.group_size <= 0 else packing.group_size
+    return np.arange(inputs, dtype=np.int32) // np.int32(size)
+
+
+def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Packing) -> Quantised:
+    """Return the stacked codes, scales and groups of one weight."""
+    first = found[f"{place.stem.format(i=0)}.scales"]
+    inputs, outputs = place.shape
+    codes = _aligned((num_layers, inputs, outputs), np.dtype(np.int8))
+    scales = _aligned((num_layers, first.shape[0], outputs), first.dtype)
+    groups = _aligned((num_layers, inputs), np.dtype(np.int32))
+    for i in range(num_layers):
+        stem = place.stem.format(i=i)
+        weight, zeros = (read_rows(found[f"{stem}.{part}"]) for part in ("qweight", "qzeros"))
+        groups[i] = _groups(found, stem, inputs, packing)
+        if packing.method == "awq":
+            made = unpack_awq(weight, zeros, groups[i], name=stem)
+        else:
+            made = unpack_gptq(weight, zeros, groups[i], bits=packing.bits, version=packing.version, name=stem)
+        checks.shape(f"{stem}.qweight", made, (inputs, place.outputs), "unpacked (inputs, outputs)")
+        codes[i] = _columns(made, place)
+        scales[i] = _columns(read_rows(found[f"{stem}.scales"]), place)
+    return Quantised(_take_over(codes), _take_over(scales), _take_over(groups))
+
+
+def _renamed(found: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Give every tensor the name it has in a full causal model: some files leave out or add a prefix."""
+    base = family(config.family).stems["embedding"].split(".")[0] + "."
+    head = family(config.family).stems["head"] + "."
+    named = {}
+    for name, tensor in found.items():
+        for long, short in (("language_model.model.", base), ("model.language_model.", base), ("language_model.", "")):
+            if name.startswith(long):
+                name = short + name.removeprefix(long)
+                break
+        # transformers 5 calls every head "lm_head"; the published files of GPT-NeoX do not.
+        named[head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else name] = tensor
+    if any(name.startswith(base) for name in named):
+        return named
+    return {name if name.startswith(head) else base + name: tensor for name, tensor in named.items()}
+
+
+def _is_packed(place: Place, found: dict[str, Tensor]) -> bool:
+    return len(place.shape) == 2 and place.layered and f"{place.stem.format(i=0)}.qweight" in found
+
+
+def _check(found: dict[str, Tensor], wanted: dict[str, Place], config: Config) -> None:
+    """Name the first tensors that are missing, misshaped or left over."""
+    used, missing = set(), []
+    for place in wanted.values():
+        names = _names(place, config.num_layers)
+        if _is_packed(place, found):
+            stems = [name.rsplit(".", 1)[0] for name in names]
+            names = [f"{stem}.{part}" for stem in stems for part in ("qweight", "qzeros", "scales")]
+            used |= {f"{stem}.g_idx" for stem in stems}
+        else:
+            for name in names:
+                if name in found:
+                    checks.shape(
+                        name,
+                        np.broadcast_to(0, found[name].shape),
+                        place.tensor_shape,
+                        fix="It contradicts config.json.",
+                    )
+        used |= set(names)
+        missing += [name for name in names if name not in found]
+    if missing:
+        checks.fail("source", f"hold {len(used)} tensors", f"lacks {len(missing)}: {', '.join(missing[:5])}")
+    head = family(config.family).stems["head"] + ".weight"
+    extra = [n for n in found if n not in used and not IGNORED.search(n) and not (config.tied and n == head)]
+    if packed := [n for n in extra if n.endswith(".bias") and f"{n[:-5]}.qweight" in found]:
+        extra = [n for n in extra if n not in packed]
+    if extra:
+        checks.fail(
+            "source",
+            f"hold only tensors of a {config.family} model as config.json describes it",
+            f"also has {', '.join(sorted(extra)[:5])}",
+        )
+
+
+def _bytes(place: Place, found: dict[str, Tensor], num_layers: int, dtype: np.dtype) -> int:
+    count = math.prod(place.shape) * (num_layers if place.layered else 1)
+    if not _is_packed(place, found):
+        return count * dtype.itemsize
+    scales = found[f"{place.stem.format(i=0)}.scales"]
+    return count + num_layers * (scales.shape[0] * place.shape[1] * scales.dtype.itemsize + 4 * place.shape[0])
+
+
+def _announce(
+    folder: Path,
+    wanted: dict[str, Place],
+    found: dict[str, Tensor],
+    config: Config,
+    dtype: np.dtype,
+    report: Callable[[str], None],
+) -> None:
+    sizes = [_bytes(place, found, config.num_layers, dtype) for place in wanted.values()]
+    # Codes are unpacked one matrix at a time, through int16; everything else goes in chunks.
+    spare = [4 * math.prod(p.shape) if _is_packed(p, found) else 2 * CHUNK_BYTES for p in wanted.values()]
+    total = sum(sizes) / 2**20
+    report(
+        f"Loading {config.family} with {config.num_layers} layers from {folder.name}: {total:.0f} MiB of "
+        f"parameters in {dtype.name}, at most about {total + max(spare) / 2**20:.0f} MiB while loading."
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        return None
+    import transformers
+
+    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    tokenizer: bool = True,
+    report: Callable[[str], None] = logger.info,
+) -> LM:
+    """Load a decoder language model from a Hugging Face checkpoint.
+
+    Reads config.json, the safetensors files and the tokenizer; torch is not needed. Tensors are read a few rows
+    at a time straight into their place, so the peak is the parameters and little more. GPTQ and AWQ weights stay int8.
+
+    Args:
+        source: A folder, or the id of a model on the Hugging Face hub (from its cache, or the network).
+        dtype: dtype of the parameters; codes of quantised weights are int8 whatever it is.
+        tokenizer: Whether to load the tokenizer as well.
+        report: Is told, before anything is read, how much memory it takes; the logger by default.
+
+    Returns:
+        Parameters, config and tokenizer.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or one of its files is not there.
+        ValueError: If the model is not supported, or a tensor is missing, left over, misshaped or cut short.
+
+    Example:
+        >>> import tempfile
+        >>> from nvcim_jax import models
+        >>> config = models.Config(vocab_size=512, width=64, num_layers=2, num_heads=4, mlp_width=128)
+        >>> lm = models.LM(models.init(jax.random.key(0), config=config), config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     models.save(folder, lm)
+        ...     again = models.load(folder)
+        >>> bool((again.params["layers"]["q"] == lm.params["layers"]["q"]).all())
+        True
+    """
+    folder, target = _folder(source), np.dtype(dtype)
+    raw, config = read_json(folder / "config.json"), load_config(folder)
+    packing = _packing(raw)
+    found, wanted = _renamed(find_tensors(folder), config), places(config)
+    _check(found, wanted, config)
+    _announce(folder, wanted, found, config, target, report)
+    params: dict[str, Any] = {"layers": {}}
+    for path, place in wanted.items():
+        if _is_packed(place, found):
+            if packing is None:
+                checks.fail("config.json", "have a quantization_config for packed weights", "has none")
+            made: Any = _packed(place, found, config.num_layers, packing)
+        else:
+            made = _plain(place, [found[name] for name in _names(place, config.num_layers)], target)
+        branch = params["layers"] if place.layered else params
+        branch[path.removeprefix("layers.")] = made
+    return LM(params, config, _tokenizer(folder) if tokenizer else None)
