@@ -88,7 +88,7 @@ def sweep(
     num_instances: int,
     *,
     traced: Sequence[str] = (),
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Callable[[Settings], tuple[Any, ...]] = (),
     shard: tuple[int, int] = (1, 1),
     precision: Precision | None = None,
     quantiles: tuple[float, ...] = QUANTILES,
@@ -110,7 +110,7 @@ def sweep(
         axes: Name to list of values; the last axis changes fastest.
         num_instances: Instances of each point; the most of them, where `precision` is given.
         traced: Names of the axes that are numbers.
-        args: Arrays passed on to the metric.
+        args: Arrays passed on to the metric, or a function that makes them from a point's settings.
         shard: (k, n): run the k-th of n ranges of instance ids.
         precision: Stop each point when this is known; not with shards.
         quantiles: Levels in [0, 1].
@@ -149,7 +149,8 @@ def sweep(
             numbers = {n: jnp.float32(settings[n]) for n in axes if n in traced}
             here = None if folder is None else Path(folder) / "points" / point_name(settings)
             about = {"settings": settings, "common": config}
-            call = {"args": (numbers, *args), "folder": here, "config": about, "progress": advance, **common}
+            arrays = args(settings) if callable(args) else args
+            call = {"args": (numbers, *arrays), "folder": here, "config": about, "progress": advance, **common}
             if precision is None:
                 stats = run(metrics[name], key, len(ids), first_instance=ids.start, **call)
                 done.append(Point(settings, stats, None))

@@ -1,0 +1,55 @@
+"""The command line: `nvcim COMMAND`, one module a command, imported only when it is called."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "study": "the main job: a Monte Carlo study with its table and figure",
+    "sweep": "run a grid of settings over device instances, resumable and in shards",
+    "merge": "join the shards of a sweep; find gaps, duplicates and conflicts",
+    "tolerance": "find how much of a non-ideality the task stands for 99 % of chips",
+    "sensitivity": "find which device property limits the task",
+    "plot": "draw the figures of a sweep from its saved records",
+}
+_USAGE = "usage: nvcim [--traceback] COMMAND [OPTIONS]    (nvcim COMMAND --help for the options of one)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 found wrong, 2 bad input, 130 interrupted.
+
+    Args:
+        argv: Words after `nvcim`; those of the process when None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    traceback = words[:1] == ["--traceback"]
+    words = words[1:] if traceback else words
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from nvcim_jax import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = words
+    if name not in _commands():
+        from nvcim_jax import checks
+
+        print(f"nvcim: no command {name!r}. {checks.suggestion(name, _commands())}", file=sys.stderr)
+        return 2
+    from nvcim_jax.cli.entry import call
+
+    return call(name, rest, traceback=traceback)
+
+
+def _commands() -> list[str]:
+    return [name for name in COMMANDS if importlib.util.find_spec(f"nvcim_jax.cli.{name}")]
+
+
+def _help() -> str:
+    lines = [f"  {name:12s} {COMMANDS[name]}" for name in _commands()]
+    return "\n".join([_USAGE, "", "Commands:", *lines, "", "Other options: --help, --version"])

@@ -1,0 +1,52 @@
+"""`nvcim merge`: join the shards of a sweep."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nvcim_jax import checks, montecarlo
+from nvcim_jax.cli.sweep import finish
+
+__all__ = ["Options", "main"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Join the shards of a sweep into one; tell gaps and duplicates, refuse conflicting values.
+
+    The exit code is 1 when chips are missing.
+    """
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder of the sweep; the result goes here."""
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders to join (default: OUT/shard-*)."""
+    num_instances: int | None = None
+    """Chips expected at each point (default: what the shards were asked for)."""
+    rtol: float = 1e-5
+    """Relative difference up to which two values of one chip are the same."""
+    plots: bool = True
+    """Whether to draw the figures."""
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code."""
+    sources = options.sources or tuple(sorted(options.out.glob("shard-*")))
+    if not sources:
+        checks.fail("sources", "name one folder at least", f"{options.out} holds no shard-*")
+    abouts = [json.loads((s / "sweep.json").read_text()) for s in sources if (s / "sweep.json").is_file()]
+    expected = options.num_instances or max((about["num_instances"] for about in abouts), default=None)
+    found = montecarlo.merge_points(sources, options.out, num_instances=expected, rtol=options.rtol)
+    for name, merged in found.items():
+        gaps = ", ".join(f"{gap.start}-{gap.stop - 1}" for gap in merged.gaps)
+        if gaps:
+            print(f"nvcim merge: {name}: chips {gaps} are missing", file=sys.stderr)
+        if merged.num_duplicates:
+            print(f"{name}: {merged.num_duplicates} chips were there twice, with equal values")
+    commands = " && ".join(about["command"] for about in abouts)
+    finish(options.out, f"{commands} && nvcim merge {options.out}", options.plots)
+    return 1 if any(merged.gaps for merged in found.values()) else 0

@@ -1,0 +1,54 @@
+"""`nvcim plot`: the figures of a sweep, from its saved records only."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nvcim_jax import checks
+
+__all__ = ["Options", "draw", "main"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw the figures of a sweep from its saved records."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of the sweep."""
+    metric: str = "error"
+    """Value to draw."""
+    x: str | None = None
+    """Axis along which bands and yields are drawn (default: the first that is a number)."""
+    bound: float | None = None
+    """Largest metric of a good chip, for the yield (default: the median over all chips)."""
+
+
+def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: float | None = None) -> list[Path]:
+    """Draw every figure that the records allow, and return the paths."""
+    from nvcim_jax.plots import chips
+
+    table = chips.load(records)
+    paths = [
+        chips.ecdf(table, metric, out / f"{metric}_ecdf.png"),
+        chips.violin(table, metric, out / f"{metric}_violin.png"),
+    ]
+    numeric = chips.number_axes(table)
+    if x is not None:
+        checks.choice("--x", x, numeric)
+    if numeric:
+        along = x or numeric[0]
+        paths.append(chips.band(table, metric, along, out / f"{metric}_against_{along}.png"))
+        paths.append(chips.yield_curve(table, metric, along, out / f"{metric}_yield_{along}.png", bound=bound))
+    return paths
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code."""
+    records = options.folder / "records.parquet"
+    if not records.is_file():
+        checks.fail("folder", "hold records.parquet", f"does not: {options.folder}", "Run `nvcim sweep` first.")
+    for path in draw(records, options.folder, options.metric, options.x, options.bound):
+        print(f"figure: {path}")
+    return 0

@@ -1,0 +1,142 @@
+"""`nvcim sweep`: a grid of settings over device instances."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from nvcim_jax import checks, montecarlo
+from nvcim_jax.cli import product
+from nvcim_jax.cli.spec import Grid, read_grid
+from nvcim_jax.cli.tables import print_table
+
+__all__ = ["Options", "main", "run_grid"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Run a grid of settings over device instances: the output error of one crossbar product.
+
+    The same command goes on after an interruption. Numbers (sigma, d2d_sigma, stuck_on, stuck_off, on_off_ratio,
+    drift_time_s) share one compiled program; every other axis is compiled once a value.
+    """
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """TOML file with [axes], [fixed], num_instances, seed."""
+    axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An axis, name=value,value,...; may be repeated."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting common to all points, name=value; may be repeated."""
+    num_instances: int | None = None
+    """Chips at each point (default: the file's, or 1000); the most of them with --half-width."""
+    seed: int | None = None
+    """Seed of the chips (default: the file's, or 0)."""
+    out: Path = Path("runs/sweep")
+    """Folder of the records."""
+    shard: str | None = None
+    """k/n: run the k-th of n ranges of chips, into OUT/shard-k-of-n."""
+    submit: str | None = None
+    """Submit the shards of --shards by submitit instead: slurm, or local (processes of this machine)."""
+    shards: int = 1
+    """Number of jobs for --submit."""
+    slurm_partition: str | None = None
+    """Partition of the jobs."""
+    timeout_min: int = 60
+    """Minutes that a job may take."""
+    half_width: float | None = None
+    """Stop each point when half the interval of its mean error is at most this (95 % confidence)."""
+    chunk: int | None = None
+    """Chips that a device computes in one call (default: chosen)."""
+    memory_budget_mb: float = 1024.0
+    """MiB that one call may take on a device."""
+    plots: bool = True
+    """Whether to draw the figures."""
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code."""
+    made = read_grid(options.file, options.axis, options.set, options.num_instances, options.seed)
+    if not made.axes and not made.fixed:
+        checks.fail("--axis", "be given", "there is neither an axis nor a file", "For example --axis sigma=0.05,0.1.")
+    command = "nvcim sweep " + shlex.join(sys.argv[2:])
+    if options.submit is not None:
+        from nvcim_jax.cli.jobs import submit
+
+        return submit(made, options)
+    shard = _shard(options.shard)
+    out = options.out if shard == (1, 1) else options.out / f"shard-{shard[0]:04d}-of-{shard[1]:04d}"
+    run_grid(
+        made,
+        out,
+        command=command,
+        shard=shard,
+        half_width=options.half_width,
+        options={"chunk": options.chunk, "memory_budget_mb": options.memory_budget_mb},
+    )
+    if shard == (1, 1):
+        finish(options.out, command, options.plots)
+    return 0
+
+
+def _shard(word: str | None) -> tuple[int, int]:
+    if word is None:
+        return 1, 1
+    parts = word.split("/")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        checks.fail("--shard", "be k/n", f"is {word!r}", "For example --shard 3/16.")
+    return int(parts[0]), int(parts[1])
+
+
+def run_grid(
+    made: Grid,
+    out: Path,
+    *,
+    command: str,
+    shard: tuple[int, int] = (1, 1),
+    half_width: float | None = None,
+    options: dict[str, Any] | None = None,
+) -> montecarlo.Sweep:
+    """Run a grid, or a shard of it, into a folder; a message on stderr says what was compiled."""
+    axes, fixed = {name: list(values) for name, values in made.axes}, dict(made.fixed)
+    precision = None if half_width is None else montecarlo.Precision(half_width=half_width, of="error")
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"command": command, "shard": shard, **dataclasses.asdict(made)}
+    (out / "sweep.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    numbers_fixed = {name: value for name, value in fixed.items() if name in product.NUMBERS}
+
+    def build(settings: dict[str, Any]) -> Any:
+        return product.build({**fixed, **settings})
+
+    found = montecarlo.sweep(
+        build,
+        jax.random.key(made.seed),
+        axes,
+        made.num_instances,
+        traced=tuple(name for name in axes if name in product.NUMBERS),
+        args=lambda settings: product.operands({**fixed, **settings}, made.seed),
+        shard=shard,
+        precision=precision,
+        folder=out,
+        config={"metric": "relative error of one product", "fixed": {**fixed, **numbers_fixed}},
+        **(options or {}),
+    )
+    points, programs = len(found.points), found.num_compiles
+    print(f"{points} points by {programs} compiled programs, records in {out}", file=sys.stderr)
+    return found
+
+
+def finish(out: Path, command: str, plots: bool) -> None:
+    """Write the tables of a sweep, print the summary, and draw the figures."""
+    records, summary = montecarlo.export(out, command=command)
+    print_table(montecarlo.summary(montecarlo.read_points(out)))
+    print(f"every chip: {records}\nsummary: {summary}")
+    if plots:
+        from nvcim_jax.cli.plot import draw
+
+        for path in draw(records, out, metric="error"):
+            print(f"figure: {path}")

@@ -1,0 +1,71 @@
+"""`nvcim tolerance`: how much of a non-ideality the product stands."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from nvcim_jax import checks, montecarlo
+from nvcim_jax.cli import product
+from nvcim_jax.cli.spec import read_grid
+from nvcim_jax.cli.tables import print_table
+
+__all__ = ["Options", "main"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Find the largest value of a device property at which enough chips are good, by bisection over common chips.
+
+    A chip is good when the relative error of its product is at most --max-error.
+    """
+
+    max_error: float
+    """Largest relative error of a good chip."""
+    of: str = "sigma"
+    """The property: sigma, d2d_sigma, stuck_on, stuck_off, on_off_ratio or drift_time_s."""
+    share: float = 0.99
+    """Share of chips that must be good."""
+    low: float = 0.0
+    """Least value; must be good enough."""
+    high: float = 0.5
+    """Greatest value to try."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting, name=value, such as device=FeFET6 or adc_bits=8; may be repeated."""
+    num_instances: int = 1000
+    """Chips, the same at every value."""
+    seed: int = 0
+    """Seed of the chips."""
+    resolution: float = 1e-3
+    """Width of the final bracket as a fraction of high - low."""
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code."""
+    checks.choice("--of", options.of, product.NUMBERS)
+    words = [*options.set, f"{options.of}={options.low}"]
+    settings = read_grid(None, (), words, options.num_instances, options.seed).settings()[0]
+    product.check({**settings, options.of: options.high})
+    metric = product.build({name: value for name, value in settings.items() if name != options.of})
+
+    def error(key: jax.Array, value: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
+        return metric(key, {options.of: jnp.asarray(value)}, weights, x)["error"]
+
+    found = montecarlo.tolerance(
+        error,
+        jax.random.key(options.seed),
+        options.num_instances,
+        bound=options.max_error,
+        low=options.low,
+        high=options.high,
+        share=options.share,
+        args=product.operands(settings, options.seed),
+        resolution=options.resolution,
+    )
+    print_table([{options.of: x, "share of good chips": share} for x, share in found.curve])
+    safe = "more chips are needed to be sure of any" if math.isnan(found.low) else f"sure up to {found.low:.4g}"
+    above = "" if math.isinf(found.high) else f", not good enough beyond {found.high:.4g}"
+    print(f"{options.of} <= {found.value:.4g} for {100 * options.share:g} % of chips ({safe}{above}; 95 % confidence)")
+    return 0

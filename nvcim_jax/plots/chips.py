@@ -1,0 +1,196 @@
+"""Figures of many chips, from saved records only: distributions, bands against a number, yields.
+
+Every figure carries in its metadata where its numbers come from: the file of records, its SHA-256, and the command
+that made it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nvcim_jax import checks
+
+__all__ = ["Records", "band", "ecdf", "load", "number_axes", "violin", "yield_curve"]
+
+_MOST_GROUPS = 24
+
+
+class Records(NamedTuple):
+    """One row an instance.
+
+    Attributes:
+        columns: Settings and values by name.
+        axes: Names of the settings.
+        source: Path, SHA-256 and command, for the figure's metadata.
+    """
+
+    columns: dict[str, np.ndarray]
+    axes: tuple[str, ...]
+    source: dict[str, str]
+
+
+def load(path: str | Path) -> Records:
+    """Read the records of a sweep, a Parquet file with the names of its axes in the metadata.
+
+    Raises:
+        ValueError: If the file is not one.
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if not path.is_file():
+        checks.fail("path", "be a file of records", f"there is none: {path}")
+    table = pq.read_table(path)
+    about = table.schema.metadata or {}
+    if b"axes" not in about:
+        checks.fail("path", "hold the records of a sweep", f"has no axes: {path}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = {"records": str(path), "sha256": digest, "command": about.get(b"command", b"").decode()}
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    return Records(columns, tuple(json.loads(about[b"axes"])), source)
+
+
+def number_axes(records: Records) -> list[str]:
+    """Return the axes whose values are all numbers and not all the same."""
+    axes = [name for name in records.axes if records.columns[name].dtype.kind in "if"]
+    return [name for name in axes if len(np.unique(records.columns[name])) > 1]
+
+
+def _values(records: Records, metric: str) -> np.ndarray:
+    known = [name for name in records.columns if name not in records.axes and name != "instance"]
+    checks.choice("metric", metric, known)
+    return np.asarray(records.columns[metric], np.float64)
+
+
+def _groups(records: Records, without: str | None = None) -> list[tuple[str, np.ndarray]]:
+    """Return label and rows of each combination of settings, in the order of the axes' values."""
+    axes = [name for name in records.axes if name != without and len(set(records.columns[name].tolist())) > 1]
+    keys = list(zip(*[records.columns[name].tolist() for name in axes], strict=True)) if axes else []
+    if not keys:
+        return [("all chips", np.ones(len(records.columns["instance"]), bool))]
+    unique = sorted(set(keys), key=lambda k: [(isinstance(v, str), "" if v is None else v) for v in k])
+    if len(unique) > _MOST_GROUPS:
+        checks.fail("records", f"have at most {_MOST_GROUPS} curves", f"have {len(unique)}", "Sweep fewer settings.")
+    index = np.array([unique.index(key) for key in keys])
+    labels = [", ".join(f"{name} {value}" for name, value in zip(axes, key, strict=True)) for key in unique]
+    return [(label, index == i) for i, label in enumerate(labels)]
+
+
+def _figure(width: float = 6.4) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, records: Records, path: Path, curves: int) -> Path:
+    if curves > 1:
+        axes.legend(fontsize=7, ncols=1 + curves // 13)
+    source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
+    figure.savefig(path, dpi=150, metadata={"Source": source})
+    return path
+
+
+def ecdf(records: Records, metric: str, path: str | Path) -> Path:
+    """Draw the share of chips below each value, one curve a combination of settings; a failed chip never is.
+
+    Args:
+        records: From `load`.
+        metric: Name of the value.
+        path: PNG file to write.
+
+    Returns:
+        The path.
+    """
+    values = _values(records, metric)
+    figure, axes = _figure()
+    groups = _groups(records)
+    for label, rows in groups:
+        inside = np.sort(values[rows & np.isfinite(values)])
+        axes.step(inside, np.arange(1, len(inside) + 1) / rows.sum(), where="post", label=label, lw=1.2)
+    axes.set(xlabel=metric, ylabel="share of chips", ylim=(0, 1))
+    return _save(figure, axes, records, Path(path), len(groups))
+
+
+def violin(records: Records, metric: str, path: str | Path) -> Path:
+    """Draw the distribution over chips, one violin a combination of settings, with median, 1 % and 99 %.
+
+    Args:
+        records: From `load`.
+        metric: Name of the value.
+        path: PNG file to write.
+
+    Returns:
+        The path.
+    """
+    values = _values(records, metric)
+    groups = [(label, values[rows & np.isfinite(values)]) for label, rows in _groups(records)]
+    groups = [(label, inside) for label, inside in groups if len(inside) > 1]
+    figure, axes = _figure(max(6.4, 0.5 * len(groups)))
+    for i, (_, inside) in enumerate(groups):
+        if np.ptp(inside) > 0:
+            axes.violinplot(inside, positions=[i], showextrema=False, widths=0.8)
+        low, middle, high = np.quantile(inside, (0.01, 0.5, 0.99))
+        axes.plot([i, i], [low, high], color="black", lw=0.8)
+        axes.plot([i], [middle], marker="o", color="black", ms=3)
+    axes.set_xticks(range(len(groups)), [label for label, _ in groups], rotation=30, ha="right", fontsize=7)
+    axes.set(ylabel=metric)
+    return _save(figure, axes, records, Path(path), 1)
+
+
+def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
+    """Draw the mean against a number with the band from the 5 % to the 95 % quantile over chips.
+
+    Args:
+        records: From `load`.
+        metric: Name of the value.
+        x: Name of an axis that is a number.
+        path: PNG file to write.
+
+    Returns:
+        The path.
+    """
+    values = _values(records, metric)
+    checks.choice("x", x, number_axes(records))
+    figure, axes = _figure()
+    groups = _groups(records, without=x)
+    for label, rows in groups:
+        at = np.unique(records.columns[x][rows])
+        chosen = [values[rows & (records.columns[x] == v) & np.isfinite(values)] for v in at]
+        low, high = (np.array([np.quantile(c, q) if len(c) else np.nan for c in chosen]) for q in (0.05, 0.95))
+        (line,) = axes.plot(at, [c.mean() if len(c) else np.nan for c in chosen], marker="o", ms=3, label=label)
+        axes.fill_between(at, low, high, alpha=0.2, color=line.get_color(), lw=0)
+    axes.set(xlabel=x, ylabel=f"{metric}: mean, 5 % to 95 % of chips")
+    return _save(figure, axes, records, Path(path), len(groups))
+
+
+def yield_curve(records: Records, metric: str, x: str, path: str | Path, *, bound: float | None = None) -> Path:
+    """Draw the share of chips with metric <= bound against a number; a failed chip counts as over the bound.
+
+    Args:
+        records: From `load`.
+        metric: Name of the value.
+        x: Name of an axis that is a number.
+        path: PNG file to write.
+        bound: Largest metric of a good chip; the median over all chips when None.
+
+    Returns:
+        The path.
+    """
+    values = _values(records, metric)
+    checks.choice("x", x, number_axes(records))
+    limit = float(np.nanmedian(values)) if bound is None else bound
+    figure, axes = _figure()
+    groups = _groups(records, without=x)
+    for label, rows in groups:
+        at = np.unique(records.columns[x][rows])
+        share = [np.mean(values[rows & (records.columns[x] == v)] <= limit) for v in at]
+        axes.plot(at, share, marker="o", ms=3, label=label)
+    axes.set(xlabel=x, ylabel=f"share of chips with {metric} <= {limit:.3g}", ylim=(-0.02, 1.02))
+    return _save(figure, axes, records, Path(path), len(groups))
