@@ -98,7 +98,7 @@ def _check(x: jax.Array, config: Config, start: int, stop: int | None, exits: Se
     return stop
 
 
-def _prefix(prefix: KeysValues | None, config: Config) -> KeysValues | None:
+def check_prefix(prefix: KeysValues | None, config: Config) -> KeysValues | None:
     """Return the prefix with a batch axis, checked."""
     if prefix is None:
         return None
@@ -200,7 +200,7 @@ def hidden(
         mask = None if mask is None else mask[None]
         positions = None if positions is None else positions[None]
     batch, tokens = x.shape[:2]
-    prefix = _prefix(prefix, config)
+    prefix = check_prefix(prefix, config)
     past = 0 if prefix is None else prefix.keys.shape[3]
     if mask is not None:
         checks.rank("mask", mask, (2, 3), "(batch, tokens) or (batch, queries, keys)")

@@ -68,8 +68,8 @@ def rotary_table(
 
 def rotate(
     x: Float[Array, "batch tokens heads channels"],
-    cos: Float[Array, "batch tokens pairs"],
-    sin: Float[Array, "batch tokens pairs"],
+    cos: Float[Array, "#batch tokens pairs"],
+    sin: Float[Array, "#batch tokens pairs"],
 ) -> Float[Array, "batch tokens heads channels"]:
     """Turn the first channels of every head by its position: pairs (j, j + half), the rest passes.
 
