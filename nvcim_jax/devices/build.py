@@ -12,11 +12,13 @@ from nvcim_jax.ops import RNGS
 
 __all__ = ["build"]
 
+_INFINITE = float("inf")
+# name: least value, greatest value, whether the least is excluded
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "sigma": (0.0, 1e6, False),
-    "g_max_us": (0.0, 1e9, True),
-    "on_off_ratio": (1.0, float("inf"), True),
-    "d2d_sigma": (0.0, 1e6, False),
+    "sigma": (0.0, _INFINITE, False),
+    "g_max_us": (0.0, _INFINITE, True),
+    "on_off_ratio": (1.0, _INFINITE, True),
+    "d2d_sigma": (0.0, _INFINITE, False),
     "stuck_on": (0.0, 1.0, False),
     "stuck_off": (0.0, 1.0, False),
 }
@@ -29,6 +31,8 @@ def _strong(name: str, value: ArrayLike | None) -> jax.Array | None:
     low, high, low_open = _RANGES[name]
     checks.shape(name, value, (), fix="Use jax.vmap over devices for several values.")
     checks.number(name, value, low=low, high=high, low_open=low_open)
+    if name != "on_off_ratio":
+        checks.finite(name, value)
     return jnp.asarray(value, jnp.float32)
 
 

@@ -300,7 +300,7 @@ def from_fit(
     Raises:
         ValueError: If a target lies above `g_max_us`.
     """
-    checks.number("g_max_us", g_max_us, low=0.0, high=1e9, low_open=True)
+    checks.number("g_max_us", g_max_us, low=0.0, low_open=True)
     lowest = 0.0 if fit.target_us is None else float(fit.target_us[0])
     default = g_max_us / lowest if lowest > 0 else float("inf")
     ratio = default if on_off_ratio is None else on_off_ratio

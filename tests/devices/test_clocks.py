@@ -245,7 +245,7 @@ def test_bad_input_to_the_clocks_is_named(key) -> None:
     cells = devices.program(next(keys), jnp.full((2, 3), G), plain)
     with pytest.raises(ValueError, match="`g` must be finite, but has 1 NaN or infinite values of 3"):
         devices.program(next(keys), jnp.asarray([0.1, jnp.nan, 0.2]), plain)
-    with pytest.raises(ValueError, match=r"`g` must lie in \[.*1.*\], but is 25\. Divide conductances by g_max"):
+    with pytest.raises(ValueError, match=r"`g` must lie in \[0, 1\], but is 25\. Divide by g_max"):
         devices.program(next(keys), jnp.asarray([25.0]), plain)
     with pytest.raises(ValueError, match=r"`g` must have shape of the cells = \(2, 3\), but has shape \(3, 2\)"):
         devices.reprogram(next(keys), cells, jnp.full((3, 2), G), plain)
@@ -257,7 +257,7 @@ def test_bad_input_to_the_clocks_is_named(key) -> None:
     with pytest.raises(ValueError, match="`cells` must be programmed with a device that drifts"):
         devices.drift(cells, 60.0, pcm)
     drifting = devices.program(next(keys), jnp.full((2, 3), G), pcm)
-    with pytest.raises(ValueError, match=r"`t_s` must lie in \[0, .*\] s, but is -1 s"):
+    with pytest.raises(ValueError, match=r"`t_s` must lie in \[0, inf\] s, but is -1 s"):
         devices.drift(drifting, -1.0, pcm)
 
 

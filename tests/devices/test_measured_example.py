@@ -1,23 +1,23 @@
 """The worked example runs in its tiny form, and what it fits holds the truth."""
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = Path(__file__).parents[2] / "experiments" / "measured_device" / "run.py"
-    spec = importlib.util.spec_from_file_location("measured_device_run", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example() -> Iterator[ModuleType]:
+    """Return the module as `python -m` in the root of the repository would find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield importlib.import_module("experiments.measured_device.run")
 
 
 def test_the_tiny_example_fits_its_truth_and_writes_its_files(example, tmp_path: Path, capsys) -> None:
@@ -30,9 +30,13 @@ def test_the_tiny_example_fits_its_truth_and_writes_its_files(example, tmp_path:
         assert np.all(np.abs(fitted - truth) < 5 * error)
     assert abs(record["d2d_us"] - record["true_d2d_us"]) < 5 * record["d2d_error_us"]
     assert np.abs(record["device_mean_score"]).max() < 5
-    assert (tmp_path / "tiny.png").stat().st_size > 10_000
+    drawn = (tmp_path / "tiny.png").read_bytes()
+    assert len(drawn) > 10_000
+    plot = importlib.import_module("experiments.measured_device.plot")
+    plot.main([str(tmp_path / "tiny.json")])
+    assert (tmp_path / "tiny.png").read_bytes() == drawn
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 12
+    assert printed.count("\n") == 13
     assert "device-to-device sigma: true 0.600" in printed
 
 
