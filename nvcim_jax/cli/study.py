@@ -1,5 +1,6 @@
 """`nvcim study`: how far one matrix product is off on noisy chips, over many of them."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -313,8 +314,13 @@ def _write(found: Summary, options: Options) -> list[Path]:
 def _write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under another name first, so that whoever looks finds all of it or nothing."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _records(chips: dict[str, Any]) -> list[dict[str, Any]]:
