@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.config import Config, geometry, replace
@@ -53,13 +54,13 @@ class Chip:
 
 def program(
     key: Key,
-    weights: Float[Array, "rows cols"],
+    weights: Num[ArrayLike, "..."],
     device: devices.Device,
     *,
     config: Config,
-    dac_max: float | Float[Array, ""] | None = None,
-    adc_max: float | Float[Array, "..."] | None = None,
-    adc_min: float | Float[Array, "..."] | None = None,
+    dac_max: Num[ArrayLike, "..."] | None = None,
+    adc_max: Num[ArrayLike, "..."] | None = None,
+    adc_min: Num[ArrayLike, "..."] | None = None,
     wires: Wires | None = None,
 ) -> Chip:
     """Program weights on one physical chip: clock 1 of the noise, drawn once and kept.
@@ -163,9 +164,7 @@ def write_array(
     return devices.program(key, g, device)
 
 
-def reprogram(
-    key: Key, chip: Chip, weights: Float[Array, "rows cols"], device: devices.Device, *, config: Config
-) -> Chip:
+def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."], device: devices.Device, *, config: Config) -> Chip:
     """Program other weights on the same physical chip: its faults and device-to-device offsets stay.
 
     Args:
@@ -194,7 +193,7 @@ def reprogram(
     return _with_transfer(chip, device, config)
 
 
-def drift(chip: Chip, t_s: float | Float[Array, ""], device: devices.Device, *, config: Config) -> Chip:
+def drift(chip: Chip, t_s: Num[ArrayLike, ""], device: devices.Device, *, config: Config) -> Chip:
     """Let time pass: clock 2 of the noise, from the exponents sampled at programming. Draws nothing.
 
     Args:
@@ -271,9 +270,9 @@ def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -
     weights = slice_weights(config)
     sliced = signed.reshape(sizes.num_row_tiles, weights.shape[0], sizes.tile_rows, num_cols)
     if config.mapping == "offset_digital":
-        sliced = sliced - zero_conductance(device, config)[:, None, None]
+        sliced = sliced - zero_conductance(device, config)[None, :, None, None]
     values = jnp.tensordot(weights, sliced, axes=(0, 1)).reshape(-1, num_cols)[: chip.num_rows]
-    return values * (output_factor(device, config) * chip.scale)
+    return values * (output_factor(device, config) * chip.scale)[None, :]
 
 
 def conductances(

@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, ops
@@ -29,15 +31,15 @@ class Drive(NamedTuple):
     clipped: Float[Array, ""]
 
 
-def check_inputs(x: Float[Array, "..."], num_rows: int, dac_max: Float[Array, ""] | None, config: Config) -> None:
+def check_inputs(x: ArrayLike, num_rows: int, dac_max: Float[Array, ""] | None, config: Config) -> None:
     """Check rank, rows and range of the inputs before anything is traced.
 
     Raises:
         ValueError: If one is wrong.
     """
     checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
-    if x.shape[-1] != num_rows:
-        checks.fail("x", f"have {num_rows} rows, as the programmed weights", f"has shape {tuple(x.shape)}")
+    if np.shape(x)[-1] != num_rows:
+        checks.fail("x", f"have {num_rows} rows, as the programmed weights", f"has shape {np.shape(x)}")
     checks.finite("x", x)
     if config.dac_range == "fixed" and dac_max is not None and checks.is_concrete(dac_max):
         checks.number("x", x, low=-float(dac_max), high=float(dac_max), fix="Scale x, or raise dac_max.")
@@ -123,7 +125,7 @@ def _planes(
         return code[:, None] / steps, whole
     base = 2**config.dac_bits_per_cycle
     num_planes = -(-(config.dac_bits - 1) // config.dac_bits_per_cycle)
-    sign = jnp.sign(lax.stop_gradient(code))
-    digits = sign * ops.digits(sign * code, base=base, num_digits=num_planes)
+    sign = jnp.where(lax.stop_gradient(code) < 0, -1.0, 1.0)  # not 0 at 0, where the gradient would be lost
+    digits = sign[None] * ops.digits(sign * code, base=base, num_digits=num_planes)
     weights = jnp.asarray([float(base) ** p * (base - 1) / steps for p in range(num_planes)], unit.dtype)
     return jnp.moveaxis(digits, 0, 1) / (base - 1), weights

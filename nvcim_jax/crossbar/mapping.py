@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.config import (
+    MAX_BITS,
     OUTPUT_SAMPLINGS,
     Config,
     Geometry,
     cell_steps,
+    code_bits,
     geometry,
     magnitude_steps,
     slice_base,
@@ -51,13 +54,13 @@ class Target:
 
 
 def encode(
-    weights: Float[Array, "rows cols"],
+    weights: Num[ArrayLike, "..."],
     device: devices.Device,
     *,
     config: Config,
-    dac_max: float | Float[Array, ""] | None = None,
-    adc_max: float | Float[Array, "..."] | None = None,
-    adc_min: float | Float[Array, "..."] | None = None,
+    dac_max: Num[ArrayLike, "..."] | None = None,
+    adc_max: Num[ArrayLike, "..."] | None = None,
+    adc_min: Num[ArrayLike, "..."] | None = None,
 ) -> Target:
     """Turn weights into target conductances; the deterministic part of `program`.
 
@@ -96,8 +99,8 @@ def encode(
     """
     _check_weights(weights)
     _check_device(device, config)
+    weights = jnp.asarray(weights, jnp.float32)
     sizes = geometry((weights.shape[0], weights.shape[1]), config)
-    weights = weights.astype(jnp.float32)
     largest = jnp.max(jnp.abs(weights), axis=0 if config.weight_scale == "column" else None, keepdims=True)
     largest = jnp.where(largest > 0, largest, 1.0)
     if config.noise == "value":
@@ -205,7 +208,7 @@ def _tiles(
     return jnp.swapaxes(split, 0, 1).reshape(-1, sizes.tile_rows, slices.shape[2])
 
 
-def _check_weights(weights: jax.Array) -> None:
+def _check_weights(weights: ArrayLike) -> None:
     checks.rank("weights", weights, 2, "(rows, cols)")
     checks.finite("weights", weights)
     if 0 in np.shape(weights):
@@ -214,12 +217,12 @@ def _check_weights(weights: jax.Array) -> None:
 
 def _check_device(device: devices.Device, config: Config) -> None:
     """Refuse more levels than the device has, and samplings that are wrong for it."""
-    levels = cell_steps(config) + 1
-    if config.cell_bits is not None and device.num_levels is not None and levels > device.num_levels:
+    levels = 1 if config.cell_bits is None else 2 ** min(config.cell_bits, code_bits(config) or MAX_BITS)
+    if device.num_levels is not None and levels > device.num_levels:
         checks.fail(
             "cell_bits",
             f"ask for at most the {device.num_levels} levels of device {device.name!r}",
-            f"{config.cell_bits} bits are {int(levels)} levels",
+            f"{config.cell_bits} bits are {levels} levels",
             f"Use cell_bits={device.num_levels.bit_length() - 1}, and weight_bits to slice a weight over cells.",
         )
     checks.number("device.on_off_ratio", device.on_off_ratio, low=1.0, low_open=True)

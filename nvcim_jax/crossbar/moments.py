@@ -1,5 +1,7 @@
 """Mean and variance of a product over chips in closed form: what a simulation must agree with, and what needs none."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +18,21 @@ from nvcim_jax.crossbar.mapping import (
     zero_conductance,
 )
 
-__all__ = ["product_moments"]
+__all__ = ["ArrayMoments", "array_moments", "product_moments"]
+
+
+class ArrayMoments(NamedTuple):
+    """What each array multiplies its inputs with: independent numbers, one a cell pair (or cell and reference).
+
+    Attributes:
+        mean: In units of g_max.
+        variance: In units of g_max squared.
+        weight: What one unit of an array's output stands for, in units of `Target.scale`.
+    """
+
+    mean: Float[Array, "arrays tile_rows cols"]
+    variance: Float[Array, "arrays tile_rows cols"]
+    weight: Float[Array, " arrays"]
 
 
 def product_moments(
@@ -54,26 +70,45 @@ def product_moments(
         >>> print(f"{mean[0]:.1f} {variance[0]:.2f} = {2 * (2 * 0.1) ** 2 * (1 + 4 + 4):.2f}")
         10.0 0.72 = 0.72
     """
+    checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
+    checks.shape("x", x, (*x.shape[:-1], target.num_rows), "(..., rows of the target)")
+    rows = jnp.atleast_2d(x)
+    arrays = array_moments(target, device, config=config)
+    weight = arrays.weight[:, None, None]
+    scale = target.scale[None]
+    means = lax.dot(rows, _rows(weight * arrays.mean, target, config), precision=lax.Precision.HIGHEST) * scale
+    spread = _rows(weight**2 * arrays.variance, target, config)
+    squares = lax.dot(rows**2, spread, precision=lax.Precision.HIGHEST) * scale**2
+    shape = (*x.shape[:-1], scale.shape[1])
+    return means.reshape(shape), squares.reshape(shape)
+
+
+def array_moments(target: Target, device: devices.Device, *, config: Config) -> ArrayMoments:
+    """Return mean and variance of what each array multiplies with, over freshly programmed chips.
+
+    Args:
+        target: What the cells are to hold, from `encode`.
+        device: The memory cells; without read noise.
+        config: Options of the crossbar.
+
+    Returns:
+        The moments, after the subtraction of pairs, reference columns or offsets.
+
+    Raises:
+        ValueError: If the device has read noise, or the noise is on values.
+    """
     if device.read is not None:
         checks.fail("device", "have no read noise", f"{device.name!r} has", "Use device.replace(read=None).")
     if config.noise == "value":
         checks.fail("config.noise", "be 'cell'", "is 'value'", "Its variance is that of devices.value_noise.")
-    checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
-    checks.shape("x", x, (*x.shape[:-1], target.num_rows), "(..., rows of the target)")
-    rows = jnp.atleast_2d(x)
     num_cols = target.scale.shape[0]
     mean, variance = devices.program_moments(target.conductance, device)
     signed = jax.vmap(lambda cells: signed_cells((*cells,), config, num_cols))(mean)
-    spread = jax.vmap(lambda cells: _both_halves(cells, config, num_cols))(variance)
+    num_tiles = mean.shape[0] // stored_slices(config)
     if config.mapping == "offset_digital":
-        zeros = jnp.tile(zero_conductance(device, config), signed.shape[0] // stored_slices(config))
-        signed = signed - zeros[:, None, None]
-    bases = slice_weights(config)
-    weight = (output_factor(device, config) * target.scale)[None]
-    means = lax.dot(rows, _values(signed, bases, target), precision=lax.Precision.HIGHEST) * weight
-    squares = lax.dot(rows**2, _values(spread, bases**2, target), precision=lax.Precision.HIGHEST) * weight**2
-    shape = (*x.shape[:-1], num_cols)
-    return means.reshape(shape), squares.reshape(shape)
+        signed = signed - jnp.tile(zero_conductance(device, config), num_tiles)[:, None, None]
+    spread = jax.vmap(lambda cells: _both_halves(cells, config, num_cols))(variance)
+    return ArrayMoments(signed, spread, jnp.tile(slice_weights(config), num_tiles) * output_factor(device, config))
 
 
 def _both_halves(cells: Float[Array, "halves tile_rows lines"], config: Config, num_cols: int) -> jax.Array:
@@ -84,9 +119,7 @@ def _both_halves(cells: Float[Array, "halves tile_rows lines"], config: Config, 
     return -subtract_lines(jnp.concatenate([-cells[0, :, :num_cols], cells[0, :, num_cols:]], axis=1), config, num_cols)
 
 
-def _values(
-    cells: Float[Array, "arrays tile_rows cols"], bases: Float[Array, " slices"], target: Target
-) -> Float[Array, "rows cols"]:
+def _rows(cells: Float[Array, "arrays tile_rows cols"], target: Target, config: Config) -> Float[Array, "rows cols"]:
     """Add up the slices of each value, with the rows of all tiles one after another."""
-    tiles = cells.reshape(-1, bases.shape[0], *cells.shape[1:])
-    return jnp.tensordot(bases, tiles, axes=(0, 1)).reshape(-1, cells.shape[-1])[: target.num_rows]
+    tiles = cells.reshape(-1, stored_slices(config), *cells.shape[1:])
+    return jnp.sum(tiles, axis=1).reshape(-1, cells.shape[-1])[: target.num_rows]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, conductances
@@ -53,8 +54,8 @@ class Lines(NamedTuple):
 
 
 def matmul(
-    key: Key, x: Float[Array, "*batch rows"], chip: Chip, device: devices.Device, *, config: Config
-) -> tuple[Float[Array, "*batch cols"], Info]:
+    key: Key, x: Num[ArrayLike, "..."], chip: Chip, device: devices.Device, *, config: Config
+) -> tuple[Float[Array, "..."], Info]:
     """Multiply inputs with a programmed chip: one read, clock 3 of the noise.
 
     Array by array: y += base**s gain_a ADC(sum_rows DAC(x) g_a), with the subtraction of pairs or references before or
@@ -91,17 +92,18 @@ def matmul(
     """
     num_cols = chip.scale.shape[0]
     check_inputs(x, chip.num_rows, chip.dac_max, config)
+    x = jnp.asarray(x, jnp.float32)
     check_calibrated(chip.dac_max, chip.adc_range, config)
     drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
     array_lines, arrays = _reads(key, chip, device, config)
     y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols)
-    y = y * (output_factor(device, config) * chip.scale)
+    y = y * (output_factor(device, config) * chip.scale)[None, :]
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 
 
 def calibrate(
     key: Key,
-    x: Float[Array, "batch rows"],
+    x: Num[ArrayLike, "..."],
     chip: Chip,
     device: devices.Device,
     *,
@@ -142,6 +144,7 @@ def calibrate(
     checks.rank("x", x, 2, "(batch, rows)")
     checks.number("quantile", quantile, low=0.5, high=1.0, low_open=True)
     check_inputs(x, chip.num_rows, chip.dac_max, config)
+    x = jnp.asarray(x, jnp.float32)
     if config.dac_range == "calibrated":
         largest = jnp.quantile(jnp.abs(x), quantile)
         chip = dataclasses.replace(chip, dac_max=jnp.where(largest > 0, largest, 1.0))

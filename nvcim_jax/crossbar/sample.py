@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import drawn_pair, pair_moments, write_cells
@@ -29,8 +30,8 @@ _JITTER = 1e-5
 
 
 def sample(
-    key: Key, x: Float[Array, "*batch rows"], target: Target, device: devices.Device, *, config: Config
-) -> tuple[Float[Array, "*batch cols"], Info]:
+    key: Key, x: Num[ArrayLike, "..."], target: Target, device: devices.Device, *, config: Config
+) -> tuple[Float[Array, "..."], Info]:
     """Draw one product on a fresh chip: `write` and `matmul` in one, keeping no cells.
 
     `config.sampling` says what is drawn:
@@ -40,7 +41,7 @@ def sample(
     - `pair`: one normal number a differential pair, of variance sigma_plus^2 + sigma_minus^2. Exact for Gaussian
       noise.
     - `output_joint`: outputs of a row tile as X W + sigma L Z, L L^T = X X^T. Exact jointly over the batch, for
-      Gaussian noise of one size at every level. With more vectors than rows it draws cells, which is then the smaller number.
+      Gaussian noise of one size at every level. With more vectors than rows it draws cells, then the smaller number.
     - `output_marginal`: X W + sqrt(X^2 S) Z with Z drawn for each vector apart. Exact for each vector by itself, and so
       for means over a batch; wrong for the spread between chips, and for whatever compares vectors of one chip.
     - `moment_matched`: the same with mean and variance of cells clipped at 0. Right in those two moments, and close to
@@ -76,6 +77,7 @@ def sample(
     """
     num_cols = target.scale.shape[0]
     check_inputs(x, target.num_rows, target.dac_max, config)
+    x = jnp.asarray(x, jnp.float32)
     check_calibrated(target.dac_max, target.adc_range, config)
     check_sampling(device, config)
     num_arrays, _, tile_rows, _ = target.conductance.shape
@@ -108,7 +110,7 @@ def sample(
         return lines_of((*seen,), config, num_cols)
 
     y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols)
-    y = y * (output_factor(device, config) * target.scale)
+    y = y * (output_factor(device, config) * target.scale)[None, :]
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 
 
@@ -145,7 +147,7 @@ def _line_moments(
 
 
 def _noisy_outputs(key: Key, mean: jax.Array, spread: jax.Array, device: devices.Device, config: Config) -> Lines:
-    """Return one array whose noise is added to its outputs; `spread` is its sigma (joint) or the variance of each cell."""
+    """Return one array whose noise is added to its outputs; `spread` is its sigma (joint) or each cell's variance."""
     if config.sampling == "output_joint":
 
         def noise(voltages: jax.Array) -> jax.Array:

@@ -1,0 +1,130 @@
+"""Every pair of options works or is refused with a reason, before anything is traced."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import crossbar, devices
+
+VALUES: dict[str, tuple] = {
+    "rows": (None, 9),
+    "cols": (None, 12),
+    "mapping": ("differential", "offset", "offset_digital"),
+    "weight_bits": (None, 5),
+    "cell_bits": (None, 1, 2),
+    "weight_scale": ("tensor", "column"),
+    "slices": ("arrays", "rows", "columns"),
+    "dac_bits": (None, 6),
+    "dac_range": ("absmax", "fixed", "calibrated"),
+    "dac_bits_per_cycle": (None, 1),
+    "adc_bits": (None, 8),
+    "adc_range": ("absmax", "max", "fixed", "calibrated"),
+    "adc_code": ("symmetric", "uniform"),
+    "adc_before_subtraction": (False, True),
+    "noise": ("cell", "value"),
+    "sampling": ("device", "pair", "output_joint", "output_marginal", "moment_matched"),
+}
+EFFECTS = {
+    "plain": {},
+    "clip": {"clip": True},
+    "d2d": {"d2d_sigma": 0.02},
+    "faults": {"stuck_on": 0.1, "stuck_off": 0.1},
+    "drift": {"drift": devices.PowerLawDrift(mean_offset=0.05, std_offset=0.01)},
+    "read": {"read": devices.GaussianRead(sigma=0.02)},
+    "on_off": {"on_off_ratio": 10.0},
+}
+PAIRS = list(itertools.combinations(VALUES, 2))
+RNG = np.random.default_rng(1)
+W = RNG.uniform(-1, 1, (20, 5)).astype("f4")
+X = RNG.uniform(-1, 1, (3, 20)).astype("f4")
+
+
+def _product(options: dict, device: devices.Device, wires: crossbar.Wires | None = None) -> np.ndarray:
+    """Return a product, by a chip where the options keep one, else by a sample; ranges are given where they must be."""
+    config = crossbar.Config(**options)
+    ranges = {f"{kind}_max": 8.0 for kind in ("dac", "adc") if getattr(config, f"{kind}_range") == "fixed"}
+    target = crossbar.encode(W, device, config=config, **ranges)
+    calibrated = "calibrated" in (config.dac_range, config.adc_range)
+    write, read, calibrate = jax.random.split(jax.random.key(0), 3)
+    if config.sampling not in ("device", "pair"):
+        if calibrated:
+            return np.zeros((3, 5))
+        return np.asarray(crossbar.sample(write, X, target, device, config=config)[0])
+    chip = crossbar.write(write, target, device, config=config, wires=wires)
+    if calibrated:
+        chip = crossbar.calibrate(calibrate, X, chip, device, config=config)
+    return np.asarray(crossbar.matmul(read, X, chip, device, config=config)[0])
+
+
+def _works_or_is_refused(options: dict, device: devices.Device, wires: crossbar.Wires | None = None) -> bool:
+    try:
+        y = _product(options, device, wires)
+    except ValueError as error:
+        if not re.match(r"Argument `.*` must .*, but ", str(error)):
+            raise
+        return False
+    assert np.isfinite(y).all()
+    # noise is small everywhere here, so a wrong wiring of options shows as a wrong product; weights of two or three
+    # levels are coarse, and calibrated ranges clip
+    coarse = options.get("weight_bits") is None and options.get("cell_bits") is not None
+    if not coarse and "calibrated" not in options.values():
+        assert np.abs(y - X @ W).max() < 1.5, options
+    return True
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_every_pair_of_options_works_or_is_refused(pair: tuple[str, str]) -> None:
+    device = devices.get("Gaussian", sigma=1e-3)
+    # the first value of each is the default: both at another one is what a pair adds
+    for values in itertools.product(*(VALUES[name][1:] for name in pair)):
+        options = dict(zip(pair, values, strict=True))
+        # what an option needs to mean anything
+        if options.get("dac_range", "absmax") != "absmax" or options.get("dac_bits_per_cycle"):
+            options.setdefault("dac_bits", 6)
+        if options.get("adc_range", "absmax") != "absmax" or options.get("adc_code") == "uniform":
+            options.setdefault("adc_bits", 8)
+        _works_or_is_refused(options, device)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("sampling", VALUES["sampling"])
+@pytest.mark.parametrize("noise", VALUES["noise"])
+def test_every_effect_works_or_is_refused_with_every_sampling(effect: str, sampling: str, noise: str) -> None:
+    device = devices.get("Gaussian", sigma=1e-3, **EFFECTS[effect])
+    config = {"sampling": sampling, "noise": noise}
+    if effect == "faults" and (sampling, noise) == ("device", "cell"):
+        return  # a stuck cell is no small noise; test_statistics has it
+    worked = _works_or_is_refused(config, device)
+    exact = (
+        sampling == "device" or effect in ("plain", "on_off", "d2d") or (sampling, effect) == ("moment_matched", "clip")
+    )
+    if noise == "cell":
+        assert worked == exact
+
+
+@pytest.mark.parametrize("slices", VALUES["slices"])
+@pytest.mark.parametrize("mapping", VALUES["mapping"])
+@pytest.mark.parametrize("effect", ["plain", "read", "drift"])
+def test_wires_go_with_every_layout_mapping_and_clock(slices: str, mapping: str, effect: str) -> None:
+    device = devices.get("Gaussian", sigma=1e-3, on_off_ratio=50.0, **EFFECTS[effect])
+    wires = crossbar.Wires(row_ohm=0.5, col_ohm=0.5)
+    options = {"rows": 12, "cols": 12, "weight_bits": 4, "cell_bits": 2, "mapping": mapping, "slices": slices}
+    assert _works_or_is_refused(options, device, wires)
+
+
+def test_wires_are_refused_where_there_are_no_cells() -> None:
+    wires = crossbar.Wires(row_ohm=1.0, col_ohm=1.0)
+    with pytest.raises(ValueError, match="`wires` must be None with sampling='pair'"):
+        _product({"sampling": "pair"}, devices.get("Gaussian", sigma=0.1), wires)
+
+
+def test_jnp_is_not_needed_by_the_caller() -> None:
+    """NumPy arrays, integers and lists of Python floats are inputs as good as any."""
+    device, config = devices.get("ideal"), crossbar.Config()
+    chip = crossbar.program(jax.random.key(0), np.eye(2, dtype=np.int64), device, config=config)
+    y, _ = crossbar.matmul(jax.random.key(1), np.array([2, 3]), chip, device, config=config)
+    np.testing.assert_array_equal(y, jnp.array([2.0, 3.0]))
