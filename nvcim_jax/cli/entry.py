@@ -1,16 +1,18 @@
 """Call one command: read its options, run it, and turn bad input into one line on stderr and exit code 2."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-__all__ = ["call", "parse"]
+__all__ = ["call", "command_line", "parse"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,27 @@ def call(name: str, words: Sequence[str], *, traceback: bool = False) -> int:
     except KeyboardInterrupt:
         print(f"nvcim {name}: interrupted; the same command goes on from what is saved.", file=sys.stderr)
         return 130
+
+
+def command_line(name: str, options: Any, positional: Sequence[str] = ()) -> str:
+    """Return the command that gives these options, to be kept with what it makes.
+
+    Args:
+        name: Name of the command.
+        options: Its `Options`.
+        positional: Names of those that are given without a flag.
+    """
+    words = ["nvcim", name]
+    for field in dataclasses.fields(options):
+        value, flag = getattr(options, field.name), "--" + field.name.replace("_", "-")
+        if value == field.default and field.name not in positional:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif value is not None:
+            given = value if isinstance(value, tuple) else (value,)
+            words += [w for v in given for w in ([str(v)] if field.name in positional else [flag, str(v)])]
+    return shlex.join(words)
 
 
 def _one_line(error: Exception) -> str:
@@ -57,11 +80,11 @@ def parse(options: type[T], program: str, words: Sequence[str]) -> T | int:
 def _unboxed(box: str) -> str:
     """Return the message in one line, from the frame that tyro draws around it."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ \n") for line in plain.splitlines() if line.startswith("│")]
-    message: list[str] = []
-    for line in lines:
-        if line.startswith("─"):
-            break
-        message.append(line)
+    lines = [line.strip("│╭╮╰╯ \n") for line in plain.splitlines()[1:]]  # the first holds the frame's title
+    lines = [line for line in lines if line]
+    while lines and not lines[0].strip("─-"):
+        del lines[0]
+    end = next((i for i, line in enumerate(lines) if not line.strip("─-")), len(lines))
+    message = lines[:end]
     hint = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("Perhaps you meant")), "")
     return " ".join(" ".join(message).split()) + (f". Perhaps you meant {hint}?" if hint else "")

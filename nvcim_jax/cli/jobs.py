@@ -31,14 +31,14 @@ def submit(made: Grid, options: "Options") -> int:
     Raises:
         ValueError: If submitit is missing, or the cluster is unknown.
     """
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        checks.fail("--submit", "be left out without submitit", "is given", "Run pip install 'nvcim-jax[cluster]'.")
     checks.choice("--submit", options.submit, ("slurm", "local"))
     checks.integer("--shards", options.shards, high=made.num_instances)
     if options.half_width is not None:
         checks.fail("--half-width", "be left out with shards", "is given", "A shard does not know the others' values.")
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        checks.fail("--submit", "be left out without submitit", "is given", "Run pip install 'nvcim-jax[cluster]'.")
     executor = submitit.AutoExecutor(folder=options.out / "jobs", cluster=options.submit)
     limits: dict[str, Any] = {"timeout_min": options.timeout_min, "name": "nvcim-sweep"}
     if options.slurm_partition is not None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from nvcim_jax import checks, montecarlo
+from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.sweep import finish
 
 __all__ = ["Options", "main"]
@@ -48,5 +49,6 @@ def main(options: Options) -> int:
         if merged.num_duplicates:
             print(f"{name}: {merged.num_duplicates} chips were there twice, with equal values")
     commands = " && ".join(about["command"] for about in abouts)
-    finish(options.out, f"{commands} && nvcim merge {options.out}", options.plots)
+    own = command_line("merge", options, positional=("out", "sources"))
+    finish(options.out, f"{commands} && {own}", options.plots)
     return 1 if any(merged.gaps for merged in found.values()) else 0

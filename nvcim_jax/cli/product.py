@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, crossbar, devices
 
-__all__ = ["CHOICES", "DEFAULTS", "NUMBERS", "build", "check", "operands"]
+__all__ = ["CHOICES", "DEFAULTS", "NUMBERS", "build", "check", "check_all", "operands"]
 
 NUMBERS = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio", "drift_time_s")
 """Settings that are numbers of physics: they enter the compiled program as arguments."""
@@ -36,11 +36,7 @@ def check(settings: Mapping[str, Any]) -> None:
             checks.fail(name, "be a setting of a product", "is not one", checks.suggestion(name, known))
     for name in ("matrix_rows", "matrix_cols", "batch"):
         checks.integer(name, {**DEFAULTS, **settings}[name])
-    for name in NUMBERS:
-        value = settings.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            checks.fail(name, "be a number", f"is {value!r}")
-    checks.number("drift_time_s", settings.get("drift_time_s", 0.0), low=0.0, unit="s")
+    _check_numbers(settings)
     device = _device(settings, settings)
     config = _config(settings)
     if "drift_time_s" in settings and device.drift is None:
@@ -49,6 +45,14 @@ def check(settings: Mapping[str, Any]) -> None:
     metric = build({**settings})
     jax.eval_shape(metric, jax.random.key(0), _numbers(settings), *operands(settings))
     crossbar.geometry((settings.get("matrix_rows", 128), settings.get("matrix_cols", 64)), config)
+
+
+def _check_numbers(settings: Mapping[str, Any]) -> None:
+    for name in NUMBERS:
+        value = settings.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            checks.fail(name, "be a number", f"is {value!r}")
+    checks.number("drift_time_s", settings.get("drift_time_s", 0.0), low=0.0, unit="s")
 
 
 def _numbers(settings: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -117,5 +121,5 @@ def check_all(points: Sequence[Mapping[str, Any]]) -> None:
             check(settings)
             seen.add(program)
         else:
+            _check_numbers(settings)
             _device(settings, settings)
-            checks.number("drift_time_s", settings.get("drift_time_s", 0.0), low=0.0, unit="s")

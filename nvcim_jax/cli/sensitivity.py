@@ -22,8 +22,8 @@ class Options:
     Rounding passes gradients straight through; stuck cells are a hard step and have none.
     """
 
-    of: tyro.conf.UseAppendAction[tuple[str, ...]] = ("sigma=0.1",)
-    """A property and its value, such as sigma=0.1 or drift_time_s=3600; may be repeated."""
+    of: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A property and its value, such as sigma=0.1 or drift_time_s=3600; may be repeated (default: sigma=0.1)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting, name=value, such as device=PCM or adc_bits=8; may be repeated."""
     num_instances: int = 2000
@@ -34,8 +34,9 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    settings = read_grid(None, (), [*options.set, *options.of], options.num_instances, options.seed).settings()[0]
-    names = [word.partition("=")[0] for word in options.of]
+    properties = options.of or ("sigma=0.1",)
+    settings = read_grid(None, (), [*options.set, *properties], options.num_instances, options.seed).settings()[0]
+    names = [word.partition("=")[0] for word in properties]
     for name in names:
         checks.choice("--of", name, _DIFFERENTIABLE)
     metric = product.build({name: value for name, value in settings.items() if name not in names})

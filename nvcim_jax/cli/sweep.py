@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import tyro
 
 from nvcim_jax import checks, montecarlo
 from nvcim_jax.cli import product
+from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.spec import Grid, read_grid
 from nvcim_jax.cli.tables import print_table
 
@@ -63,7 +63,7 @@ def main(options: Options) -> int:
     made = read_grid(options.file, options.axis, options.set, options.num_instances, options.seed)
     if not made.axes and not made.fixed:
         checks.fail("--axis", "be given", "there is neither an axis nor a file", "For example --axis sigma=0.05,0.1.")
-    command = "nvcim sweep " + shlex.join(sys.argv[2:])
+    command = command_line("sweep", options, positional=("file",))
     if options.submit is not None:
         from nvcim_jax.cli.jobs import submit
 
@@ -107,7 +107,6 @@ def run_grid(
     out.mkdir(parents=True, exist_ok=True)
     about = {"command": command, "shard": shard, **dataclasses.asdict(made)}
     (out / "sweep.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    numbers_fixed = {name: value for name, value in fixed.items() if name in product.NUMBERS}
 
     def build(settings: dict[str, Any]) -> Any:
         return product.build({**fixed, **settings})
@@ -122,7 +121,7 @@ def run_grid(
         shard=shard,
         precision=precision,
         folder=out,
-        config={"metric": "relative error of one product", "fixed": {**fixed, **numbers_fixed}},
+        config={"metric": "relative error of one product", "fixed": fixed},
         **(options or {}),
     )
     points, programs = len(found.points), found.num_compiles

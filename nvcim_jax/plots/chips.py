@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure, style
 
 __all__ = ["Records", "band", "ecdf", "load", "number_axes", "violin", "yield_curve"]
 
@@ -79,21 +80,19 @@ def _groups(records: Records, without: str | None = None) -> list[tuple[str, np.
     return [(label, index == i) for i, label in enumerate(labels)]
 
 
-def _figure(width: float = 6.4) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
+def _curve(index: int, markers: bool = True) -> dict[str, Any]:
+    """Return colour, marker and dash of a curve: told apart without colour too."""
+    turn = index // len(COLOURS)
+    found: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[turn % 4]}
+    return found | ({"marker": MARKERS[index % len(MARKERS)]} if markers else {})
 
 
 def _save(figure: Any, axes: Any, records: Records, path: Path, curves: int) -> Path:
-    if curves > 1:
-        axes.legend(fontsize=7, ncols=1 + curves // 13)
-    source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
-    figure.savefig(path, dpi=150, metadata={"Source": source})
+    with style():
+        if curves > 1:
+            axes.legend(ncols=1 + curves // 13)
+        source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
+        figure.savefig(path, format="png", metadata={"Software": None, "Source": source})
     return path
 
 
@@ -109,11 +108,11 @@ def ecdf(records: Records, metric: str, path: str | Path) -> Path:
         The path.
     """
     values = _values(records, metric)
-    figure, axes = _figure()
+    figure, axes = new_figure()
     groups = _groups(records)
-    for label, rows in groups:
+    for i, (label, rows) in enumerate(groups):
         inside = np.sort(values[rows & np.isfinite(values)])
-        axes.step(inside, np.arange(1, len(inside) + 1) / rows.sum(), where="post", label=label, lw=1.2)
+        axes.step(inside, np.arange(1, len(inside) + 1) / rows.sum(), where="post", label=label, **_curve(i, False))
     axes.set(xlabel=metric, ylabel="share of chips", ylim=(0, 1))
     return _save(figure, axes, records, Path(path), len(groups))
 
@@ -132,14 +131,14 @@ def violin(records: Records, metric: str, path: str | Path) -> Path:
     values = _values(records, metric)
     groups = [(label, values[rows & np.isfinite(values)]) for label, rows in _groups(records)]
     groups = [(label, inside) for label, inside in groups if len(inside) > 1]
-    figure, axes = _figure(max(6.4, 0.5 * len(groups)))
+    figure, axes = new_figure(max(COLUMN_WIDTH_IN, 0.4 * len(groups)), 3.0)
     for i, (_, inside) in enumerate(groups):
         if np.ptp(inside) > 0:
             axes.violinplot(inside, positions=[i], showextrema=False, widths=0.8)
         low, middle, high = np.quantile(inside, (0.01, 0.5, 0.99))
         axes.plot([i, i], [low, high], color="black", lw=0.8)
-        axes.plot([i], [middle], marker="o", color="black", ms=3)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups], rotation=30, ha="right", fontsize=7)
+        axes.plot([i], [middle], marker="o", color="black", ms=2)
+    axes.set_xticks(range(len(groups)), [label for label, _ in groups], rotation=30, ha="right", fontsize=6)
     axes.set(ylabel=metric)
     return _save(figure, axes, records, Path(path), 1)
 
@@ -158,13 +157,13 @@ def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
     """
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
-    figure, axes = _figure()
+    figure, axes = new_figure()
     groups = _groups(records, without=x)
-    for label, rows in groups:
+    for i, (label, rows) in enumerate(groups):
         at = np.unique(records.columns[x][rows])
         chosen = [values[rows & (records.columns[x] == v) & np.isfinite(values)] for v in at]
         low, high = (np.array([np.quantile(c, q) if len(c) else np.nan for c in chosen]) for q in (0.05, 0.95))
-        (line,) = axes.plot(at, [c.mean() if len(c) else np.nan for c in chosen], marker="o", ms=3, label=label)
+        (line,) = axes.plot(at, [c.mean() if len(c) else np.nan for c in chosen], label=label, **_curve(i))
         axes.fill_between(at, low, high, alpha=0.2, color=line.get_color(), lw=0)
     axes.set(xlabel=x, ylabel=f"{metric}: mean, 5 % to 95 % of chips")
     return _save(figure, axes, records, Path(path), len(groups))
@@ -186,11 +185,11 @@ def yield_curve(records: Records, metric: str, x: str, path: str | Path, *, boun
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
     limit = float(np.nanmedian(values)) if bound is None else bound
-    figure, axes = _figure()
+    figure, axes = new_figure()
     groups = _groups(records, without=x)
-    for label, rows in groups:
+    for i, (label, rows) in enumerate(groups):
         at = np.unique(records.columns[x][rows])
         share = [np.mean(values[rows & (records.columns[x] == v)] <= limit) for v in at]
-        axes.plot(at, share, marker="o", ms=3, label=label)
+        axes.plot(at, share, label=label, **_curve(i))
     axes.set(xlabel=x, ylabel=f"share of chips with {metric} <= {limit:.3g}", ylim=(-0.02, 1.02))
     return _save(figure, axes, records, Path(path), len(groups))

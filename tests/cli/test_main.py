@@ -1,0 +1,105 @@
+"""The frame of the command line: help without heavy imports, one line and exit code 2 for bad input."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from nvcim_jax import cli
+from nvcim_jax.cli import entry
+
+
+def _call(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = cli.main(words.split())
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _call("--help", capsys)
+    assert (code, err) == (0, "")
+    for name in ("sweep", "merge", "tolerance", "sensitivity", "plot"):
+        assert f"\n  {name} " in out
+    script = (
+        "import sys\nfrom nvcim_jax import cli\ncli.main(['--help'])\n"
+        "heavy = ('tyro', 'matplotlib', 'pyarrow', 'transformers', 'nvcim_jax.cli.sweep')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_words_is_help_and_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    from nvcim_jax import __version__
+
+    assert _call("", capsys)[:2] == _call("--help", capsys)[:2]
+    assert _call("--version", capsys) == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n in cli._commands()])
+def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"nvcim_jax.cli.{name}")
+    assert dataclasses.is_dataclass(module.Options)
+    assert module.Options.__dataclass_params__.frozen
+    code, out, err = _call(f"{name} --help", capsys)
+    assert (code, err) == (0, "")
+    assert f"usage: nvcim {name}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("swep", "no command 'swep'. Did you mean 'sweep'?"),
+        ("sweep --num-instance 3", "Perhaps you meant --num-instances"),
+        ("sweep --num-instances many", "--num-instances"),
+        ("sweep", "`--axis` must be given"),
+        ("sweep --axis sigma", "`--axis` must be name=value, but is 'sigma'"),
+        ("sweep --axis sigm=0.1", "`sigm` must be a setting of a product.*Did you mean 'sigma'"),
+        ("sweep --axis device=FeFET7", "Did you mean 'FeFET6'"),
+        ("sweep --axis sigma=0.1,-0.1", "`sigma` must lie in"),
+        ("sweep --axis sigma=0.1,x", "`sigma` must be a number"),
+        ("sweep --axis sigma=0.1,0.1", "`axes.sigma` must hold each value once"),
+        ("sweep --axis adc_bits=8,0", "`adc_bits` must be an integer"),
+        ("sweep --axis mapping=diferential", "Did you mean 'differential'"),
+        ("sweep --axis drift_time_s=1.0", "`drift_time_s` must be left out for a device without drift"),
+        ("sweep --axis sampling=output_joint --set device=PCM", "`config.sampling` must be 'device'"),
+        ("sweep --axis sigma=0.1 --shard 3-16", "`--shard` must be k/n"),
+        ("sweep --axis sigma=0.1 --num-instances 0", "`num_instances` must be an integer of at least 1"),
+        ("sweep no_such_file.toml", "`file` must be a TOML file"),
+        ("sweep --axis sigma=0.1 --submit cloud", "`--submit` must be one of local, slurm"),
+        ("merge no_such_folder", "`sources` must name one folder at least"),
+        ("tolerance", "--max-error"),
+        ("tolerance --max-error 0.1 --of noise", "`--of` must be one of"),
+        ("sensitivity --of stuck_on=0.1", "`--of` must be one of"),
+        ("plot no_such_folder", "`folder` must hold records.parquet"),
+    ],
+)
+def test_bad_input_gets_one_line_and_code_two(
+    words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, out, err = _call(words, capsys)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("nvcim")
+    assert re.search(message, err)
+    assert not list(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_traceback_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="must be given"):
+        cli.main(["--traceback", "sweep"])
+
+
+def test_command_line_gives_the_same_options_again() -> None:
+    from nvcim_jax.cli.sweep import Options
+
+    words = ["grid.toml", "--axis", "sigma=0.1,0.2", "--axis", "device=PCM", "--num-instances", "7", "--no-plots"]
+    options = entry.parse(Options, "nvcim sweep", words)
+    line = entry.command_line("sweep", options, positional=("file",))
+    assert line == "nvcim sweep " + " ".join(words)

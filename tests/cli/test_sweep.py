@@ -1,0 +1,168 @@
+"""Sweep, shards, merge, figures: from the command line to records and back."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from nvcim_jax import cli, montecarlo
+from nvcim_jax.cli import product
+from nvcim_jax.cli.spec import read_grid
+
+SMALL = "--set matrix_rows=16 --set matrix_cols=8 --set batch=2 --num-instances 12"
+AXES = "--axis device=Gaussian,FeFET6 --axis sigma=0.05,0.1"
+
+
+def _main(words: str) -> int:
+    return cli.main(words.split())
+
+
+def _values(folder: Path) -> dict[str, np.ndarray]:
+    points = montecarlo.read_points(folder)
+    return {json.dumps(settings): table.columns["error"] for settings, table in points}
+
+
+def test_a_sweep_writes_table_records_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(f"sweep {AXES} {SMALL} --out {tmp_path}") == 0
+    out, err = capsys.readouterr()
+    assert "4 points by 2 compiled programs" in err
+    assert "FeFET6" in out
+    rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    table = pq.read_table(tmp_path / "records.parquet")
+    assert table.num_rows == 48
+    assert table.schema.metadata[b"command"].decode().startswith("nvcim sweep --axis device=Gaussian,FeFET6")
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert figures == {f"error_{what}.png" for what in ("ecdf", "violin", "against_sigma", "yield_sigma")}
+    before = _values(tmp_path)
+    assert _main(f"sweep {AXES} {SMALL} --out {tmp_path} --no-plots") == 0
+    for name, values in _values(tmp_path).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main(f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --no-plots")
+    capsys.readouterr()
+    assert _main(f"sweep --axis sigma=0.1 {SMALL} --set adc_bits=8 --out {tmp_path} --no-plots") == 2
+    assert "config.common.fixed.adc_bits ('nothing' there, 8 here)" in capsys.readouterr().err
+
+
+def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main(f"sweep {AXES} {SMALL} --out {tmp_path / 'whole'} --no-plots")
+    for k in (1, 3):
+        assert _main(f"sweep {AXES} {SMALL} --shard {k}/3 --out {tmp_path / 'parts'}") == 0
+    capsys.readouterr()
+    assert _main(f"merge {tmp_path / 'parts'} --no-plots") == 1
+    assert "chips 4-7 are missing" in capsys.readouterr().err
+    assert _main(f"sweep {AXES} {SMALL} --shard 2/3 --out {tmp_path / 'parts'}") == 0
+    assert _main(f"merge {tmp_path / 'parts'} --no-plots") == 0
+    whole, parts = _values(tmp_path / "whole"), _values(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_array_equal(parts[name], whole[name])
+
+
+def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text(
+        'num_instances = 12\n[axes]\ndevice = ["Gaussian", "FeFET6"]\nsigma = [0.05, 0.1]\n[fixed]\nmatrix_rows = 16\n'
+    )
+    words = read_grid(None, ["device=Gaussian,FeFET6", "sigma=0.05,0.1"], ["matrix_rows=16"], 12)
+    assert read_grid(file) == words
+    changed = read_grid(file, ["sigma=1,2"], ["device=PCM"], seed=3)
+    assert changed.settings() == [{"device": "PCM", "matrix_rows": 16, "sigma": s} for s in (1.0, 2.0)]
+    assert changed.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("axes = 3", r"`axes` must be a table, but is 3. Write \[axes\]"),
+        ("[axis]\nsigma = [1.0]", "`axis` must be one of.*Did you mean 'axes'"),
+        ("[axes]\nsigma = 0.1", "`axes.sigma` must be a list"),
+        ("[axes\n", "`file` must be a TOML file"),
+        ("num_instances = 1.5\n[axes]\nsigma = [0.1]", "`num_instances` must be an integer"),
+    ],
+)
+def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_grid(tmp_path / "grid.toml")
+
+
+def test_points_stop_at_a_half_width(tmp_path: Path) -> None:
+    words = f"{SMALL} --num-instances 5000 --set device=Gaussian --axis sigma=0.02,0.2 --half-width 0.004"
+    assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
+    counts = [len(values) for values in _values(tmp_path).values()]
+    assert counts[0] == 200
+    assert 200 < counts[1] < 5000
+
+
+def test_local_jobs_run_the_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit", reason="needs the extra `cluster`")
+    words = f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --submit local --shards 2"
+    done = subprocess.run(
+        [sys.executable, "-m", "nvcim_jax.cli", *words.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs" in done.stdout
+    assert _main(f"merge {tmp_path} --no-plots") == 0
+    _main(f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path / 'whole'} --no-plots")
+    for one, two in zip(_values(tmp_path).values(), _values(tmp_path / "whole").values(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_every_number_in_a_figure_can_be_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow, which matplotlib brings")
+    _main(f"sweep --axis sigma=0.05,0.1 {SMALL} --out {tmp_path}")
+    (tmp_path / "error_ecdf.png").unlink()
+    assert _main(f"plot {tmp_path} --bound 0.3") == 0
+    with image.open(tmp_path / "error_ecdf.png") as picture:
+        source = picture.info["Source"]
+    digest = hashlib.sha256((tmp_path / "records.parquet").read_bytes()).hexdigest()
+    assert digest in source
+    assert "command: nvcim sweep --axis sigma=0.05,0.1" in source
+    assert _main(f"plot {tmp_path} --metric eror") == 2
+    assert "Did you mean 'error'" in capsys.readouterr().err
+
+
+def test_error_of_gaussian_cells_is_the_closed_form() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    settings = {"device": "Gaussian", "matrix_rows": 64, "matrix_cols": 32, "batch": 4}
+    weights, x = product.operands(settings)
+    stats = montecarlo.run(
+        lambda key, w, x: jnp.square(product.build(settings)(key, {"sigma": jnp.float32(0.02)}, w, x)["error"]),
+        jax.random.key(0),
+        400,
+        args=(weights, x),
+    )
+    # each column of each vector: sigma^2 * 2 * w_max^2 * sum x^2
+    noise = 32 * 2 * (0.02 * float(jnp.abs(weights).max())) ** 2 * float(jnp.square(x).sum())
+    truth = noise / float(jnp.square(x @ weights).sum())
+    assert abs(stats.mean - truth) < 5 * stats.standard_error
+
+
+def test_tolerance_prints_what_the_product_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"{SMALL} --set device=Gaussian --num-instances 500 --max-error 0.3 --resolution 0.01"
+    assert _main(f"tolerance {words}") == 0
+    out = capsys.readouterr().out
+    assert "share of good chips" in out
+    assert "sigma <= 0.0" in out
+    assert "sure up to 0.0" in out
+    assert _main(f"tolerance {words} --high 0.001") == 2
+    assert "Raise it" in capsys.readouterr().err
+
+
+def test_sensitivity_names_the_property_that_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"{SMALL} --set device=Gaussian --num-instances 300 --of sigma=0.1 --of d2d_sigma=0.01"
+    assert _main(f"sensitivity {words}") == 0
+    out = capsys.readouterr().out
+    assert out.index(" sigma ") < out.index("d2d_sigma")
