@@ -76,6 +76,7 @@ def error_curves(
     y_log: bool = True,
     xticks: Sequence[float] | None = None,
     floor: tuple[float, str] | None = None,
+    legend_columns: int = 2,
 ) -> Any:
     """Draw measured errors as points with intervals, and their closed forms as lines.
 
@@ -86,6 +87,7 @@ def error_curves(
         y_log: Whether the vertical axis is.
         xticks: Where the horizontal axis has its numbers; None leaves it to matplotlib.
         floor: A level with its name, drawn across.
+        legend_columns: Columns of the legend below the axes.
 
     Returns:
         The figure.
@@ -107,7 +109,7 @@ def error_curves(
             axes.set_xticks(list(xticks), [f"{tick:g}" for tick in xticks])
             axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel="relative RMS error (%)")
-        _legend(figure)
+        _legend(figure, legend_columns)
     return figure
 
 
@@ -139,7 +141,7 @@ def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool =
         axes.set_xticks(range(len(names)), list(names), rotation=40, ha="right", rotation_mode="anchor")
         axes.set(ylabel="relative RMS error (%)", xlim=(-0.6, len(names) - 0.4))
         axes.grid(False, axis="x")
-        _legend(figure)
+        _legend(figure, 2)
     return figure
 
 
@@ -181,5 +183,5 @@ def _scales(axes: Any, x_log: bool, y_log: bool) -> None:
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def _legend(figure: Any) -> None:
-    figure.legend(loc="outside lower center", ncols=2, columnspacing=1.2)
+def _legend(figure: Any, columns: int) -> None:
+    figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
