@@ -4,7 +4,9 @@ from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back,
 from nvcim_jax.crossbar.config import Config, Geometry, geometry
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
 from nvcim_jax.crossbar.mapping import Target, encode
+from nvcim_jax.crossbar.moments import product_moments
 from nvcim_jax.crossbar.product import Info, calibrate, matmul
+from nvcim_jax.crossbar.report import Report, report
 from nvcim_jax.crossbar.sample import sample
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "Config",
     "Geometry",
     "Info",
+    "Report",
     "Target",
     "Wires",
     "calibrate",
@@ -20,8 +23,10 @@ __all__ = [
     "encode",
     "geometry",
     "matmul",
+    "product_moments",
     "program",
     "read_back",
+    "report",
     "reprogram",
     "sample",
     "transfer_matrix",

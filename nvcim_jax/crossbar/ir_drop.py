@@ -36,10 +36,10 @@ def transfer_matrix(
 ) -> Float[Array, "rows cols"]:
     """Return T with I = V T for an array with resistive wires.
 
-    Column by column from the far end of the word lines: with Y the admittance of a column and its bit line seen from
-    the word lines, Y = (1 + G R)^-1 G, R_ik = r_col min(n_i, n_k), n_i the segments from row i to the amplifier, and D
-    the admittance of all columns beyond, A = Y + D: D' = A (1 + r_row A)^-1, and voltages follow as v_j = (1 + r_row A)^-1
-    v_(j-1). No step subtracts large numbers, so float32 serves down to no resistance at all.
+    Column by column from the far end of the word lines. Y is the admittance of a column and its bit line seen from the
+    word lines, Y = (1 + G R)^-1 G, R_ik = r_col min(n_i, n_k), n_i the segments from row i to the amplifier. With D the
+    admittance of all columns beyond and A = Y + D, one column more is D' = A (1 + r_row A)^-1, and voltages follow as
+    v_j = (1 + r_row A)^-1 v_(j-1). No step subtracts large numbers, so float32 serves down to no resistance at all.
 
     Args:
         conductance: Conductances of the cells, in any unit.

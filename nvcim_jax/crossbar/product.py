@@ -43,13 +43,11 @@ class Lines(NamedTuple):
     """One array as a product sees it.
 
     Attributes:
-        weight: What the inputs are multiplied with, (tile rows, lines).
-        noise: Outputs to add for a batch of inputs, or None.
+        outputs: Returns what the bit lines carry for a batch of inputs.
         subtracted: Whether pairs or references are subtracted already.
     """
 
-    weight: Float[Array, "tile_rows lines"]
-    noise: Callable[[Float[Array, "vectors tile_rows"]], Float[Array, "vectors lines"]] | None
+    outputs: Callable[[Float[Array, "vectors tile_rows"]], Float[Array, "vectors lines"]]
     subtracted: bool
 
 
@@ -163,7 +161,7 @@ def _calibrated_outputs(
 
     def bounds(inputs: tuple[jax.Array, PyTree]) -> jax.Array:
         a, cells = inputs
-        v = array_outputs(array_lines(a, cells), _array_voltages(a, drive, config), config, num_cols)
+        v = array_outputs(array_lines(a, cells), array_voltages(a, drive, config), config, num_cols)
         if config.adc_code == "symmetric":
             high = jnp.quantile(jnp.abs(v), quantile)
             return jnp.stack([-high, high])
@@ -198,7 +196,7 @@ def accumulate(
         y, saturated = carry
         a, cells, bounds, gain_a = inputs
         tile, slice_ = a // num_slices, a % num_slices
-        voltages = _array_voltages(a, drive, config)
+        voltages = array_voltages(a, drive, config)
         v = array_outputs(array_lines(a, cells), voltages, config, num_cols)
         v, beyond = adc(v, bounds, config)
         if converts_lines(config):
@@ -220,17 +218,39 @@ def array_outputs(
     lines: Lines, voltages: Float[Array, "vectors tile_rows"], config: Config, num_cols: int
 ) -> jax.Array:
     """Return the outputs of one array as its converters see them."""
-    v = lax.dot(voltages, lines.weight, precision=lax.Precision.HIGHEST)
-    if lines.noise is not None:
-        v = v + lines.noise(voltages)
+    v = lines.outputs(voltages)
     return v if lines.subtracted or converts_lines(config) else subtract_lines(v, config, num_cols)
 
 
 def lines_of(halves: Sequence[Float[Array, "tile_rows lines"]], config: Config, num_cols: int) -> Lines:
     """Return what one array of known conductances multiplies with."""
-    if converts_lines(config):
-        return Lines(bit_lines(halves), None, subtracted=False)
-    return Lines(signed_cells(halves, config, num_cols), None, subtracted=True)
+    return lines_through(line_weights(halves, config, num_cols), config)
+
+
+def line_weights(
+    halves: Sequence[Float[Array, "tile_rows lines"]], config: Config, num_cols: int
+) -> Float[Array, "tile_rows outputs"]:
+    """Return the matrix of one array whose product with the inputs is converted."""
+    return bit_lines(halves) if converts_lines(config) else signed_cells(halves, config, num_cols)
+
+
+def lines_through(weight: Float[Array, "tile_rows lines"], config: Config) -> Lines:
+    """Return the lines of an array that multiplies with `weight`."""
+    return Lines(
+        lambda voltages: lax.dot(voltages, weight, precision=lax.Precision.HIGHEST),
+        subtracted=not converts_lines(config),
+    )
+
+
+def known_lines(
+    conductance: Float[Array, "arrays halves tile_rows lines"], config: Config, num_cols: int
+) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    """Return the lines of arrays whose conductances are known, and what they are made from.
+
+    All arrays at once and before the loop over them, so that a loop around it (over chips, reads, inputs) does it once.
+    """
+    weights = jax.vmap(lambda halves: line_weights((*halves,), config, num_cols))(conductance)
+    return lambda _, weight: lines_through(weight, config), weights
 
 
 def converts_lines(config: Config) -> bool:
@@ -258,8 +278,7 @@ def _reads(
     """Return how each array is read, and what it is read from, with a leading axis of arrays."""
     num_cols = chip.scale.shape[0]
     if device.read is None or chip.wires is not None:
-        g = conductances(key, chip, device, config)
-        return lambda _, halves: lines_of(halves, config, num_cols), tuple(g[:, half] for half in range(g.shape[1]))
+        return known_lines(conductances(key, chip, device, config), config, num_cols)
     time = chip.cells.t_s
 
     def read(a: jax.Array, cells: devices.Cells) -> Lines:
@@ -269,7 +288,7 @@ def _reads(
     return read, chip.cells._replace(t_s=None)  # type: ignore[arg-type]
 
 
-def _array_voltages(a: jax.Array, drive: Drive, config: Config) -> Float[Array, "vectors tile_rows"]:
+def array_voltages(a: jax.Array, drive: Drive, config: Config) -> Float[Array, "vectors tile_rows"]:
     """Return all vectors, of all cycles, that array a is driven with."""
     return drive.voltages[a // stored_slices(config)].reshape(-1, drive.voltages.shape[3])
 

@@ -1,5 +1,8 @@
 """One product on a freshly programmed chip, drawn cell by cell or directly in the space of outputs."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,18 +12,21 @@ from jaxtyping import Array, Float, Num
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import drawn_pair, pair_moments, write_cells
 from nvcim_jax.crossbar.config import OUTPUT_SAMPLINGS, Config
-from nvcim_jax.crossbar.converters import check_inputs, dac
+from nvcim_jax.crossbar.converters import Drive, check_inputs, dac
 from nvcim_jax.crossbar.mapping import Target, check_sampling, output_factor
 from nvcim_jax.crossbar.product import (
     Info,
     Lines,
     accumulate,
+    array_voltages,
     check_calibrated,
     converts_lines,
+    known_lines,
     lines_of,
+    lines_through,
     tiling,
 )
-from nvcim_jax.types import Key
+from nvcim_jax.types import Key, PyTree
 
 __all__ = ["sample"]
 
@@ -86,41 +92,62 @@ def sample(
     if config.sampling in OUTPUT_SAMPLINGS:
         _check_output_sampling(min(tile_rows, target.num_rows), drive.plane_weights.shape[0], config)
     write_key, read_key = jax.random.split(key)
-    conductance = target.conductance
-    if config.noise == "value":
-        conductance = write_cells(write_key, conductance, device, config).g
-    # Halves travel apart: a slice of a slice inside the loop over arrays keeps XLA from vectorising it on a CPU.
-    arrays = tuple(conductance[:, half] for half in range(conductance.shape[1]))
-    if config.sampling != "device":
-        # outside the loop over arrays, so that a loop over chips around it computes them once
-        arrays = _line_moments(arrays, device, config)
-
-    def array_lines(a: jax.Array, halves: tuple[jax.Array, ...]) -> Lines:
-        array_key = jax.random.fold_in(write_key, a)
-        if config.sampling in OUTPUT_SAMPLINGS:
-            return _noisy_outputs(array_key, *halves, device, config)
-        if config.sampling == "pair":
-            return Lines(drawn_pair(array_key, *halves, device), None, subtracted=True)
-        if config.noise == "value":
-            return lines_of(halves, config, num_cols)
-        if _only_cycle_noise(device):
-            return lines_of(_programmed(array_key, halves, device), config, num_cols)
-        cells = devices.program(array_key, jnp.stack(halves), device)
-        seen = cells.g if device.read is None else devices.read(jax.random.fold_in(read_key, a), cells, device)
-        return lines_of((*seen,), config, num_cols)
-
+    if config.sampling in OUTPUT_SAMPLINGS:
+        array_lines, arrays = _output_lines(write_key, target.conductance, drive, device, config)
+    elif config.noise == "value":
+        array_lines, arrays = known_lines(
+            write_cells(write_key, target.conductance, device, config).g, config, num_cols
+        )
+    elif config.sampling == "pair":
+        array_lines, arrays = _pair_lines(write_key, target.conductance, device, config)
+    else:
+        array_lines, arrays = _cell_lines(write_key, read_key, target.conductance, device, config, num_cols)
     y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols)
     y = y * (output_factor(device, config) * target.scale)[None, :]
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 
 
-def _only_cycle_noise(device: devices.Device) -> bool:
+def _pair_lines(
+    key: Key, conductance: jax.Array, device: devices.Device, config: Config
+) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    """Return how the differences of one array are drawn, and from which means and variances."""
+    plus, minus = _halves(conductance)
+
+    def lines(a: jax.Array, moments: tuple[jax.Array, jax.Array]) -> Lines:
+        mean, variance = moments
+        return lines_through(drawn_pair(jax.random.fold_in(key, a), mean, variance, device), config)
+
+    return lines, pair_moments(plus, minus, device)
+
+
+def _cell_lines(
+    write_key: Key, read_key: Key, conductance: jax.Array, device: devices.Device, config: Config, num_cols: int
+) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    """Return how the cells of one array are drawn and multiplied with, and from which targets."""
     others = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
-    return device.programming is not None and all(effect is None for effect in others)
+    only_cycle_noise = all(effect is None for effect in others)
+    if only_cycle_noise and device.programming is None:
+        cells = devices.programmed(conductance, jnp.zeros_like(conductance), device)
+        return known_lines(cells, config, num_cols)
+
+    def lines(a: jax.Array, halves: tuple[jax.Array, ...]) -> Lines:
+        array_key = jax.random.fold_in(write_key, a)
+        if only_cycle_noise:
+            return lines_of(_programmed(array_key, halves, device), config, num_cols)
+        cells = devices.program(array_key, jnp.stack(halves), device)
+        seen = cells.g if device.read is None else devices.read(jax.random.fold_in(read_key, a), cells, device)
+        return lines_of((*seen,), config, num_cols)
+
+    return lines, _halves(conductance)
+
+
+def _halves(conductance: Float[Array, "arrays halves tile_rows lines"]) -> tuple[jax.Array, ...]:
+    """Split the halves of all arrays: a slice of a slice inside the loop keeps XLA from vectorising it on a CPU."""
+    return tuple(conductance[:, half] for half in range(conductance.shape[1]))
 
 
 def _programmed(key: Key, halves: tuple[jax.Array, ...], device: devices.Device) -> tuple[jax.Array, ...]:
-    """Return what `devices.program` gives for such a device, half by half, so that all of it is one loop."""
+    """Return what `devices.program` gives for a device with no other effect, half by half, so that it is one loop."""
     cycle_key = devices.cycle_key(key)
     if len(halves) == 1:
         z = (ops.normal(cycle_key, halves[0].shape, rng=device.rng),)
@@ -146,36 +173,58 @@ def _line_moments(
     return mean, variance
 
 
-def _noisy_outputs(key: Key, mean: jax.Array, spread: jax.Array, device: devices.Device, config: Config) -> Lines:
-    """Return one array whose noise is added to its outputs; `spread` is its sigma (joint) or each cell's variance."""
-    if config.sampling == "output_joint":
-
-        def noise(voltages: jax.Array) -> jax.Array:
-            return spread * _joint_noise(key, lax.stop_gradient(voltages), mean.shape[1], device)
-
-    else:
-
-        def noise(voltages: jax.Array) -> jax.Array:
-            squared = jnp.square(lax.stop_gradient(voltages))
-            sigma = jnp.sqrt(lax.dot(squared, spread, precision=lax.Precision.HIGHEST))
-            return sigma * ops.normal(key, sigma.shape, rng=device.rng)
-
+def _output_lines(
+    key: Key, conductance: jax.Array, drive: Drive, device: devices.Device, config: Config
+) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    """Return how the outputs of one array are drawn, and what from: its outputs without noise, and their spread."""
+    moments = _line_moments(_halves(conductance), device, config)
     together = config.mapping == "differential" and not converts_lines(config)
-    return Lines(mean, noise, subtracted=together or config.mapping == "offset_digital")
+    subtracted = together or config.mapping == "offset_digital"
+
+    def exact(a: jax.Array, mean: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _output_moments(array_voltages(a, drive, config), mean, spread, config)
+
+    def lines(a: jax.Array, outputs: tuple[jax.Array, jax.Array]) -> Lines:
+        noise = _output_noise(jax.random.fold_in(key, a), *outputs, device, config)
+        return Lines(lambda _: outputs[0] + noise, subtracted)
+
+    if math.prod(drive.voltages.shape[1:3]) <= drive.voltages.shape[3]:
+        # The key has no part in them: computed for all arrays here, they are computed once in a loop over chips.
+        return lines, jax.vmap(exact)(jnp.arange(moments[0].shape[0]), *moments)
+    # More vectors than rows: outputs are larger than weights, so those of one array are held at a time.
+    return lambda a, cells: lines(a, exact(a, *cells)), moments
 
 
-def _joint_noise(
-    key: Key, voltages: Float[Array, "vectors tile_rows"], num_lines: int, device: devices.Device
-) -> Float[Array, "vectors lines"]:
-    """Draw X E for cells E of unit variance, jointly over the vectors X."""
+def _output_moments(
+    voltages: Float[Array, "vectors tile_rows"], mean: jax.Array, spread: jax.Array, config: Config
+) -> tuple[Float[Array, "vectors lines"], Float[Array, "vectors ..."]]:
+    """Return the mean outputs of one array, and the matrix (joint) or the sigma that its normal numbers are scaled by.
+
+    `spread` is the sigma of the array (joint) or the variance of each cell.
+    """
+    outputs = lax.dot(voltages, mean, precision=lax.Precision.HIGHEST)
+    voltages = lax.stop_gradient(voltages)
+    if config.sampling == "output_joint":
+        return outputs, spread * _factor(voltages)
+    return outputs, jnp.sqrt(lax.dot(jnp.square(voltages), spread, precision=lax.Precision.HIGHEST))
+
+
+def _output_noise(key: Key, outputs: jax.Array, scale: jax.Array, device: devices.Device, config: Config) -> jax.Array:
+    if config.sampling == "output_joint":
+        z = ops.normal(key, (scale.shape[1], outputs.shape[1]), rng=device.rng)
+        return lax.dot(scale, z, precision=lax.Precision.HIGHEST)
+    return scale * ops.normal(key, scale.shape, rng=device.rng)
+
+
+def _factor(voltages: Float[Array, "vectors tile_rows"]) -> Float[Array, "vectors factors"]:
+    """Return L with L L^T = X X^T: L Z is then X E, jointly over the vectors X, for cells E of unit variance."""
     num_vectors, tile_rows = voltages.shape
-    z = ops.normal(key, (min(num_vectors, tile_rows), num_lines), rng=device.rng)
     if num_vectors > tile_rows:
-        return lax.dot(voltages, z, precision=lax.Precision.HIGHEST)
+        return voltages
     length = jnp.sqrt(jnp.sum(jnp.square(voltages), axis=1, keepdims=True))
     unit = voltages / jnp.where(length > 0, length, 1.0)
     gram = lax.dot(unit, unit.T, precision=lax.Precision.HIGHEST) + _JITTER * jnp.eye(num_vectors, dtype=unit.dtype)
-    return length * lax.dot(jnp.linalg.cholesky(gram), z, precision=lax.Precision.HIGHEST)
+    return length * jnp.linalg.cholesky(gram)
 
 
 def _check_output_sampling(tile_rows: int, num_planes: int, config: Config) -> None:
