@@ -1,10 +1,31 @@
-"""Shared by the tests of devices: golden files, and limits of five standard errors."""
+"""Shared by the tests of devices: golden files, limits of five standard errors, all devices and all they can do."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from nvcim_jax import devices
+
+EVERYTHING = {
+    "d2d_sigma": 0.05,
+    "stuck_on": 0.05,
+    "stuck_off": 0.1,
+    "drift": devices.PowerLawDrift(mean_offset=0.05, std_offset=0.01, mean_slope=-0.01),
+    "read": devices.OneOverFRead(),
+}
+MEASURED = devices.from_table(
+    [0.0, 0.3, 0.6, 1.0], [0.03, 0.3, 0.58, 0.97], [0.02, 0.05, 0.04, 0.03], g_max_us=60.0, name="table"
+)
+DEVICES = {
+    **{name: devices.get(name) for name in devices.names()},
+    "all effects": devices.get("FeFET6", **EVERYTHING),
+    "all effects, cut at 0": devices.get("FeFET3", **EVERYTHING, clip=True, on_off_ratio=20.0),
+    "table": MEASURED,
+}
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -39,3 +60,30 @@ def assert_moments() -> Callable[..., None]:
         assert np.all(np.abs(spread - variance) < 5 * variance_error + rounding * (variance + 1e-6))
 
     return check
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> devices.Device:
+    """Return one device; without its name, so that devices of one structure share their compilations."""
+    return DEVICES[request.param].replace(name="", citation="", num_levels=None)
+
+
+@pytest.fixture(scope="session")
+def life() -> Callable[..., dict[str, jax.Array]]:
+    """Return one function of everything that a device can do."""
+    return _life
+
+
+def _life(key: jax.Array, g: jax.Array, t_s: jax.Array, device: devices.Device) -> dict[str, jax.Array]:
+    """Return everything that a device can do, in physical units."""
+    program_key, read_key = jax.random.split(key)
+    cells = devices.program(program_key, g, device)
+    seen = {"programmed": cells.g}
+    if device.drift is not None:
+        cells = devices.drift(cells, t_s, device)
+        seen["drifted"] = cells.g
+    if device.read is not None:
+        seen["read"] = devices.read(read_key, cells, device)
+    mean, variance = devices.program_moments(g, device)
+    seen |= {"sigma": devices.sigma_of(g, device), "mean": mean, "std": jnp.sqrt(variance + 1e-12)}
+    return {name: value * device.g_max_us for name, value in seen.items()}
