@@ -117,6 +117,22 @@ def _ranges(first: int, count: int, num_devices: int) -> tuple[np.ndarray, np.nd
     return starts.astype(np.uint32), sizes.astype(np.uint32)
 
 
+def _place(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
+    """Put a tree on the mesh; with several processes every one gives the same values and holds its part."""
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(jax.random.clone(leaf)))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf) if isinstance(leaf, jax.Array) else np.asarray(jnp.asarray(leaf))
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
 def _to_host(values: PyTree, sizes: np.ndarray, chunk: int) -> PyTree:
     """Bring one chunk to the host and drop what no instance wrote."""
     if jax.process_count() > 1:
@@ -140,6 +156,8 @@ def _needed_bytes(fn: Callable[..., PyTree], plan: _Plan, key: jax.Array, args: 
     """Return the bytes that one call takes on a device besides the arguments."""
     size = plan.mesh.shape["instance"]
     ids = np.zeros(size, np.uint32)
+    if jax.process_count() > 1:
+        ids = _place(ids, plan.mesh, P("instance"))
     call = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).lower(key, ids, ids, args)
     outputs = sum(math.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(call.out_info)) // size
     if outputs > budget and plan.chunk > 1:  # known without a compile
@@ -192,7 +210,9 @@ def structure(
     plan = _plan(key, chunk, mapping, mesh)
     ids = np.zeros(plan.mesh.shape["instance"], np.uint32)
     if mesh is not None:
-        key, args = jax.device_put((key, args), NamedSharding(plan.mesh, P()))
+        key, args = _place((key, args), plan.mesh, P())
+    if jax.process_count() > 1:
+        ids = _place(ids, plan.mesh, P("instance"))
     return compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).eval_shape(key, ids, ids, args)
 
 
@@ -209,7 +229,8 @@ def _call(
     fn: Callable[..., PyTree], plan: _Plan, key: jax.Array, args: tuple[Any, ...], first: int, count: int
 ) -> PyTree:
     starts, sizes = _ranges(first, count, plan.mesh.shape["instance"])
-    values = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh)(key, starts, sizes, args)
+    ids = (starts, sizes) if jax.process_count() == 1 else _place((starts, sizes), plan.mesh, P("instance"))
+    values = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh)(key, *ids, args)
     return _to_host(values, sizes, plan.chunk)
 
 
@@ -247,9 +268,8 @@ def stream(
     if not isinstance(fn, Hashable):  # a specification used as a function; the partial has an identity
         fn = functools.partial(fn)
     plan = _plan(key, chunk, mapping, mesh)
-    replicated = NamedSharding(plan.mesh, P())
     if mesh is not None:
-        key, args = jax.device_put((key, args), replicated)
+        key, args = _place((key, args), plan.mesh, P())
     plan = _fit(fn, plan, key, args, memory_budget_mb)
     devices = plan.mesh.shape["instance"]
     count = devices * (min(plan.chunk, 4) if plan.adapt else plan.chunk)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -104,8 +105,8 @@ def test_points_stop_at_a_half_width(tmp_path: Path) -> None:
     assert 200 < counts[1] < 5000
 
 
-def test_local_jobs_run_the_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("submitit", reason="needs the extra `cluster`")
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra `cluster`")
+def test_local_jobs_run_the_shards(tmp_path: Path) -> None:
     words = f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --submit local --shards 2"
     done = subprocess.run(
         [sys.executable, "-m", "nvcim_jax.cli", *words.split()], capture_output=True, text=True, check=False
