@@ -1,6 +1,7 @@
 """One physical chip: programmed once, drifting, programmed again, read back."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,7 @@ def write(key: Key, target: Target, device: devices.Device, *, config: Config, w
     return _with_transfer(chip, device, config)
 
 
+@functools.partial(jax.jit, static_argnames="config", inline=True)
 def write_cells(
     key: Key, conductance: Float[Array, "arrays halves tile_rows lines"], device: devices.Device, config: Config
 ) -> devices.Cells:
@@ -184,13 +186,21 @@ def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."], device: devi
         checks.fail("config", "have sampling='device' and noise='cell' to reprogram a chip", "keeps no single cells")
     checks.shape("weights", weights, (chip.num_rows, chip.scale.shape[0]), "(rows, cols) of the chip")
     target = encode(weights, device, config=replace(config, dac_range="absmax", adc_range="absmax"))
-    keys = jax.vmap(lambda a: jax.random.fold_in(key, a))(jnp.arange(target.conductance.shape[0]))
-    cells = jax.vmap(lambda k, c, g: devices.reprogram(k, c, g, device), in_axes=(0, CELL_AXES, 0), out_axes=CELL_AXES)(
-        keys, chip.cells, target.conductance
-    )
+    cells = _rewrite_cells(key, chip.cells, target.conductance, device)
     baseline = None if device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3))
     chip = dataclasses.replace(chip, cells=cells, scale=target.scale, baseline=baseline, gain=jnp.ones_like(chip.gain))
     return _with_transfer(chip, device, config)
+
+
+@functools.partial(jax.jit, inline=True)
+def _rewrite_cells(
+    key: Key, cells: devices.Cells, conductance: Float[Array, "arrays halves tile_rows lines"], device: devices.Device
+) -> devices.Cells:
+    """Program the cells of all arrays again, each array with a key of its own."""
+    keys = jax.vmap(lambda a: jax.random.fold_in(key, a))(jnp.arange(conductance.shape[0]))
+    return jax.vmap(lambda k, c, g: devices.reprogram(k, c, g, device), in_axes=(0, CELL_AXES, 0), out_axes=CELL_AXES)(
+        keys, cells, conductance
+    )
 
 
 def drift(chip: Chip, t_s: Num[ArrayLike, ""], device: devices.Device, *, config: Config) -> Chip:
@@ -263,6 +273,12 @@ def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -
         >>> print(bool(error <= 0.5 * jnp.abs(weights).max() / 32767 * 1.01))  # half a step
         True
     """
+    return _stored(key, chip, device, config)
+
+
+@functools.partial(jax.jit, static_argnames="config", inline=True)
+def _stored(key: Key, chip: Chip, device: devices.Device, config: Config) -> Float[Array, "rows cols"]:
+    """Return what the cells of one read say, put together again."""
     num_cols = chip.scale.shape[0]
     sizes = geometry((chip.num_rows, num_cols), config)
     cells = conductances(key, chip, device, config)

@@ -6,6 +6,8 @@ among them, has the wire's resistance. The cells are linear, so the currents are
 solve for the transfer matrix T serves every input. Without resistance T is the conductances themselves.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -100,7 +102,14 @@ def transfer_cells(
     checks.number("wires.col_ohm", wires.col_ohm, low=0.0, unit="ohm")
     siemens = device.g_max_us * 1e-6
     row, col = jnp.asarray(wires.row_ohm) * siemens, jnp.asarray(wires.col_ohm) * siemens
-    physical = _to_physical(g, device.g_min, config, sizes)
+    return _transfer_cells(g, row, col, device.g_min, config, sizes)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sizes"), inline=True)
+def _transfer_cells(
+    g: jax.Array, row: jax.Array, col: jax.Array, erased: jax.Array, config: Config, sizes: Geometry
+) -> jax.Array:
+    physical = _to_physical(g, erased, config, sizes)
     solved = lax.map(lambda array: transfer_matrix(array, row, col), physical)
     return _from_physical(solved, g.shape, config, sizes)
 

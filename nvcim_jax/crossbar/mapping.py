@@ -5,6 +5,7 @@ meets one read of one group of physical arrays. Halves are the two cells of a pa
 matrix, followed by the reference columns. How they lie on the silicon (`Config.slices`) matters only to wires.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -99,21 +100,12 @@ def encode(
     """
     _check_weights(weights)
     _check_device(device, config)
+    fixed_dac = _fixed("dac_max", dac_max, config.dac_range, ())
     weights = jnp.asarray(weights, jnp.float32)
     sizes = geometry((weights.shape[0], weights.shape[1]), config)
-    largest = jnp.max(jnp.abs(weights), axis=0 if config.weight_scale == "column" else None, keepdims=True)
-    largest = jnp.where(largest > 0, largest, 1.0)
-    if config.noise == "value":
-        conductance = _tiles(_rounded(weights / largest, config)[None], sizes)[:, None]
-    else:
-        conductance = _cells(weights / largest, sizes, device, config)
-    return Target(
-        conductance=conductance,
-        scale=jnp.broadcast_to(largest[0], (sizes.num_cols,)),
-        dac_max=_fixed("dac_max", dac_max, config.dac_range, ()),
-        adc_range=_fixed_adc_range(adc_max, adc_min, config, conductance.shape[0]),
-        num_rows=sizes.num_rows,
-    )
+    fixed_adc = _fixed_adc_range(adc_max, adc_min, config, sizes.num_row_tiles * stored_slices(config))
+    conductance, scale = _encoded(weights, device, config)
+    return Target(conductance, scale, fixed_dac, fixed_adc, num_rows=sizes.num_rows)
 
 
 def subtract_lines(lines: Float[Array, "... lines"], config: Config, num_cols: int) -> Float[Array, "... cols"]:
@@ -162,6 +154,22 @@ def output_factor(device: devices.Device, config: Config) -> Float[Array, ""]:
 def slice_weights(config: Config) -> Float[Array, " slices"]:
     """Return the digital weights of the slices, base**s."""
     return jnp.asarray([float(slice_base(config)) ** s for s in range(stored_slices(config))], jnp.float32)
+
+
+# Compiled once for a shape and a configuration; inside another jit it is inlined.
+@functools.partial(jax.jit, static_argnames="config", inline=True)
+def _encoded(
+    weights: Float[Array, "rows cols"], device: devices.Device, config: Config
+) -> tuple[Float[Array, "arrays halves tile_rows lines"], Float[Array, " cols"]]:
+    """Return target conductances and scales."""
+    sizes = geometry((weights.shape[0], weights.shape[1]), config)
+    largest = jnp.max(jnp.abs(weights), axis=0 if config.weight_scale == "column" else None, keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1.0)
+    if config.noise == "value":
+        conductance = _tiles(_rounded(weights / largest, config)[None], sizes)[:, None]
+    else:
+        conductance = _cells(weights / largest, sizes, device, config)
+    return conductance, jnp.broadcast_to(largest[0], (sizes.num_cols,))
 
 
 def _cells(unit: Float[Array, "rows cols"], sizes: Geometry, device: devices.Device, config: Config) -> jax.Array:
