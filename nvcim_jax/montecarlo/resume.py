@@ -20,25 +20,25 @@ __all__ = ["saved_stream"]
 _HOW: dict[str, Any] = {"chunk": None, "mapping": "auto", "mesh": None}
 
 
-class _Saver:
-    """Joins computed chunks and writes them as one file every `save_every_s` seconds."""
+def _saver(folder: Path, save_every_s: float) -> tuple[Callable[[Chunk], None], Callable[[], None]]:
+    """Return `add`, which joins chunks and writes them as one file every `save_every_s` seconds, and `flush`."""
+    waiting: list[Chunk] = []
+    saved_at = time.monotonic()
 
-    def __init__(self, folder: Path, save_every_s: float) -> None:
-        self.folder, self.save_every_s = folder, save_every_s
-        self.waiting: list[Chunk] = []
-        self.saved_at = time.monotonic()
+    def flush() -> None:
+        nonlocal waiting, saved_at
+        now, waiting = waiting, []  # a chunk that the disk refuses is not tried twice
+        if now and jax.process_index() == 0:
+            values = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[chunk.values for chunk in now])
+            records.write_chunk(folder, now[0].first, values)
+        saved_at = time.monotonic()
 
-    def add(self, chunk: Chunk) -> None:
-        self.waiting.append(chunk)
-        if time.monotonic() - self.saved_at >= self.save_every_s:
-            self.flush()
+    def add(chunk: Chunk) -> None:
+        waiting.append(chunk)
+        if time.monotonic() - saved_at >= save_every_s:
+            flush()
 
-    def flush(self) -> None:
-        waiting, self.waiting = self.waiting, []  # a chunk that the disk refuses is not tried twice
-        if waiting and jax.process_index() == 0:
-            values = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[chunk.values for chunk in waiting])
-            records.write_chunk(self.folder, waiting[0].first, values)
-        self.saved_at = time.monotonic()
+    return add, flush
 
 
 def _all_processes_ready(name: str) -> None:
@@ -121,10 +121,10 @@ def _computed(
 ) -> Iterator[Chunk]:
     if not len(ids):
         return
-    saver = _Saver(folder, save_every_s)
+    add, flush = _saver(folder, save_every_s)
     try:
         for chunk in stream(fn, key, ids, args=args, **options):
-            saver.add(chunk)
+            add(chunk)
             yield chunk
     finally:  # an interrupt or a stopping rule ends the loop early: what is computed is saved
-        saver.flush()
+        flush()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,49 +85,52 @@ def check_run(
         checks.fail("mesh", 'have an axis "instance"', found, "Make it with montecarlo.instance_mesh().")
 
 
-class _Kept:
-    """All values in one host array a leaf, filled chunk by chunk."""
+class _Collector(NamedTuple):
+    """Takes chunks in instance order and gives the statistics of all of them."""
 
-    def __init__(self, num_instances: int) -> None:
-        self.num_instances = num_instances
-        self.values: PyTree = None
-        self.done = 0
+    add: Callable[[Chunk], None]
+    stats: Callable[[tuple[float, ...]], Stats]
 
-    def add(self, chunk: Chunk) -> None:
-        if self.values is None:
-            self.values = jax.tree.map(lambda v: np.empty((self.num_instances, *v.shape[1:]), v.dtype), chunk.values)
-        here = slice(self.done, self.done + chunk.num)
-        for target, value in zip(jax.tree.leaves(self.values), jax.tree.leaves(chunk.values), strict=True):
+
+def _keep_values(num_instances: int) -> _Collector:
+    """Collect all values in one host array a leaf, filled chunk by chunk."""
+    values: PyTree = None
+    done = 0
+
+    def add(chunk: Chunk) -> None:
+        nonlocal values, done
+        if values is None:
+            values = jax.tree.map(lambda v: np.empty((num_instances, *v.shape[1:]), v.dtype), chunk.values)
+        here = slice(done, done + chunk.num)
+        for target, value in zip(jax.tree.leaves(values), jax.tree.leaves(chunk.values), strict=True):
             target[here] = value
-        self.done += chunk.num
+        done += chunk.num
 
-    def stats(self, levels: tuple[float, ...]) -> Stats:
-        return stats_of_values(self.values, levels)
+    return _Collector(add, lambda levels: stats_of_values(values, levels))
 
 
-class _Streamed:
-    """Moments and a sketch, nothing that grows with the number of instances."""
+def _keep_moments(num_instances: int) -> _Collector:
+    """Collect moments and a sketch, nothing that grows with the number of instances."""
+    total: Moments | None = None
+    sketches: list[sketch.Sketch] = []
 
-    def __init__(self, num_instances: int) -> None:
-        self.num_instances = num_instances
-        self.moments: Moments | None = None
-        self.sketches: list[sketch.Sketch] = []
-        self.structure: Any = None
-
-    def add(self, chunk: Chunk) -> None:
+    def add(chunk: Chunk) -> None:
+        nonlocal total, sketches
         good = finite_instances(chunk.values)
         kept = jax.tree.map(lambda v: np.asarray(v)[good], chunk.values)
-        leaves, self.structure = jax.tree.flatten(kept)
         new = moments(kept)
-        self.moments = new if self.moments is None else merge(self.moments, new)
-        self.sketches = self.sketches or [sketch.empty(leaf.shape[1:]) for leaf in leaves]
-        self.sketches = [sketch.add(s, leaf) for s, leaf in zip(self.sketches, leaves, strict=True)]
+        total = new if total is None else merge(total, new)
+        leaves = jax.tree.leaves(kept)
+        sketches = sketches or [sketch.empty(leaf.shape[1:]) for leaf in leaves]
+        sketches = [sketch.add(s, leaf) for s, leaf in zip(sketches, leaves, strict=True)]
 
-    def stats(self, levels: tuple[float, ...]) -> Stats:
-        assert self.moments is not None
-        found = [sketch.quantile(s, levels) for s in self.sketches]
-        quantiles = jax.tree.unflatten(self.structure, found)
-        return stats_of_moments(self.moments, quantiles, None, self.num_instances, levels)
+    def stats(levels: tuple[float, ...]) -> Stats:
+        assert total is not None
+        found = [sketch.quantile(s, levels) for s in sketches]
+        quantiles = jax.tree.unflatten(jax.tree.structure(total.mean), found)
+        return stats_of_moments(total, quantiles, None, num_instances, levels)
+
+    return _Collector(add, stats)
 
 
 def run(
@@ -211,7 +214,7 @@ def run(
         parts = stream(fn, key, ids, **options)
     else:
         parts = saved_stream(fn, key, ids, folder, config=config, save_every_s=save_every_s, **options)
-    collected = _Kept(num_instances) if keep_values else _Streamed(num_instances)
+    collected = _keep_values(num_instances) if keep_values else _keep_moments(num_instances)
     seen = Moments(0, None, None)
     with progress_bar(num_instances, progress) as advance:
         for part in parts:

@@ -1,6 +1,8 @@
 """The engine: values do not depend on how they were computed, memory and compiles are bounded."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -237,3 +239,27 @@ def test_progress_is_shown_only_after_a_while(
     shown = capsys.readouterr()
     assert "10/10" in shown.err
     assert shown.out == ""
+
+
+MILLION = """
+import resource, jax
+from nvcim_jax import montecarlo
+
+def metric(key):
+    return jax.random.normal(key, (4,)).sum()
+
+peaks = []
+for num in (5000, 1_000_000):
+    stats = montecarlo.run(metric, jax.random.key(0), num, keep_values=False)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peaks[1] - peaks[0], float(stats.mean), float(stats.standard_error), float(stats.quantiles[4]))
+"""
+
+
+def test_a_million_cheap_instances_take_no_more_memory_than_a_few() -> None:
+    done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=True)
+    growth_mb, mean, error, worst = (float(word) for word in done.stdout.split())
+    assert growth_mb < 20
+    assert abs(mean) < 5 * error
+    assert error == pytest.approx(2e-3, rel=0.01)
+    assert worst == pytest.approx(2 * 2.3263, rel=0.01)
