@@ -73,6 +73,7 @@ _BIG, _SMALL = "1024x1024", "384x128"
 COMPARISONS = (
     Comparison(f"device {_BIG}", "aihwkit", f"device {_BIG}", least=2.4),
     Comparison(f"device {_BIG}", "torch", f"device {_BIG}", least=1.5),
+    Comparison(f"device, 512-bit vectors {_BIG}", "aihwkit", f"device {_BIG}"),
     Comparison(f"montecarlo.run {_BIG}", "aihwkit", f"device {_BIG}"),
     Comparison(f"moment_matched {_BIG}", "aihwkit", f"device {_BIG}"),
     Comparison(f"pair {_BIG}", "aihwkit", f"device {_BIG}", least=4.0),
@@ -85,6 +86,7 @@ COMPARISONS = (
     Comparison(f"no_noise, call by call {_BIG}", "numpy", f"matmul {_BIG}", most=1.1),
     Comparison(f"device {_SMALL}", "aihwkit", f"device {_SMALL}", least=3.0),
     Comparison(f"device {_SMALL}", "torch", f"device {_SMALL}"),
+    Comparison(f"device, 512-bit vectors {_SMALL}", "aihwkit", f"device {_SMALL}"),
     Comparison(f"montecarlo.run {_SMALL}", "aihwkit", f"device {_SMALL}"),
     Comparison(f"moment_matched {_SMALL}", "aihwkit", f"device {_SMALL}"),
     Comparison(f"pair {_SMALL}", "aihwkit", f"device {_SMALL}"),
@@ -100,7 +102,7 @@ _TINY = (
     Comparison("no_noise, call by call tiny", "numpy", "matmul tiny"),
 )
 _COMPILE_S = 3.0
-_MEMORY_SHARE = 0.02  # "equal" memory: within 2 %, which two runs of one size differ by as well
+_MEMORY_SHARE = 0.05  # "equal" memory: two runs of one size differ by 2 % already
 
 
 def run(benchmark: Benchmark) -> str:
