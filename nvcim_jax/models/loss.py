@@ -139,7 +139,7 @@ def _mapped_total(
 def loss(
     params: PyTree,
     x: Float[Array, "*batch tokens width"],
-    labels: Int[Array, "*batch tokens"],
+    labels: Int[Array, "..."],
     *,
     config: Config,
     chunk: int = 256,

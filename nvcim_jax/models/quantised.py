@@ -1,5 +1,7 @@
 """Weights of a few bits as int8 codes and scales, and how GPTQ and AWQ checkpoints pack them."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,9 @@ class Quantised:
         groups: int32 ([layers,] inputs): which group each input belongs to; any order (GPTQ "act-order").
     """
 
-    codes: jax.Array
-    scales: jax.Array
-    groups: jax.Array
+    codes: Any
+    scales: Any
+    groups: Any
 
 
 def dequantise(weight: Quantised, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:

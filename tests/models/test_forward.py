@@ -1,0 +1,312 @@
+"""The decoder as a function: causality, padding, prefixes, exits, contraction, dtypes, transformations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import models
+
+LLAMA = models.Config(vocab_size=64, width=32, num_layers=4, num_heads=4, num_kv_heads=2, mlp_width=48)
+SLIDING = models.Config(
+    vocab_size=64,
+    width=32,
+    num_layers=4,
+    num_heads=4,
+    mlp_width=48,
+    window=3,
+    sliding=(True, False, True, False),
+    rope_local=models.Rope(theta=100.0),
+    post_norms=True,
+    qk_norm=True,
+    family="gemma3_text",
+)
+LEARNED = models.Config(
+    vocab_size=64,
+    width=32,
+    num_layers=4,
+    num_heads=4,
+    mlp_width=48,
+    norm="layer",
+    gated=False,
+    activation="gelu_tanh",
+    positions="learned",
+    family="gpt2",
+    qkv_bias=True,
+)
+CONFIGS = pytest.mark.parametrize("config", [LLAMA, SLIDING, LEARNED], ids=["llama", "sliding", "learned"])
+
+
+@pytest.fixture
+def ids() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32))
+
+
+def _params(config: models.Config):
+    return models.init(jax.random.key(3), config=config, scale=0.2)
+
+
+def _embedded(config: models.Config, ids: jax.Array):
+    params = _params(config)
+    return params, models.embed(params, ids, config=config)
+
+
+def _forward(config: models.Config, **options):
+    return jax.jit(lambda p, x: models.forward(p, x, config=config, **options))
+
+
+@CONFIGS
+def test_no_token_sees_a_later_one(config, ids) -> None:
+    params, x = _embedded(config, ids)
+    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(params, x[None], config=config)[0][0].sum(-1)))(x[0])
+    reach = np.abs(np.asarray(jacobian)).sum(-1)
+    assert (reach[np.triu_indices(9, 1)] == 0).all()
+    assert (np.diag(reach) > 0).all()
+
+
+def test_a_window_reaches_as_far_as_the_layers_carry_it(ids) -> None:
+    config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=48, window=3)
+    params, x = _embedded(config, ids)
+    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(params, x, config=config)[0].sum(-1)))(x[0])
+    reach = np.abs(np.asarray(jacobian)).sum(-1)[-1]
+    assert (reach[:4] == 0).all()  # two layers of two steps back each: tokens 4 to 8
+    assert (reach[4:] > 0).all()
+
+
+@CONFIGS
+def test_padding_on_either_side_changes_nothing(config, ids) -> None:
+    params, x = _embedded(config, ids)
+    wanted, _ = _forward(config)(params, x)
+    pad = jnp.full((2, 3, config.width), 7.0)
+    real = jnp.ones((2, 9), bool)
+    blank = jnp.zeros((2, 3), bool)
+    left = jnp.concatenate([blank, real], axis=1)
+    right = jnp.concatenate([real, blank], axis=1)
+    found, _ = _forward(config, mask=left)(params, jnp.concatenate([pad, x], axis=1))
+    np.testing.assert_allclose(found[:, 3:], wanted, atol=3e-6)
+    found, _ = _forward(config, mask=right)(params, jnp.concatenate([x, pad], axis=1))
+    np.testing.assert_allclose(found[:, :9], wanted, atol=3e-6)
+    assert bool(jnp.isfinite(found).all())
+
+
+@CONFIGS
+def test_kept_keys_and_values_are_a_prefix(config, ids) -> None:
+    params, x = _embedded(config, ids)
+    wanted, _ = _forward(config)(params, x)
+    _, info = _forward(config, keep_keys_values=True)(params, x[:, :5])
+    found, _ = jax.jit(lambda p, x, prefix: models.forward(p, x, config=config, prefix=prefix))(
+        params, x[:, 5:], info.keys_values
+    )
+    np.testing.assert_allclose(found, wanted[:, 5:], atol=3e-6)
+
+
+def test_a_prefix_without_a_batch_axis_serves_every_row(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    shape = (LLAMA.num_layers, LLAMA.kv_heads, 3, LLAMA.head_width)
+    prefix = models.KeysValues(*jax.random.normal(jax.random.key(1), (2, *shape)))
+    both = models.KeysValues(*(jnp.stack([a, a], axis=1) for a in prefix))
+    one, _ = _forward(LLAMA, prefix=prefix)(params, x)
+    two, _ = _forward(LLAMA, prefix=both)(params, x)
+    np.testing.assert_array_equal(one, two)
+    plain, _ = _forward(LLAMA)(params, x)
+    assert float(jnp.abs(one - plain).max()) > 1e-3
+
+
+def test_a_full_mask_replaces_causality(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    causal = jnp.tril(jnp.ones((9, 9), bool))[None].repeat(2, 0)
+    wanted, _ = _forward(LLAMA)(params, x)
+    found, _ = _forward(LLAMA, mask=causal)(params, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    both_ways, _ = _forward(LLAMA, mask=jnp.ones((2, 9, 9), bool))(params, x)
+    assert float(jnp.abs(both_ways - wanted)[:, 0].max()) > 1e-3
+
+
+@CONFIGS
+def test_exits_are_the_states_at_which_stopping_ends(config, ids) -> None:
+    params, x = _embedded(config, ids)
+    logits, info = _forward(config, exits=(1, 3))(params, x)
+    assert logits.shape == (2, 9, 64)
+    for kept, layers in zip(info.hidden, (1, 3), strict=True):
+        below, _ = models.hidden(params, x, config=config, stop=layers)
+        np.testing.assert_allclose(kept, below, atol=1e-6)
+        above, _ = models.hidden(params, below, config=config, start=layers)
+        np.testing.assert_allclose(models.head(params, above, config=config), logits, atol=3e-6)
+
+
+def _weight_flops(config: models.Config, **options) -> float:
+    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
+    x = jax.ShapeDtypeStruct((2, 9, config.width), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda p, x: models.hidden(p, x, config=config, **options)[0])(params, x)
+    scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+    inner = sum(str(e.params["jaxpr"]).count("dot_general") * e.params["length"] for e in scans)
+    assert not any(e.primitive.name == "dot_general" for e in jaxpr.jaxpr.eqns)
+    return inner
+
+
+def test_layers_above_the_stop_are_not_computed() -> None:
+    whole = _weight_flops(LLAMA)
+    assert whole == 4 * 9  # seven weights and two products of attention a layer
+    assert _weight_flops(LLAMA, stop=1) == whole / 4
+    assert _weight_flops(LLAMA, start=1, stop=3) == whole / 2
+
+
+def test_stopping_copies_no_weights(ids) -> None:
+    config = models.Config(vocab_size=64, width=64, num_layers=8, num_heads=4, mlp_width=256)
+    params = models.init(jax.random.key(0), config=config)
+    x = models.embed(params, ids, config=config)
+    temporary = []
+    for stop in (1, 7):
+        lowered = jax.jit(lambda p, x, stop=stop: models.hidden(p, x, config=config, stop=stop)[0]).lower(params, x)
+        temporary.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    layer = 4 * models.num_params(config) / 8
+    assert temporary[1] - temporary[0] < layer  # not six layers more
+
+
+@CONFIGS
+def test_one_sequence_is_a_batch_of_one(config, ids) -> None:
+    params, x = _embedded(config, ids)
+    wanted, _ = _forward(config)(params, x)
+    found, info = _forward(config, exits=(2,), keep_keys_values=True)(params, x[0])
+    np.testing.assert_allclose(found, wanted[0], atol=1e-6)
+    assert info.hidden.shape == (1, 9, 32)
+    assert info.keys_values.keys.shape == (4, config.kv_heads, 9, 8)
+    mapped = jax.jit(jax.vmap(lambda x: models.forward(params, x, config=config)[0]))(x)
+    np.testing.assert_allclose(mapped, wanted, atol=3e-6)
+
+
+def test_jit_equals_eager(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    with jax.disable_jit():
+        wanted, _ = models.forward(params, x, config=LLAMA)
+    found, _ = _forward(LLAMA)(params, x)
+    np.testing.assert_allclose(found, wanted, atol=5e-6)
+
+
+def test_remat_changes_memory_only(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+
+    def gradient(remat: bool):
+        return jax.jit(jax.grad(lambda x: jnp.sin(models.forward(params, x, config=LLAMA, remat=remat)[0]).sum()))
+
+    np.testing.assert_allclose(gradient(True)(x), gradient(False)(x), atol=2e-5)
+    plain, less = (gradient(r).lower(x).compile().memory_analysis().temp_size_in_bytes for r in (False, True))
+    assert less < plain
+
+
+def test_gradient_equals_a_finite_difference(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    run = jax.jit(lambda x: jnp.sin(models.forward(params, x, config=LLAMA)[0]).mean())
+    towards = jax.random.normal(jax.random.key(5), x.shape)
+    step = 1e-2
+    slope = (run(x + step * towards) - run(x - step * towards)) / (2 * step)
+    np.testing.assert_allclose((jax.grad(run)(x) * towards).sum(), slope, rtol=2e-2, atol=1e-4)
+
+
+def test_every_product_with_a_weight_is_made_by_the_contraction(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    seen = []
+
+    def contract(subscripts, x, w):
+        seen.append((subscripts, w.shape))
+        return 2.0 * jnp.einsum(subscripts, x, w)
+
+    doubled, _ = models.forward(params, x, config=LLAMA, contract=contract)
+    assert len(seen) == 8  # q k v o gate up down, traced once for all layers, and the head
+    assert seen[-1] == ("...i,oi->...o", (64, 32))
+    assert {s for s, _ in seen[:-1]} == {"...i,io->...o"}
+    wanted = dict(params, layers={n: 2.0 * w if w.ndim == 3 else w for n, w in params["layers"].items()})
+    logits, _ = models.forward(wanted, x, config=LLAMA)
+    np.testing.assert_allclose(doubled, 2.0 * logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_may_be_any_tree_that_the_contraction_understands(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    layers = dict(params["layers"])
+    left, values, right = np.linalg.svd(np.asarray(layers["up"]), full_matrices=False)
+    layers["up"] = {"left": jnp.asarray(left * values[:, None, :]), "right": jnp.asarray(right)}
+
+    def contract(subscripts, x, w):
+        if isinstance(w, dict):
+            return jnp.einsum(subscripts, jnp.einsum(subscripts, x, w["left"]), w["right"])
+        return jnp.einsum(subscripts, x, w)
+
+    found, _ = models.forward(dict(params, layers=layers), x, config=LLAMA, contract=contract)
+    wanted, _ = models.forward(params, x, config=LLAMA)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_bf16_computes_in_bf16_and_stays_near(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    wanted, _ = _forward(LLAMA)(params, x)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    found, _ = _forward(LLAMA)(half, x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    assert float(jnp.abs(found.astype(jnp.float32) - wanted).max()) < 0.03 * float(jnp.abs(wanted).max()) + 0.03
+    mixed, _ = _forward(LLAMA)(half, x)  # stored in bf16, computed in float32
+    assert mixed.dtype == jnp.float32
+
+
+def test_softmax_and_norms_are_in_float32(ids) -> None:
+    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=LLAMA, dtype=jnp.bfloat16))
+    x = jax.ShapeDtypeStruct((2, 9, 32), jnp.bfloat16)
+    text = str(jax.make_jaxpr(lambda p, x: models.forward(p, x, config=LLAMA)[0])(params, x))
+    for line in text.splitlines():
+        if " = exp " in line or " = rsqrt" in line:
+            assert ":f32" in line.split("=")[0], line
+
+
+def test_one_trace_serves_all_values(ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    traces = []
+
+    @jax.jit
+    def run(params, x, mask):
+        traces.append(None)
+        return models.forward(params, x, config=LLAMA, mask=mask)[0]
+
+    for scale in (1.0, 0.5, 2.0):
+        run(params, x * scale, jnp.ones((2, 9), bool))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": jnp.zeros((9, 31))}, "must have width 32"),
+        ({"x": jnp.zeros(32)}, "must have shape"),
+        ({"mask": jnp.ones((2, 8), bool)}, "`mask` must have shape"),
+        ({"mask": jnp.ones((2, 9, 8), bool)}, "`mask` must have shape"),
+        ({"stop": 5}, "`stop` must be an integer"),
+        ({"exits": (5,)}, "An exit counts the layers below it"),
+        ({"start": 3, "stop": 2}, "`start` must be"),
+        ({"positions": jnp.zeros((2, 8), jnp.int32)}, "`positions` must have shape"),
+        ({"prefix": models.KeysValues(*(jnp.zeros((3, 2, 1, 8)),) * 2)}, "`prefix.keys` must have shape"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message, ids) -> None:
+    params, x = _embedded(LLAMA, ids)
+    x = options.pop("x", x)
+    with pytest.raises((ValueError, TypeError), match=message):
+        models.forward(params, x, config=LLAMA, **options)
+
+
+@pytest.mark.parity
+def test_a_prefix_is_transformers_past_key_values(checkpoint, ids) -> None:
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    folder = checkpoint("llama")
+    lm = models.load(folder)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    shape = (lm.config.num_layers, 2, lm.config.kv_heads, 3, lm.config.head_width)
+    keys, values = np.random.default_rng(4).standard_normal((2, *shape)).astype(np.float32)
+    cache = transformers.DynamicCache()
+    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+        cache.update(torch.from_numpy(k), torch.from_numpy(v), layer)
+    with torch.no_grad():
+        wanted = hf(torch.from_numpy(np.asarray(ids, np.int64)), past_key_values=cache).logits.numpy()
+    prefix = models.KeysValues(jnp.asarray(keys), jnp.asarray(values))
+    x = models.embed(lm.params, ids, config=lm.config)
+    found, _ = models.forward(lm.params, x, config=lm.config, prefix=prefix)
+    assert np.abs(np.asarray(found) - wanted).max() <= 5e-6
