@@ -1,5 +1,6 @@
 """The shards of a sweep as jobs: Slurm arrays, or processes of this machine, by submitit."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def submit(made: Grid, options: "Options") -> int:
     checks.integer("--shards", options.shards, high=made.num_instances)
     if options.half_width is not None:
         checks.fail("--half-width", "be left out with shards", "is given", "A shard does not know the others' values.")
+    if options.submit == "slurm" and shutil.which("srun") is None:
+        checks.fail("--submit", "be 'local' on a machine without Slurm", "is 'slurm', and there is no srun")
     try:
         import submitit
     except ModuleNotFoundError:

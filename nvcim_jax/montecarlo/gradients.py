@@ -70,7 +70,8 @@ def conditional_gradient(values: np.ndarray, gradients: np.ndarray, quantile: fl
     checks.number("quantile", quantile, low=1e-9, high=1 - 1e-9)
     num = len(values)
     width = max(10, round(num**0.8 * min(quantile, 1 - quantile)))
-    checks.integer("values", num, low=20, fix="Run more instances.")
+    if num < 20:
+        checks.fail("values", "hold at least 20 finite instances", f"holds {num}", "Run more instances.")
     order = np.argsort(values, kind="stable")
     first = int(np.clip(round(quantile * (num - 1)) - width // 2, 0, max(0, num - width)))
     near = order[first : first + width]

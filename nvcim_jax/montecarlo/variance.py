@@ -150,7 +150,8 @@ def control_variate(values: np.ndarray, control: np.ndarray, known_mean: float) 
     checks.shape("control", c, f.shape, "(instances,)")
     good = np.isfinite(f) & np.isfinite(c)
     f, c = f[good], c[good]
-    checks.integer("values", len(f), low=10, fix="That many finite instances are needed to fit the coefficient.")
+    if len(f) < 10:
+        checks.fail("values", "hold at least 10 finite instances, to fit the coefficient", f"holds {len(f)}")
     halves = np.arange(len(f)) % 2
     b = [_slope(f[halves == half], c[halves == half]) for half in (1, 0)]  # fitted on the other half
     corrected = f - np.where(halves == 0, b[0], b[1]) * c

@@ -69,6 +69,7 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis sigma=0.1 --num-instances 0", "`num_instances` must be an integer of at least 1"),
         ("sweep no_such_file.toml", "`file` must be a TOML file"),
         ("sweep --axis sigma=0.1 --submit cloud", "`--submit` must be one of local, slurm"),
+        ("sweep --axis sigma=0.1 --submit slurm", "`--submit` must be 'local' on a machine without Slurm"),
         ("merge no_such_folder", "`sources` must name one folder at least"),
         ("tolerance", "--max-error"),
         ("tolerance --max-error 0.1 --of noise", "`--of` must be one of"),
@@ -82,6 +83,7 @@ def test_bad_input_gets_one_line_and_code_two(
     import re
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     code, out, err = _call(words, capsys)
     assert code == 2
     assert out == ""

@@ -35,10 +35,10 @@ def test_tolerance_is_the_sample_quantile_to_the_resolution() -> None:
 
 
 def test_the_bracket_covers_at_its_level() -> None:
-    found = [_tolerance(num=400, seed=seed, resolution=0.01) for seed in range(60)]
-    # resolution: ends are good x, up to 0.02 below the crossing
-    covered = sum(t.low <= TRUTH <= t.high + 0.02 for t in found)
-    assert covered >= 51  # binomial (60, 0.95): less than 51 has probability 0.0003
+    found = [_tolerance(num=400, seed=seed, resolution=0.02) for seed in range(30)]
+    # resolution: ends are good x, up to 0.04 below the crossing
+    covered = sum(t.low <= TRUTH <= t.high + 0.04 for t in found)
+    assert covered >= 24  # binomial (30, 0.95): less than 24 has probability 0.0006
 
 
 def test_one_program_serves_every_x() -> None:

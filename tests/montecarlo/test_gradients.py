@@ -81,5 +81,5 @@ def test_sigma_of_each_level_has_its_own_gradient() -> None:
 def test_a_metric_that_is_no_number_is_named() -> None:
     with pytest.raises(ValueError, match=r"`fn` must return one float number.*shape \(3,\)"):
         montecarlo.sensitivity(lambda k, p: p * jax.random.normal(k, (3,)), jax.random.key(0), 30, 1.0)
-    with pytest.raises(ValueError, match="`values` must be an integer of at least 20"):
+    with pytest.raises(ValueError, match="`values` must hold at least 20 finite instances"):
         montecarlo.sensitivity(lambda k, p: p * jax.random.normal(k), jax.random.key(0), 5, 1.0)

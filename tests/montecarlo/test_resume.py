@@ -180,7 +180,7 @@ def _kill_and_resume(tmp_path: Path, kills: int, num: int) -> None:
 
 
 def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, kills=2, num=2000)
+    _kill_and_resume(tmp_path, kills=2, num=3000)
 
 
 @pytest.mark.slow

@@ -100,6 +100,23 @@ def test_one_compile_for_chunks_keys_counts_and_numbers(mapping: str) -> None:
     assert len(traces) == 1
 
 
+def test_a_second_run_compiles_nothing() -> None:
+    compiled = []
+
+    def listen(event: str, seconds: float, **_: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,), chunk=5)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    other = jax.random.key(2)
+    compiled.clear()
+    montecarlo.run(tree_metric, other, 23, args=(3.0,), chunk=5)
+    assert compiled == []
+    montecarlo.run(lambda key: jax.random.normal(key), other, 3, chunk=5)  # noqa: PLW0108
+    assert len(compiled) >= 1, "the listener hears compiles"
+
+
 def test_a_jitted_function_and_a_closure_work(key: jax.Array) -> None:
     scale = jnp.float32(2)
     stats = montecarlo.run(jax.jit(lambda k: scale * jax.random.normal(k)), key, 50)

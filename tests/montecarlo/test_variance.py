@@ -80,5 +80,5 @@ def test_control_from_the_linearised_output_gains_what_theory_says() -> None:
 def test_control_variate_refuses_what_it_cannot_use() -> None:
     with pytest.raises(ValueError, match="`control` must have shape"):
         montecarlo.control_variate(np.zeros(20), np.zeros(3), 0.0)
-    with pytest.raises(ValueError, match="`values` must be an integer of at least 10"):
+    with pytest.raises(ValueError, match="`values` must hold at least 10 finite instances"):
         montecarlo.control_variate(np.full(20, np.nan), np.zeros(20), 0.0)
