@@ -184,12 +184,26 @@ def _problem(options: Options) -> _Problem:
     x = jax.random.normal(input_key, (options.batch, options.inputs), jnp.float32)
     target = crossbar.encode(weights, device, config=config)
     if config.adc_range == "calibrated":
-        whole = dataclasses.replace(config, sampling="device")
-        chip = crossbar.write(range_key, target, device, config=whole)
-        chip = crossbar.calibrate(range_key, x, chip, device, config=whole)
-        target = dataclasses.replace(target, adc_range=chip.adc_range)
+        target = dataclasses.replace(target, adc_range=_ranges(range_key, x, target, device, config))
     truth = jnp.matmul(x, weights, precision=jax.lax.Precision.HIGHEST)
     return _Problem(x, truth, target, device, config, chip_key)
+
+
+def _ranges(key: Any, x: Any, target: Any, device: Any, config: Any) -> Any:
+    """Take the ranges of the converters from one chip, for all chips."""
+    import jax
+
+    from nvcim_jax import crossbar
+
+    config = dataclasses.replace(config, sampling="device")  # a chip to measure has cells
+
+    @jax.jit
+    def find(key: jax.Array, x: jax.Array, target: Any, device: Any) -> Any:
+        write_key, read_key = jax.random.split(key)
+        chip = crossbar.write(write_key, target, device, config=config)
+        return crossbar.calibrate(read_key, x, chip, device, config=config).adc_range
+
+    return find(key, x, target, device)
 
 
 def _device(options: Options) -> Any:

@@ -12,7 +12,7 @@ __all__ = ["Curve", "error_curves", "error_distribution", "error_groups"]
 
 
 class Curve(NamedTuple):
-    """One series of measured points, each with its interval, and its closed form.
+    """One series of measured points, each with its interval, and what theory says.
 
     Attributes:
         label: Name in the legend.
@@ -20,7 +20,7 @@ class Curve(NamedTuple):
         error: Relative error at each (points,), a share, not per cent.
         low: Lower end of its interval (points,).
         high: Upper end (points,).
-        closed_form: Relative error in closed form at the same positions (points,), NaN where there is none.
+        expected: Relative error in theory at the same positions (points,), NaN where there is none.
     """
 
     label: str
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
     error: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    closed_form: np.ndarray
+    expected: np.ndarray
 
 
 def error_distribution(
@@ -78,7 +78,7 @@ def error_curves(
     floor: tuple[float, str] | None = None,
     legend_columns: int = 2,
 ) -> Any:
-    """Draw measured errors as points with intervals, and their closed forms as lines.
+    """Draw measured errors as points with intervals, and theory as lines.
 
     Args:
         curves: The series, at most as many as there are colours.
@@ -100,8 +100,8 @@ def error_curves(
         figure, axes = new_figure()
         for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
             _points(axes, curve, np.asarray(curve.x, float), colour, marker)
-            axes.plot(curve.x, 100 * curve.closed_form, color=colour)
-        axes.plot([], [], color="0.3", label="lines: closed form")
+            axes.plot(curve.x, 100 * curve.expected, color=colour)
+        axes.plot([], [], color="0.3", label="lines: theory")
         if floor is not None:
             axes.axhline(100 * floor[0], color="0.5", linestyle="--", linewidth=0.8, label=floor[1])
         _scales(axes, x_log, y_log)
@@ -109,12 +109,12 @@ def error_curves(
             axes.set_xticks(list(xticks), [f"{tick:g}" for tick in xticks])
             axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel="relative RMS error (%)")
-        _legend(figure, legend_columns)
+        _legend(figure, axes, legend_columns)
     return figure
 
 
 def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool = True) -> Any:
-    """Draw measured errors of named cases side by side, with a bar at each closed form.
+    """Draw measured errors of named cases side by side, with a bar where theory puts it.
 
     Args:
         curves: The series; their `x` is the index of a name.
@@ -128,20 +128,20 @@ def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool =
         ValueError: If there are no curves, or more than colours.
     """
     _check_number(curves)
-    spread = np.linspace(-0.22, 0.22, len(curves)) if len(curves) > 1 else np.zeros(1)
+    spread = np.linspace(-0.27, 0.27, len(curves)) if len(curves) > 1 else np.zeros(1)
     with style():
         figure, axes = new_figure(height_in=2.8)
         for curve, colour, marker, shift in zip(curves, COLOURS, MARKERS, spread, strict=False):
             x = np.asarray(curve.x, float) + shift
-            known = np.isfinite(curve.closed_form)
-            axes.hlines(100 * curve.closed_form[known], x[known] - 0.13, x[known] + 0.13, color=colour, linewidth=1.2)
+            known = np.isfinite(curve.expected)
+            axes.hlines(100 * curve.expected[known], x[known] - 0.2, x[known] + 0.2, color=colour, linewidth=1.2)
             _points(axes, curve, x, colour, marker)
-        axes.plot([], [], color="0.3", label="bars: closed form")
+        axes.plot([], [], color="0.3", label="bars: theory")
         _scales(axes, False, y_log)
         axes.set_xticks(range(len(names)), list(names), rotation=40, ha="right", rotation_mode="anchor")
         axes.set(ylabel="relative RMS error (%)", xlim=(-0.6, len(names) - 0.4))
         axes.grid(False, axis="x")
-        _legend(figure, 2)
+        _legend(figure, axes, 2)
     return figure
 
 
@@ -178,10 +178,14 @@ def _scales(axes: Any, x_log: bool, y_log: bool) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         low, high = axes.get_ylim()
-        if high / low < 30:  # less than a decade and a half: numbers between the powers of ten are needed
+        if high / low < 500:  # fewer than three decades: numbers between the powers of ten are needed
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def _legend(figure: Any, columns: int) -> None:
-    figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
+def _legend(figure: Any, axes: Any, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    points = [i for i, handle in enumerate(handles) if type(handle).__name__ == "ErrorbarContainer"]
+    order = [*points, *(i for i in range(len(handles)) if i not in points)]
+    chosen = {"handles": [handles[i] for i in order], "labels": [labels[i] for i in order]}
+    figure.legend(**chosen, loc="outside lower center", ncols=columns, columnspacing=1.2)

@@ -1,0 +1,72 @@
+"""Every experiment with a tiny variant runs as its head says, and leaves records and figures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = sorted(
+    path.parent.name
+    for path in (ROOT / "experiments").glob("*/run.py")
+    if "--tiny" in path.read_text(encoding="utf-8") and "--out" in path.read_text(encoding="utf-8")
+)
+
+
+def _python(words: list[str | Path]) -> str:
+    """Run Python in the root of the repository, as a reader would, and return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ran = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_there_are_experiments_to_run() -> None:
+    assert "1_output_error" in TINY
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_tiny_variant_writes_records_and_figures(name: str, tmp_path: Path) -> None:
+    folder = ROOT / "experiments" / name
+    _python([folder / "run.py", "--tiny", "--out", tmp_path])
+    records = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".parquet")]
+    assert records
+    assert all(path.stat().st_size > 0 for path in records)
+    if not list(tmp_path.rglob("*.png")):
+        _python([folder / "plot.py", tmp_path])
+    figures = list(tmp_path.rglob("*.png"))
+    assert figures
+    for path in figures:
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert path.stat().st_size > 5000  # more than empty axes
+    if name == "1_output_error":
+        _check_output_error(tmp_path)
+
+
+def _check_output_error(folder: Path) -> None:
+    """Hold every point against its expectation without drawing, and the record against what it must say."""
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert about["command"].startswith("python experiments/1_output_error/run.py --tiny")
+    assert set(about["versions"]) >= {"nvcim_jax", "jax"}
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(list(folder.glob("*.png"))) == len({record["figure"] for record in records}) == 5
+    assert sum(record["expected"] is not None for record in records) > 10
+    for record in records:
+        assert record["num_chips"] >= 30
+        assert record["num_nonfinite"] == 0
+        assert record["low"] <= record["relative_rms_error"] <= record["high"]
+        if record["expected"] is not None:
+            # 95 % intervals of some twenty points: two and a half of them wide, and 1 % for the range of each read
+            reach = 2.5 * (record["high"] - record["low"]) / 2 + 0.01 * record["expected"]
+            assert abs(record["relative_rms_error"] - record["expected"]) < reach, record["series"]
