@@ -1,6 +1,7 @@
 """The noise-aware matrix product: one read of a programmed chip."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -88,10 +89,18 @@ def matmul(
     References:
         R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
     """
-    num_cols = chip.scale.shape[0]
     check_inputs(x, chip.num_rows, chip.dac_max, config)
-    x = jnp.asarray(x, jnp.float32)
     check_calibrated(chip.dac_max, chip.adc_range, config)
+    return _read_product(key, jnp.asarray(x, jnp.float32), chip, device, config)
+
+
+# Compiled once for a shape and a configuration, for eager callers; inside another jit it is inlined.
+@functools.partial(jax.jit, static_argnames="config", inline=True)
+def _read_product(
+    key: Key, x: Float[Array, "..."], chip: Chip, device: devices.Device, config: Config
+) -> tuple[Float[Array, "..."], Info]:
+    """Return the product of one read; the arguments are checked."""
+    num_cols = chip.scale.shape[0]
     drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
     array_lines, arrays = _reads(key, chip, device, config)
     y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols)

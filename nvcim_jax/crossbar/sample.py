@@ -1,5 +1,6 @@
 """One product on a freshly programmed chip, drawn cell by cell or directly in the space of outputs."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -81,11 +82,18 @@ def sample(
         >>> print(bool(jnp.abs(y[0] - y[1]).max() < 0.05))  # equal inputs, one chip
         True
     """
-    num_cols = target.scale.shape[0]
     check_inputs(x, target.num_rows, target.dac_max, config)
-    x = jnp.asarray(x, jnp.float32)
     check_calibrated(target.dac_max, target.adc_range, config)
     check_sampling(device, config)
+    return _sampled(key, jnp.asarray(x, jnp.float32), target, device, config)
+
+
+@functools.partial(jax.jit, static_argnames="config", inline=True)
+def _sampled(
+    key: Key, x: Float[Array, "..."], target: Target, device: devices.Device, config: Config
+) -> tuple[Float[Array, "..."], Info]:
+    """Return the product on a fresh chip; the arguments are checked."""
+    num_cols = target.scale.shape[0]
     num_arrays, _, tile_rows, _ = target.conductance.shape
     gain = jnp.ones(num_arrays, jnp.float32)
     drive = dac(jnp.atleast_2d(x), *tiling(gain, target.conductance, config), target.dac_max, config)

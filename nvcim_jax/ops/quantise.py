@@ -4,6 +4,7 @@ The relaxed twin of `round_straight_through` is the identity; of `uniform_steps`
 the split of a real number over the digits that `from_digits` puts together again.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 __all__ = ["clip_inclusive", "digits", "from_digits", "round_straight_through", "uniform_steps"]
 
 
+@jax.custom_jvp
 def round_straight_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Round to the nearest integer (halves to even); the gradient is that of the identity.
 
@@ -30,7 +32,12 @@ def round_straight_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
         Y. Bengio, N. Leonard, A. Courville, "Estimating or propagating gradients through stochastic neurons for
         conditional computation", arXiv:1308.3432, 2013.
     """
-    return _straight_through(x, jnp.round(x))
+    return jnp.round(x)
+
+
+@round_straight_through.defjvp
+def _pass_tangent(primals: tuple, tangents: tuple) -> tuple:
+    return jnp.round(primals[0]), tangents[0]
 
 
 def clip_inclusive(x: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -12,6 +12,7 @@ Both are pure functions of (key, shape, position): the same numbers on every mes
 backend up to float rounding. Both are tested in `tests/ops/test_random.py`.
 """
 
+import functools
 import math
 from typing import TypeAlias
 
@@ -92,6 +93,8 @@ def normal_pair(
     return first.reshape(shape), second.reshape(shape)
 
 
+# Compiled once for a number of pairs where it is called by itself; inside another jit it is inlined.
+@functools.partial(jax.jit, static_argnames="num_pairs", inline=True)
 def _box_muller(key: Key, num_pairs: int) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
     """Return r cos(a) and r sin(a) with r = sqrt(-2 ln u), u and a uniform and independent."""
     words = jax.random.bits(key, (4,), jnp.uint32)
