@@ -77,7 +77,7 @@ def _works_or_is_refused(options: dict, device: devices.Device, wires: crossbar.
 
 
 def _combinations(pair: tuple[str, str]) -> list[dict]:
-    """Return all ways to set both options away from their defaults (the first values), with what they need to matter."""
+    """Return all ways to set both options away from their defaults (the first values), with what they need."""
     found = []
     for values in itertools.product(*(VALUES[name][1:] for name in pair)):
         options = dict(zip(pair, values, strict=True))
