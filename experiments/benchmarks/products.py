@@ -139,7 +139,9 @@ def _cases(names: list[str]) -> dict[str, Case]:
         for mode in _TINY_MODES if name == "tiny" else MODES:
             product, arrays = _product(mode, shape)
             if mode != "no_noise":  # without noise all chips of a loop are one, and computed once
-                cases[f"{mode} {name}"] = _over_chips(_energy(product), arrays, shape.chips)
+                # what a loop computes once weighs little in a study of many chips, so outputs are drawn for many
+                num_chips = shape.chips * (1 if MODES[mode][0] in ("device", "pair") else 8)
+                cases[f"{mode} {name}"] = _over_chips(_energy(product), arrays, num_chips)
             if mode in ("no_noise", "output_joint", "output_marginal"):
                 cases[f"{mode}, call by call {name}"] = _calls(product, arrays, shape.chips)
         product, arrays = _product("device", shape)
