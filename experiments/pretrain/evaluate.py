@@ -4,7 +4,7 @@
     NVCIM_DATA=<data folder> python -m experiments.pretrain.evaluate --checkpoint runs/pretrain/model \
         --domains held_out --out runs/trial                                                     # choosing a recipe
 
-Takes about 10 minutes on one core for the four stream domains and five buffers. Expect the table of
+Takes about 7 minutes on one core for the four stream domains and three buffers. Expect the table of
 nvcim_jax/models/bundled/MODEL_CARD.md. Recipes are chosen on `held_out` (five intents of the `work` domain that the
 model never saw); the stream domains are for the final report.
 """

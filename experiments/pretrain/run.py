@@ -1,7 +1,7 @@
 """Pretrain the small language model that ships with the package.
 
     NVCIM_DATA=<data folder> python -m experiments.pretrain.run --out runs/pretrain  # the shipped checkpoint
-    python -m experiments.pretrain.run --tiny --out runs/pretrain_tiny                # hand-written text, 15 seconds
+    python -m experiments.pretrain.run --tiny --out runs/pretrain_tiny  # hand-written text, 20 seconds
 
 Run from the repository's root. The full run takes about 14 minutes of one free core (XLA_FLAGS
 "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" keeps it to one). It can be killed at any moment
