@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 __all__ = [
     "choice",
@@ -82,7 +82,7 @@ def choice(argument: str, value: Any, known: Iterable[str]) -> None:
 
 def is_concrete(value: Any) -> bool:
     """Return whether the values of an array can be looked at now (not traced by a JAX transformation)."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def rank(argument: str, value: Any, ranks: int | tuple[int, ...], axes: str, fix: str = "") -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -25,6 +26,9 @@ def call(name: str, words: Sequence[str], *, traceback: bool = False) -> int:
         return options
     try:
         return module.main(options)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if traceback:
             raise

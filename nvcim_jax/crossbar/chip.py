@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.config import Config, geometry, replace
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_cells
 from nvcim_jax.crossbar.mapping import (
+    Leaf,
     Target,
     encode,
     output_factor,
@@ -42,14 +44,14 @@ class Chip:
         num_rows: Rows of the matrix; static.
     """
 
-    cells: devices.Cells
-    scale: Float[Array, " cols"]
-    dac_max: Float[Array, ""] | None
-    adc_range: Float[Array, "arrays 2"] | None
-    gain: Float[Array, " arrays"]
-    baseline: Float[Array, " arrays"] | None
-    wires: Wires | None
-    transfer: Float[Array, "arrays halves tile_rows lines"] | None
+    cells: devices.Cells | Any
+    scale: Leaf
+    dac_max: Leaf | None
+    adc_range: Leaf | None
+    gain: Leaf
+    baseline: Leaf | None
+    wires: Wires | Any
+    transfer: Leaf | None
     num_rows: int = struct.field(pytree_node=False)
 
 

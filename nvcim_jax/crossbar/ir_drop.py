@@ -7,6 +7,7 @@ solve for the transfer matrix T serves every input. Without resistance T is the 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,8 @@ class Wires:
         col_ohm: Of a bit line, ohm, at least 0.
     """
 
-    row_ohm: Float[Array, ""] | float
-    col_ohm: Float[Array, ""] | float
+    row_ohm: jax.Array | Any
+    col_ohm: jax.Array | Any
 
 
 def transfer_matrix(

@@ -7,6 +7,7 @@ matrix, followed by the reference columns. How they lie on the silicon (`Config.
 
 import functools
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ from nvcim_jax.crossbar.config import (
 __all__ = ["Target", "encode"]
 
 
+Leaf: TypeAlias = jax.Array | Any
+
+
 @struct.dataclass
 class Target:
     """What the cells of a crossbar are to hold, before any noise. Nothing of it is random.
@@ -47,10 +51,11 @@ class Target:
         num_rows: Rows of the matrix; static, since a shape follows from it.
     """
 
-    conductance: Float[Array, "arrays halves tile_rows lines"]
-    scale: Float[Array, " cols"]
-    dac_max: Float[Array, ""] | None
-    adc_range: Float[Array, "arrays 2"] | None
+    # The shapes stand above, not in the types: JAX rebuilds a spec with axes, shapes or None in place of its arrays.
+    conductance: Leaf
+    scale: Leaf
+    dac_max: Leaf | None
+    adc_range: Leaf | None
     num_rows: int = struct.field(pytree_node=False)
 
 

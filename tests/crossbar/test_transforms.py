@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices
+from nvcim_jax import crossbar, devices, montecarlo
 
 CONFIG = crossbar.Config(rows=16, weight_bits=6, cell_bits=2, dac_bits=7, adc_bits=9)
 
@@ -174,3 +174,19 @@ def test_ranges_can_be_learned() -> None:
         return crossbar.matmul(_key(), np.ones(3, "f4"), chip, device, config=config)[0].sum()
 
     assert float(jax.grad(output)(jnp.asarray(2.0))) == pytest.approx(1.0)
+
+
+def test_a_target_and_a_chip_are_arguments_like_any_other() -> None:
+    """Specs pass through everything that rebuilds trees: shapes, lowering, axes of vmap, Monte Carlo's arguments."""
+    device = _noisy()
+    target = crossbar.encode(W, device, config=CONFIG)
+    chip = crossbar.write(_key(), target, device, config=CONFIG, wires=crossbar.Wires(row_ohm=0.1, col_ohm=0.1))
+    assert jax.eval_shape(lambda c: c, chip).scale.shape == (6,)
+    jax.jit(lambda t, c: (t, c)).lower(target, chip)
+
+    def error(key: jax.Array, target: crossbar.Target, device: devices.Device) -> jax.Array:
+        return jnp.mean(jnp.square(crossbar.sample(key, X, target, device, config=CONFIG)[0] - X @ W))
+
+    stats = montecarlo.run(error, jax.random.key(0), 5, args=(target, device))
+    assert stats.num_nonfinite == 0
+    assert stats.standard_error > 0
