@@ -43,6 +43,8 @@ class Options:
     """Share of cells stuck at g_min, 0 to 1; None for none."""
     on_off_ratio: float | None = None
     """g_max / g_min; None is the device's own."""
+    rng: str = "counter"
+    """Generator of the cells' noise: counter, threefry."""
     inputs: int = 384
     """Rows of the matrix W."""
     outputs: int = 128
@@ -211,7 +213,8 @@ def _device(options: Options) -> Any:
 
     given = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio")
     numbers = {name: getattr(options, name) for name in given}
-    return devices.get(options.device, **{name: value for name, value in numbers.items() if value is not None})
+    given_numbers = {name: value for name, value in numbers.items() if value is not None}
+    return devices.get(options.device, rng=options.rng, **given_numbers)
 
 
 def _chip(key: Any, x: Any, truth: Any, target: Any, device: Any, *, config: Any) -> dict[str, Any]:
