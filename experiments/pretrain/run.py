@@ -5,7 +5,8 @@
 
 Run from the repository's root. The full run takes about 14 minutes of one free core (XLA_FLAGS
 "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" keeps it to one). It can be killed at any moment
-and started again with the same command: it goes on from the last checkpoint, and the result is the same. It writes
+and started again with the same command: it goes on from the last checkpoint, and the result is the same, bit for bit on
+one machine with one number of threads (OPENBLAS_NUM_THREADS too: the word vectors are a factorisation). It writes
 log.jsonl, checkpoint.npz and, at the end, model/ with config.json, model.safetensors in bfloat16 and the tokenizer:
 the files of nvcim_jax/models/bundled. Expect the losses of that folder's MODEL_CARD.md; measure with evaluate.py.
 """
