@@ -254,12 +254,9 @@ def lines_through(weight: Float[Array, "tile_rows lines"], config: Config) -> Li
 def known_lines(
     conductance: Float[Array, "arrays halves tile_rows lines"], config: Config, num_cols: int
 ) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
-    """Return the lines of arrays whose conductances are known, and what they are made from.
-
-    All arrays at once and before the loop over them, so that a loop around it (over chips, reads, inputs) does it once.
-    """
-    weights = jax.vmap(lambda halves: line_weights((*halves,), config, num_cols))(conductance)
-    return lambda _, weight: lines_through(weight, config), weights
+    """Return the lines of arrays whose conductances are known, and what they are made from."""
+    # Subtracted array by array: the differences of a whole matrix would be new memory in every call.
+    return lambda _, halves: lines_of((*halves,), config, num_cols), conductance
 
 
 def converts_lines(config: Config) -> bool:
