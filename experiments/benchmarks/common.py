@@ -236,15 +236,20 @@ def ratio(numerator: Iterable[float], denominator: Iterable[float]) -> Ratio:
     return Ratio(statistics.median(values), min(values), max(values))
 
 
-def run_module(python: str, module: str, arguments: Sequence[str], core: int | None) -> dict[str, Any]:
-    """Run `python -m module arguments` to its end and return the JSON object that it prints."""
+def run_module(
+    python: str, module: str, arguments: Sequence[str], core: int | None, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run `python -m module arguments` to its end and return the JSON object that it prints.
+
+    `variables` are added to its environment.
+    """
     done = subprocess.run(
         [python, "-m", module, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=one_thread(core),
+        env=one_thread(core) | dict(variables or {}),
     )
     return json.loads(done.stdout.splitlines()[-1])
 

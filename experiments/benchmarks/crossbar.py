@@ -81,7 +81,7 @@ COMPARISONS = (
     Comparison(f"output_marginal {_BIG}", "aihwkit", f"device {_BIG}"),
     Comparison(f"gradient {_BIG}", "aihwkit", f"gradient {_BIG}", least=2.0),
     Comparison(f"output_joint {_BIG}", "numpy", f"matmul {_BIG}", most=1.2),
-    Comparison(f"output_joint, call by call {_BIG}", "numpy", f"matmul {_BIG}", most=1.2),
+    Comparison(f"output_joint, call by call {_BIG}", "numpy", f"matmul {_BIG}"),
     Comparison(f"output_marginal, call by call {_BIG}", "numpy", f"matmul {_BIG}"),
     Comparison(f"no_noise, call by call {_BIG}", "numpy", f"matmul {_BIG}", most=1.1),
     Comparison(f"device {_SMALL}", "aihwkit", f"device {_SMALL}", least=3.0),
@@ -102,7 +102,9 @@ _TINY = (
     Comparison("no_noise, call by call tiny", "numpy", "matmul tiny"),
 )
 _COMPILE_S = 3.0
-_MEMORY_SHARE = 0.05  # "equal" memory: two runs of one size differ by 2 % already
+# glibc gives freed buffers back at once, so that the peak is what was needed, not what the allocator kept for later
+_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+_MEMORY_SHARE = 0.02  # "equal" memory: two runs of one size differ by as much
 
 
 def run(benchmark: Benchmark) -> str:
@@ -159,7 +161,7 @@ def _memory(benchmark: Benchmark, shape: str, core: int) -> list[dict[str, float
     for num in (2, 8) if benchmark.tiny else benchmark.memory_instances:
         _tell(f"peak memory of {num} chips")
         module, arguments = "experiments.benchmarks.products", ["memory", shape, str(num)]
-        found.append(common.run_module(sys.executable, module, arguments, core))
+        found.append(common.run_module(sys.executable, module, arguments, core, _RETURN_MEMORY))
     return found
 
 
