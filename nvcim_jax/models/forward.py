@@ -30,6 +30,11 @@ class Info(NamedTuple):
     keys_values: KeysValues | None
 
 
+def unpack(layer: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return the arrays of one layer with its quantised weights as floats."""
+    return {name: dequantise(w, dtype) if isinstance(w, Quantised) else w for name, w in layer.items()}
+
+
 def run_layers(
     layers: dict[str, Any],
     x: Float[Array, "batch tokens width"],
@@ -68,8 +73,7 @@ def run_layers(
 
     def body(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
         layer, past, slides = item
-        layer = {name: dequantise(w, x.dtype) if isinstance(w, Quantised) else w for name, w in layer.items()}
-        y, own = apply_block(layer, x, context, past, slides, config=config, contract=contract)
+        y, own = apply_block(unpack(layer, x.dtype), x, context, past, slides, config=config, contract=contract)
         return y, (y if exits else None, own if keep else None)
 
     def indexed(x: jax.Array, i: jax.Array) -> tuple[jax.Array, Any]:

@@ -10,15 +10,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks
-from nvcim_jax.models.block import Contract, KeysValues
+from nvcim_jax.models.block import Contract, KeysValues, apply_block
 from nvcim_jax.models.config import Config
-from nvcim_jax.models.forward import add_positions, check_prefix, head, hidden, make_context, run_layers
+from nvcim_jax.models.forward import add_positions, check_prefix, head, hidden, make_context, run_layers, unpack
 from nvcim_jax.models.load import LM
 from nvcim_jax.models.params import embed
 from nvcim_jax.models.sampling import Sampling, sample
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Generation", "generate", "generate_tokens", "prepend"]
+
+APART_BYTES = 1 << 28
+"""Weights up to this size are laid out layer by layer for the loop (one more copy of them)."""
+
+APART_LAYERS = 12
+"""Most layers that are laid out so: each is compiled on its own."""
 
 BUCKET = 32
 """Texts are padded to a multiple of this, so that texts of similar length share one compilation."""
@@ -44,7 +50,7 @@ class _State(NamedTuple):
     tokens: jax.Array
     num_tokens: jax.Array
     done: jax.Array
-    cache: KeysValues
+    cache: Any
 
 
 def prepend(
@@ -151,6 +157,9 @@ def generate_tokens(
     prefix = check_prefix(prefix, config)
     before = given + (0 if prefix is None else prefix.keys.shape[3])
     last, cache = _start(params, x, mask, prefix, config, max_new_tokens, contract)
+    layers: Any = params["layers"]
+    if _fits_apart(layers, config):
+        layers, cache = _apart(layers, config), _apart(cache, config)
     fill = config.pad_id if config.pad_id is not None else (config.eos_ids or (0,))[0]
     slots = jnp.pad(mask.astype(bool), ((0, 0), (before - given, 0)), constant_values=True)
     slots = jnp.pad(slots, ((0, 0), (0, max_new_tokens)))
@@ -166,7 +175,7 @@ def generate_tokens(
     def ends(token: jax.Array) -> jax.Array:
         return jnp.isin(token, jnp.asarray(config.eos_ids or (-1,), jnp.int32))
 
-    def record(state: _State, token: jax.Array, cache: KeysValues) -> _State:
+    def record(state: _State, token: jax.Array, cache: Any) -> _State:
         token = jnp.where(state.done, fill, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
         number = state.num_tokens + (~state.done).astype(jnp.int32)
@@ -178,14 +187,8 @@ def generate_tokens(
         at = (length + place)[:, None]
         y = add_positions(params, y, at, config)
         context = _step_context(slots, before + place, before, at, config)
-        y, info = run_layers(params["layers"], y, context, state.cache, config=config, keep=True, contract=contract)
-        new = info.keys_values
-        assert new is not None
-        written = [
-            jax.lax.dynamic_update_slice_in_dim(old, a, before + place, axis=3)
-            for old, a in zip(state.cache, new, strict=True)
-        ]
-        return record(state, choose(y[:, 0], state.step), KeysValues(*written))
+        y, cache = _through_layers(layers, y, context, state.cache, before + place, config, contract)
+        return record(state, choose(y[:, 0], state.step), cache)
 
     empty = jnp.full((batch, max_new_tokens), fill, jnp.int32)
     nothing = jnp.zeros(batch, jnp.int32)
@@ -193,6 +196,39 @@ def generate_tokens(
     state = record(state, choose(last, jnp.int32(0)), cache)
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~s.done.all(), advance, state)
     return state.tokens, state.num_tokens
+
+
+def _fits_apart(layers: PyTree, config: Config) -> bool:
+    return (
+        config.num_layers <= APART_LAYERS
+        and sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(layers)) <= APART_BYTES
+    )
+
+
+def _apart(stacked: PyTree, config: Config) -> list[PyTree]:
+    """Return one tree a layer: a loop over them copies no weights, which a scan does in every step."""
+    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(config.num_layers)]
+
+
+def _through_layers(
+    layers: Any, y: jax.Array, context: Any, cache: Any, at: jax.Array, config: Config, contract: Contract
+) -> tuple[jax.Array, Any]:
+    """Run one token through all layers, and write its keys and values into the cache."""
+
+    def write(old: KeysValues, new: KeysValues | None, axis: int) -> KeysValues:
+        assert new is not None
+        pairs = zip(old, new, strict=True)
+        return KeysValues(*(jax.lax.dynamic_update_slice_in_dim(a, b, at, axis=axis) for a, b in pairs))
+
+    if not isinstance(layers, list):
+        y, info = run_layers(layers, y, context, cache, config=config, keep=True, contract=contract)
+        return y, write(cache, info.keys_values, 3)
+    written = []
+    for i, (layer, past) in enumerate(zip(layers, cache, strict=True)):
+        slides = jnp.asarray(config.sliding[i]) if config.mixes_windows else None
+        y, own = apply_block(unpack(layer, y.dtype), y, context, past, slides, config=config, contract=contract)
+        written.append(write(past, own, 2))
+    return y, written
 
 
 def _step_context(slots: jax.Array, now: jax.Array, before: int, positions: jax.Array, config: Config) -> Any:

@@ -1,6 +1,7 @@
 """Generation: cached = uncached, batches, ends of text, prompts and prefixes, sampling, no second compilation."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 NAMES = sorted(json.loads((GOLDEN / "configs.json").read_text(encoding="utf-8")))
 CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=48)
 
+QUICK = {"xla_backend_optimization_level": 0}
+
 # One compiled function for all: unoptimised code compiles faster and must say the same.
 _run = jax.jit(
     models.generate_tokens,
     static_argnames=("config", "max_new_tokens", "sampling"),
-    compiler_options={"xla_backend_optimization_level": 0},
+    compiler_options=QUICK,
 )
 
 
@@ -95,6 +98,16 @@ def test_a_prefix_is_seen_in_every_step(lm, key) -> None:
     out = models.generate(key, lm, ["w3 w9 w1"], max_new_tokens=6, prefix=prefix)
     x = models.embed(lm.params, jnp.asarray([3, 9, 1], jnp.int32), config=CONFIG)
     assert out.tokens[0].tolist() == _uncached(lm, x, 6, prefix)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_large_models_scan_says_the_same(name, checkpoint, example, golden, key, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["nvcim_jax.models.generate"], "APART_BYTES", 0)
+    lm = models.load(checkpoint(name))
+    x = models.embed(lm.params, jnp.asarray(example[0][:1]), config=lm.config)
+    run = jax.jit(partial(models.generate_tokens, config=lm.config, max_new_tokens=8), compiler_options=QUICK)
+    tokens, _ = run(key, lm.params, x, jnp.ones((1, 12), bool))
+    np.testing.assert_array_equal(tokens[0], golden[f"{name}/greedy"])
 
 
 def test_a_text_ends_at_its_end(lm, key) -> None:
