@@ -1,6 +1,6 @@
 """Array aliases and protocols that two rooms or more share."""
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -17,6 +17,7 @@ PyTree: TypeAlias = Any
 """Any nesting of containers whose leaves are arrays."""
 
 
+@runtime_checkable
 class Contract(Protocol):
     """A matrix product with the signature of `jnp.einsum`: the seam for read-time hardware effects."""
 
@@ -25,6 +26,7 @@ class Contract(Protocol):
         ...
 
 
+@runtime_checkable
 class Perturb(Protocol):
     """A random transform of a parameter tree: the seam for write-time hardware effects."""
 
