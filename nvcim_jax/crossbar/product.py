@@ -219,7 +219,9 @@ def accumulate(
 
     start = (jnp.zeros((num_vectors, num_cols), jnp.float32), jnp.zeros((), jnp.float32))
     num_arrays = gain.shape[0]
-    (y, saturated), _ = lax.scan(add_array, start, (jnp.arange(num_arrays), arrays, adc_range, gain))
+    # two arrays a turn: without noise the bookkeeping of a turn is a fifth of its time on a CPU
+    inputs = (jnp.arange(num_arrays), arrays, adc_range, gain)
+    (y, saturated), _ = lax.scan(add_array, start, inputs, unroll=2)
     return y, saturated / num_arrays
 
 
