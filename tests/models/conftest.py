@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+collect_ignore = ["make_golden.py"]  # a script that needs torch, not a test
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 CONFIGS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "configs.json").read_text(encoding="utf-8"))
 TENSORS: dict[str, dict[str, list[int]]] = {}
