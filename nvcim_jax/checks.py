@@ -12,6 +12,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
 import numpy as np
@@ -20,10 +21,12 @@ from jax.core import Tracer
 __all__ = [
     "choice",
     "fail",
+    "file",
     "finite",
     "frozen_config",
     "integer",
     "is_concrete",
+    "not_html",
     "number",
     "options",
     "rank",
@@ -213,3 +216,38 @@ def options(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:
     """
     for name in unknown:
         raise TypeError(f"{owner} has no option `{name}`. {suggestion(name, known)}")
+
+
+def file(argument: str, value: str | Path, *, folder: bool = False) -> Path:
+    """Return the path of an existing file (a folder if `folder`), or say what lies near it.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names the nearest entry of the nearest existing folder.
+    """
+    path = Path(value).expanduser()
+    if path.is_dir() if folder else path.is_file():
+        return path
+    kind = "folder" if folder else "file"
+    if path.exists():
+        raise FileNotFoundError(f"Argument `{argument}` must name a {kind}, but {path} is not one.")
+    parent = path.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    missing = path.relative_to(parent).parts[0]
+    known = sorted(entry.name for entry in parent.iterdir())
+    near = suggestion(missing, known) if known else "The folder is empty."
+    if len(near) > 200:
+        near = f"{near[:200]} ..."
+    raise FileNotFoundError(
+        f"Argument `{argument}` must name a {kind}, but there is none: {path}. {parent} has no {missing!r}. {near}"
+    )
+
+
+def not_html(argument: str, head: str, path: str | Path) -> None:
+    """Check that a text does not begin as an HTML or XML page does: a download that failed.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if head.lstrip("\ufeff \t\r\n").startswith("<"):
+        fail(argument, "be JSON", f"{path} is an HTML page", "The download failed: open the address in a browser.")

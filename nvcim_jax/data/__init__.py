@@ -1,0 +1,24 @@
+"""Host side: records, user streams, the built-in users, and the official files of LaMP."""
+
+from nvcim_jax.data.builtin import builtin_records, builtin_users
+from nvcim_jax.data.folder import data_folder
+from nvcim_jax.data.records import Record, read_jsonl, write_jsonl
+from nvcim_jax.data.streams import CLINC5_DOMAINS, KINDS, Block, Stream, clinc5, stream
+from nvcim_jax.data.users import most_opposed, permuted_users
+
+__all__ = [
+    "CLINC5_DOMAINS",
+    "KINDS",
+    "Block",
+    "Record",
+    "Stream",
+    "builtin_records",
+    "builtin_users",
+    "clinc5",
+    "data_folder",
+    "most_opposed",
+    "permuted_users",
+    "read_jsonl",
+    "stream",
+    "write_jsonl",
+]

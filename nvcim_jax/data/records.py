@@ -1,0 +1,140 @@
+"""One labelled text of one user, and the JSON-lines files that hold many."""
+
+import dataclasses
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nvcim_jax import checks
+
+__all__ = ["FIELDS", "SPLITS", "Record", "open_text", "read_jsonl", "write_jsonl"]
+
+SPLITS = ("train", "val", "test")
+"""The names a split can have."""
+
+FIELDS = ("id", "user_or_domain", "task", "input", "output", "split")
+"""The fields every line must have; all others go to `extra`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One input of a user, and the answer that this user wants.
+
+    Attributes:
+        id: Unique name of the row.
+        user_or_domain: Whose row it is, or about what. For scoring only: a method under test never sees it.
+        task: Name of the task, such as "intent" or "LaMP_2".
+        input: What the language model is asked.
+        output: The right answer; empty where it is not known.
+        split: "train", "val" or "test".
+        extra: Any further fields of the line.
+
+    Example:
+        >>> Record("r1", "travel", "intent", "is my flight on time", "flight status", "test").output
+        'flight status'
+    """
+
+    id: str
+    user_or_domain: str
+    task: str
+    input: str
+    output: str
+    split: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    """Open a text file for reading, through gzip where its name ends in .gz."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+    return path.open(encoding="utf-8")
+
+
+def _parse(line: str, where: str) -> Record:
+    """Return the record of one line, or name the line and what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        checks.fail("path", "hold one JSON object a line", f"{where} is none: {error.msg} at column {error.colno}")
+    if not isinstance(row, dict):
+        checks.fail("path", "hold one JSON object a line", f"{where} is a {type(row).__name__}")
+    missing = [name for name in FIELDS if name not in row]
+    if missing:
+        fix = " ".join(checks.suggestion(name, row) for name in missing[:1] if row)
+        checks.fail("path", f"have the fields {', '.join(FIELDS)}", f"{where} lacks {', '.join(missing)}", fix)
+    if row["split"] not in SPLITS:
+        found = f"{where} has split {row['split']!r}"
+        checks.fail("path", f"have a split of {', '.join(SPLITS)}", found, checks.suggestion(str(row["split"]), SPLITS))
+    for name in FIELDS:
+        if not isinstance(row[name], str | int | float):
+            checks.fail("path", "hold texts or numbers", f"{where} has {name} {row[name]!r}")
+    extra = {name: value for name, value in row.items() if name not in FIELDS}
+    return Record(*(str(row[name]) for name in FIELDS), extra=extra)
+
+
+def read_jsonl(path: str | Path) -> Iterator[Record]:
+    """Yield the records of a JSON-lines file (plain or .gz), one at a time.
+
+    Args:
+        path: The file. Each line is an object with the fields of `FIELDS`; further ones go to `extra`.
+
+    Returns:
+        An iterator; the file is read as it goes, and only the ids are kept in memory.
+
+    Raises:
+        FileNotFoundError: If there is no such file; the message names the nearest.
+        ValueError: If a line is no JSON object, lacks a field, has an unknown split or repeats an id (the message
+            gives the line), or if the file is an HTML page.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl.gz"
+        >>> write_jsonl(path, [Record("a", "u", "t", "x", "y", "train", {"year": 1999})])
+        1
+        >>> [(row.id, row.extra["year"]) for row in read_jsonl(path)]
+        [('a', 1999)]
+    """
+    return _read(checks.file("path", path))
+
+
+def _read(path: Path) -> Iterator[Record]:
+    lines: dict[str, int] = {}
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                checks.not_html("path", line, path)
+            if not line.strip():
+                continue
+            record = _parse(line, f"line {number} of {path.name}")
+            if record.id in lines:
+                found = f"line {number} of {path.name} repeats id {record.id!r} of line {lines[record.id]}"
+                checks.fail("path", "have each id once", found)
+            lines[record.id] = number
+            yield record
+
+
+def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
+    """Write records as JSON lines, gzipped where the name ends in .gz, and return their number.
+
+    Args:
+        path: The file to write; its folder must exist.
+        records: The records, in order.
+
+    Raises:
+        ValueError: If a field of `extra` has the name of a field of the record.
+    """
+    path = Path(path)
+    checks.file("path", path.parent, folder=True)
+    number = 0
+    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8") as file:
+        for record in records:
+            clash = sorted(set(FIELDS) & set(record.extra))
+            if clash:
+                checks.fail("records", f"leave {', '.join(FIELDS)} out of `extra`", f"{record.id} has {clash[0]} there")
+            row = {name: getattr(record, name) for name in FIELDS} | dict(record.extra)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
+    return number

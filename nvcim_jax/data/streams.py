@@ -1,0 +1,312 @@
+"""User streams: the buffers that arrive one after the other, and the test rows that must never be in one.
+
+A stream shows a method its buffers in order, and the method must not know where one topic ends and the next begins.
+The name of the current domain is there for scoring only.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nvcim_jax import checks
+from nvcim_jax.data.records import Record
+from nvcim_jax.data.users import most_opposed, permuted_users
+
+__all__ = ["CLINC5_DOMAINS", "KINDS", "Block", "Stream", "clinc5", "stream"]
+
+KINDS = ("block", "return", "gradual", "conflict", "preference")
+"""The kinds of streams: see `stream`."""
+
+CLINC5_DOMAINS = ("banking", "home", "kitchen_and_dining", "travel")
+"""The domains of the standard run, in its order."""
+
+GRADUAL_SHARE = (0.1, 0.9)
+
+
+class Block(NamedTuple):
+    """One full buffer.
+
+    Attributes:
+        domain: The current domain, for scoring only.
+        records: The rows of the buffer, in the order in which they came.
+        previous: The domains of earlier blocks, without the current one, in order of first appearance.
+    """
+
+    domain: str
+    records: tuple[Record, ...]
+    previous: tuple[str, ...]
+
+
+class Stream(NamedTuple):
+    """The buffers of one user over time, and the test rows of every domain.
+
+    Attributes:
+        kind: The kind it was made as.
+        seed: The seed it was made from.
+        domains: The domains that occur in buffers, in order of first appearance: the columns of a matrix R[t, i].
+        blocks: The buffers in order: the rows of R.
+        test: Domain -> its test rows; no id of theirs is in any buffer. The unseen domain has an entry too.
+        candidates: Domain -> the answers that can be right there; empty for free text.
+        unseen: The domain that occurs in no buffer, or None.
+    """
+
+    kind: str
+    seed: int
+    domains: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    test: Mapping[str, tuple[Record, ...]]
+    candidates: Mapping[str, tuple[str, ...]]
+    unseen: str | None = None
+
+    @property
+    def current(self) -> np.ndarray:
+        """The column of R that each block's own domain has, shape (blocks,)."""
+        return np.array([self.domains.index(block.domain) for block in self.blocks], np.int64)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All candidate answers of all domains together, each once, in order."""
+        names = [*self.domains, *([self.unseen] if self.unseen else [])]
+        return tuple(dict.fromkeys(label for name in names for label in self.candidates[name]))
+
+
+def clinc5(records: Sequence[Record], *, num_labels: int = 5) -> list[Record]:
+    """Keep, of every domain, the rows of its first few answers in file order.
+
+    Args:
+        records: Labelled rows.
+        num_labels: Answers kept in a domain.
+
+    Returns:
+        The rows kept, in order.
+
+    Example:
+        >>> rows = [Record(f"{i}", "d", "t", "x", f"answer {i % 7}", "train") for i in range(14)]
+        >>> sorted({row.output for row in clinc5(rows)})
+        ['answer 0', 'answer 1', 'answer 2', 'answer 3', 'answer 4']
+    """
+    checks.integer("num_labels", num_labels)
+    kept: dict[str, list[str]] = {}
+    for record in records:
+        labels = kept.setdefault(record.user_or_domain, [])
+        if record.output not in labels and len(labels) < num_labels:
+            labels.append(record.output)
+    return [record for record in records if record.output in kept[record.user_or_domain]]
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    """Return random numbers that depend on the seed and the names, and on nothing else that was drawn."""
+    return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
+
+
+def _schedule(kind: str, domains: tuple[str, ...], num_blocks: int | None) -> list[str]:
+    """Return the current domain of each block."""
+    if kind == "return":
+        cycle = [name for other in domains[1:] for name in (domains[0], other)] or list(domains)
+        natural = 2 * len(domains) - 1
+    else:
+        cycle, natural = list(domains), len(domains)
+    return [cycle[i % len(cycle)] for i in range(num_blocks or natural)]
+
+
+class _Pool:
+    """The training rows of each domain in random order, handed out without replacement."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Record]], seed: int) -> None:
+        self.rows = {
+            name: [own[i] for i in _generator(seed, "train", name).permutation(len(own))] for name, own in rows.items()
+        }
+        self.used = dict.fromkeys(rows, 0)
+
+    def take(self, name: str) -> Record:
+        if self.used[name] == len(self.rows[name]):
+            found = f"{name} has {len(self.rows[name])}"
+            checks.fail(
+                "records",
+                "have enough training rows for every buffer of a domain",
+                found,
+                "Use a smaller `buffer_size` or fewer blocks.",
+            )
+        self.used[name] += 1
+        return self.rows[name][self.used[name] - 1]
+
+
+def _buffer(pool: _Pool, old: str | None, new: str, size: int, rng: np.random.Generator) -> tuple[Record, ...]:
+    """Fill one buffer: from `new` alone, or sliding from `old` to `new`."""
+    if old is None:
+        return tuple(pool.take(new) for _ in range(size))
+    share = np.linspace(*GRADUAL_SHARE, size) if size > 1 else np.array([GRADUAL_SHARE[1]])
+    is_new = rng.random(size) < share
+    return tuple(pool.take(new if fresh else old) for fresh in is_new)
+
+
+def _test_rows(rows: Sequence[Record], name: str, num_test: int | None, seed: int, split: str) -> tuple[Record, ...]:
+    """Return the test rows of one domain: all, or a random part that depends on the seed and the domain alone."""
+    if not rows:
+        checks.fail("records", f"have {split} rows of every domain", f"{name} has none")
+    if num_test is None or num_test >= len(rows):
+        return tuple(rows)
+    chosen = np.sort(_generator(seed, "test", name).permutation(len(rows))[:num_test])
+    return tuple(rows[i] for i in chosen)
+
+
+def _candidates(
+    labels: Mapping[str, Sequence[str]] | Sequence[str] | None, names: Sequence[str], rows: Sequence[Record]
+) -> dict[str, tuple[str, ...]]:
+    """Return the candidate answers of each domain: those given, or those that occur, in file order."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        own = [row for row in rows if row.user_or_domain == name]
+        if labels is None:
+            found[name] = tuple(dict.fromkeys(row.output for row in own))
+            continue
+        if isinstance(labels, Mapping) and name not in labels:
+            checks.fail("labels", "have an entry for every domain", f"has none for {name!r}")
+        found[name] = tuple(labels[name] if isinstance(labels, Mapping) else labels)
+        wrong = next((row for row in own if found[name] and row.output not in found[name]), None)
+        if wrong is not None:
+            checks.fail("labels", "name every answer", f"{wrong.id} of {name} has {wrong.output!r}")
+    return found
+
+
+def _previous(order: Sequence[str], block: int) -> tuple[str, ...]:
+    return tuple(name for name in dict.fromkeys(order[:block]) if name != order[block])
+
+
+def _check_ids(blocks: Sequence[Block], test: Mapping[str, tuple[Record, ...]]) -> None:
+    """Check that no row is in two buffers, and that no test row (nor the row it was made from) is in a buffer."""
+
+    def source(row: Record) -> str:
+        return row.extra.get("source_id", row.id)
+
+    rows = [row for block in blocks for row in block.records]
+    ids = [row.id for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        checks.fail("records", "have each id once", f"{twice!r} came into two buffers")
+    seen = set(ids) | {source(row) for row in rows}
+    for own in test.values():
+        leaked = next((row.id for row in own if row.id in seen or source(row) in seen), None)
+        if leaked is not None:
+            checks.fail("records", "keep test rows out of the buffers", f"{leaked!r} is in one")
+
+
+def _named(records: Sequence[Record], domains: Sequence[str] | None, unseen: str | None) -> tuple[str, ...]:
+    """Return the domains of the buffers, after a check of their names."""
+    known = list(dict.fromkeys(row.user_or_domain for row in records))
+    for argument, names in (("domains", domains or ()), ("unseen", (unseen,) if unseen is not None else ())):
+        for name in names:
+            checks.choice(argument, name, known)
+    names = tuple(domains) if domains is not None else tuple(name for name in known if name != unseen)
+    if not names or len(set(names)) < len(names) or unseen in names:
+        checks.fail("domains", "name each domain once, and not the unseen one", f"are {names} with unseen {unseen!r}")
+    return names
+
+
+def stream(
+    records: Sequence[Record],
+    *,
+    kind: str = "block",
+    domains: Sequence[str] | None = None,
+    buffer_size: int = 25,
+    num_blocks: int | None = None,
+    seed: int,
+    labels: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
+    unseen: str | None = None,
+    num_users: int = 4,
+    num_test: int | None = None,
+    shuffle_domains: bool = False,
+    split: str = "test",
+) -> Stream:
+    """Make a user stream from labelled rows.
+
+    - "block": D1, D2, .., DK, one buffer of each;
+    - "return": D1, D2, D1, D3, D1, ..: the first domain comes back after every other;
+    - "gradual": the first buffer is of D1; in every later one the share of the new domain rises from .1 to .9 along
+      the buffer, the rest being of the domain before it;
+    - "conflict": like "block", over users; without `domains`, the `num_users` users are chosen such that those who
+      follow each other answer most differently (the total variation between their answers' distributions);
+    - "preference": the utterances of `domains` together, answered by `num_users` simulated users ("user 1", ..), each
+      with a random permutation of the labels of their own: the text says nothing about whose query it is.
+
+    Rows are drawn without replacement. The rows of a domain depend on the seed and the domain alone, so that a larger
+    buffer begins with the rows of a smaller one, and streams of different kinds are paired.
+
+    Args:
+        records: Labelled rows with splits; only "train" rows come into buffers.
+        kind: One of `KINDS`.
+        domains: Domains (or users) in order; by default, all of the records in order of first appearance.
+        buffer_size: Rows of a buffer.
+        num_blocks: Number of buffers; by default one a domain ("return": 2 K - 1). More start again from the front.
+        seed: Seed of every draw; a required number, since it makes the stream what it is.
+        labels: Candidate answers, of each domain or of all; by default those that occur. Empty: free text.
+        unseen: A domain that comes into no buffer and is only tested on.
+        num_users: Users of a "preference" stream, or chosen for a "conflict" stream.
+        num_test: Test rows kept of each domain; all by default.
+        shuffle_domains: Whether the order of the domains is drawn, too.
+        split: Which rows to test on, "test" or "val" (to choose settings without looking at the test rows).
+
+    Returns:
+        The stream.
+
+    Raises:
+        ValueError: If a name is unknown, rows do not suffice, or a test row would come into a buffer.
+
+    Example:
+        >>> rows = [Record(f"{d}{s}{i}", d, "t", f"x {i}", f"{d} {i % 2}", s)
+        ...         for d in "abc" for s in ("train", "test") for i in range(10)]
+        >>> made = stream(rows, kind="return", buffer_size=4, seed=0, unseen="c")
+        >>> [block.domain for block in made.blocks], len(made.test["c"])
+        (['a', 'b', 'a'], 10)
+    """
+    checks.choice("kind", kind, KINDS)
+    checks.choice("split", split, ("test", "val"))
+    checks.integer("buffer_size", buffer_size)
+    checks.integer("seed", seed, low=0)
+    for argument, value in (("num_blocks", num_blocks), ("num_test", num_test)):
+        if value is not None:
+            checks.integer(argument, value)
+    names = _named(records, domains, unseen)
+    if kind == "preference":
+        if unseen is not None:
+            checks.fail("unseen", "be None for a preference stream", f"is {unseen!r}", "All users ask the same.")
+        records, labels = permuted_users(records, names, num_users, labels, _generator(seed, "preference"))
+        names = tuple(dict.fromkeys(row.user_or_domain for row in records))
+    elif kind == "conflict" and domains is None:
+        names = most_opposed(records, names, num_users, buffer_size)
+    if shuffle_domains:
+        names = tuple(names[i] for i in _generator(seed, "order").permutation(len(names)))
+    return _assemble(records, kind, names, buffer_size, num_blocks, seed, labels, unseen, num_test, split)
+
+
+def _assemble(
+    records: Sequence[Record],
+    kind: str,
+    names: tuple[str, ...],
+    buffer_size: int,
+    num_blocks: int | None,
+    seed: int,
+    labels: Mapping[str, Sequence[str]] | Sequence[str] | None,
+    unseen: str | None,
+    num_test: int | None,
+    split: str,
+) -> Stream:
+    """Fill the buffers of the schedule and gather the test rows."""
+    order = _schedule(kind, names, num_blocks)
+    seen = tuple(dict.fromkeys(order))
+    tested = (*seen, *([unseen] if unseen else []))
+    own = {name: [row for row in records if row.user_or_domain == name] for name in tested}
+    pool = _Pool({name: [row for row in own[name] if row.split == "train"] for name in seen}, seed)
+    rng = _generator(seed, "gradual")
+    blocks = []
+    for i, name in enumerate(order):
+        old = order[i - 1] if kind == "gradual" and i else None
+        blocks.append(Block(name, _buffer(pool, old, name, buffer_size, rng), _previous(order, i)))
+    test = {
+        name: _test_rows([row for row in own[name] if row.split == split], name, num_test, seed, split)
+        for name in tested
+    }
+    _check_ids(blocks, test)
+    return Stream(kind, seed, seen, tuple(blocks), test, _candidates(labels, tested, records), unseen)
