@@ -17,7 +17,6 @@ from nvcim_jax.montecarlo.variance import (
     antithetic_mean,
     control_variate,
     linearised,
-    mirror,
 )
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "mean_interval",
     "merge",
     "merge_points",
-    "mirror",
     "paired",
     "quantile_interval",
     "read",

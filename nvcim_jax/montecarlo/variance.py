@@ -10,27 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import define_prng_impl, threefry_prng_impl
 
 from nvcim_jax import checks
+from nvcim_jax.ops import mirror
 from nvcim_jax.types import PyTree
 
-__all__ = ["Reduced", "antithetic", "antithetic_mean", "control_variate", "linearised", "mirror"]
-
-
-def _mirrored_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    return ~threefry_prng_impl.random_bits(key, bit_width, shape)
-
-
-_MIRRORED = define_prng_impl(
-    key_shape=threefry_prng_impl.key_shape,
-    seed=threefry_prng_impl.seed,
-    split=threefry_prng_impl.split,
-    fold_in=threefry_prng_impl.fold_in,
-    random_bits=_mirrored_bits,
-    name="mirrored_threefry",
-    tag="mir",
-)
+__all__ = ["Reduced", "antithetic", "antithetic_mean", "control_variate", "linearised"]
 
 
 class Reduced(NamedTuple):
@@ -51,34 +36,13 @@ class Reduced(NamedTuple):
     coefficient: float | None
 
 
-def mirror(key: jax.Array) -> jax.Array:
-    """Return the key whose random bits are the complement of those of `key`, also after splits and folds.
-
-    A uniform number u becomes 1 - u, so a normal number z = F^-1(u) becomes -z. Every draw by `jax.random` that is
-    monotone in its bits is mirrored; a draw that is not (a hash of the bits, Box-Muller) is merely another valid draw.
-
-    Args:
-        key: A threefry key, JAX's default.
-
-    Raises:
-        ValueError: If the key is of another generator.
-
-    Example:
-        >>> key = jax.random.key(0)
-        >>> print(f"{jax.random.normal(key):.4f} {jax.random.normal(mirror(key)):.4f}")
-        1.6226 -1.6226
-    """
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        fix = "Make it with jax.random.key(seed, impl='threefry2x32')."
-        checks.fail("key", "be a threefry key", f"is of {jax.random.key_impl(key)}", fix)
-    return jax.random.wrap_key_data(jax.random.key_data(jax.random.clone(key)), impl=_MIRRORED)  # type: ignore[arg-type]
-
-
 def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     """Return the metric of a chip and its mirror image: "mean" of both, and each as "first" and "second".
 
-    Every cell that is one standard deviation high on the first is one low on the second, so what is odd in the noise
-    cancels exactly. The mean is unbiased whatever `fn` does. `fn` must draw by `jax.random` (see `mirror`) to gain.
+    Every cell that is one standard deviation high on the first is one low on the second (`ops.mirror`), so what is odd
+    in the noise cancels: exactly where `fn` draws by `ops.normal`, as every device does with either generator, and up
+    to rounding where it draws by `jax.random.normal`. The mean is unbiased whatever `fn` does; a metric that is even in
+    the noise, such as a squared error, gains nothing.
 
     Args:
         fn: Metric of one instance, `fn(key, *args)`.

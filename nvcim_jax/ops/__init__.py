@@ -1,14 +1,17 @@
 """Atoms without domain knowledge: random numbers, quantisers, straight-through gradients."""
 
+from nvcim_jax.ops.mirrored import mirror
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
-from nvcim_jax.ops.random import RNGS, Rng, normal, normal_pair
+from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
 
 __all__ = [
     "RNGS",
     "Rng",
+    "centred_uniform",
     "clip_inclusive",
     "digits",
     "from_digits",
+    "mirror",
     "normal",
     "normal_pair",
     "round_straight_through",

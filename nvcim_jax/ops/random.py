@@ -1,4 +1,4 @@
-"""Standard normal numbers from a key, by a generator that the caller names.
+"""Standard normal and uniform numbers from a key, by a generator that the caller names.
 
 Two generators are known:
 
@@ -9,7 +9,8 @@ Two generators are known:
   generator with a published analysis.
 
 Both are pure functions of (key, shape, position): the same numbers on every mesh and in every chunk, and on every
-backend up to float rounding. Both are tested in `tests/ops/test_random.py`.
+backend up to float rounding. Under a mirrored key (`ops.mirror`) both give the negated numbers, bit for bit. All of it
+is tested in `tests/ops/test_random.py`.
 """
 
 import functools
@@ -22,9 +23,10 @@ from jax import lax
 from jaxtyping import Array, Float, UInt32
 
 from nvcim_jax import checks
+from nvcim_jax.ops.mirrored import is_mirrored, original
 from nvcim_jax.types import Key
 
-__all__ = ["RNGS", "Rng", "normal", "normal_pair"]
+__all__ = ["RNGS", "Rng", "centred_uniform", "normal", "normal_pair"]
 
 RNGS = ("counter", "threefry")
 Rng: TypeAlias = str
@@ -35,7 +37,7 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[A
     """Draw independent standard normal numbers, z ~ N(0, 1), float32.
 
     Args:
-        key: A JAX random key, consumed.
+        key: A JAX random key, consumed; a mirrored one gives -z.
         shape: Shape of the result; at most 2**32 elements.
         rng: Name of the generator.
 
@@ -53,6 +55,8 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[A
     checks.choice("rng", rng, RNGS)
     size = math.prod(shape)
     checks.integer("the size of shape", size, low=0, high=2**32)
+    if is_mirrored(key):
+        return -normal(original(key), shape, rng=rng)
     if rng == "threefry" or size == 0:
         return jax.random.normal(key, shape, jnp.float32)
     if len(shape) > 1 and shape[0] == 2:
@@ -70,7 +74,7 @@ def normal_pair(
     The two halves come from one Box-Muller transform, so a pair costs little more than a single number.
 
     Args:
-        key: A JAX random key, consumed.
+        key: A JAX random key, consumed; a mirrored one gives the negated numbers.
         shape: Shape of each array.
         rng: Name of the generator.
 
@@ -86,11 +90,54 @@ def normal_pair(
         True
     """
     checks.choice("rng", rng, RNGS)
+    if is_mirrored(key):
+        first, second = normal_pair(original(key), shape, rng=rng)
+        return -first, -second
     if rng == "threefry":
         both = jax.random.normal(key, (2, *shape), jnp.float32)
         return both[0], both[1]
     first, second = _box_muller(key, math.prod(shape))
     return first.reshape(shape), second.reshape(shape)
+
+
+def centred_uniform(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[Array, "..."]:
+    """Draw independent uniform numbers around zero, u ~ U(-1/2, 1/2), float32.
+
+    u = (k + 1/2) / 2**23 - 1/2 with k one of 2**23 equally likely integers: exactly symmetric, never at an end.
+
+    Args:
+        key: A JAX random key, consumed; a mirrored one gives -u.
+        shape: Shape of the result; at most 2**32 elements.
+        rng: Name of the generator.
+
+    Returns:
+        Array of `shape`.
+
+    Raises:
+        ValueError: If the generator is unknown.
+
+    Example:
+        >>> u = centred_uniform(jax.random.key(0), (1_000_000,))
+        >>> print(f"mean {abs(float(u.mean())):.2f} (0), 12 variance {12 * float(u.var()):.2f} (1)")
+        mean 0.00 (0), 12 variance 1.00 (1)
+    """
+    checks.choice("rng", rng, RNGS)
+    size = math.prod(shape)
+    checks.integer("the size of shape", size, low=0, high=2**32)
+    if is_mirrored(key):
+        return -centred_uniform(original(key), shape, rng=rng)
+    if rng == "threefry" or size == 0:
+        bits = jax.random.bits(key, shape, jnp.uint32)
+    else:
+        bits = _uniform_bits(key, size).reshape(shape)
+    return (bits >> 9).astype(jnp.int32).astype(jnp.float32) * 2**-23 + (2**-24 - 0.5)
+
+
+@functools.partial(jax.jit, static_argnames="size", inline=True)
+def _uniform_bits(key: Key, size: int) -> UInt32[Array, " size"]:
+    """Return 32 random bits a position: two keyed rounds of mixing, as for the radius of a normal number."""
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    return _mix(_mix(lax.iota(jnp.uint32, size) + words[0]) ^ words[1])
 
 
 # Compiled once for a number of pairs where it is called by itself; inside another jit it is inlined.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import montecarlo
+from nvcim_jax import crossbar, devices, montecarlo, ops
 
 
 def test_mirrored_draws_are_negated_through_splits_and_folds(key: jax.Array) -> None:
@@ -13,7 +13,7 @@ def test_mirrored_draws_are_negated_through_splits_and_folds(key: jax.Array) -> 
         first, second = jax.random.split(jax.random.fold_in(key, 3))
         return jax.random.normal(first, (500,)), jax.random.uniform(second, (500,))
 
-    (z, u), (mirrored_z, mirrored_u) = draws(jax.random.key(1)), draws(montecarlo.mirror(jax.random.key(1)))
+    (z, u), (mirrored_z, mirrored_u) = draws(jax.random.key(1)), draws(ops.mirror(jax.random.key(1)))
     # u -> 1 - 2^-23 - u: the last bit of the uniform number is all that is not mirrored
     np.testing.assert_allclose(mirrored_u, 1 - u, atol=2**-22)
     np.testing.assert_allclose(mirrored_z, -z, rtol=1e-3, atol=1e-6)
@@ -47,7 +47,44 @@ def test_antithetic_works_on_trees_and_other_keys_are_refused() -> None:
     found = montecarlo.antithetic_mean(montecarlo.run(metric, jax.random.key(0), 100).values, lambda tree: tree["loss"])
     assert abs(found.mean) < 1e-5
     with pytest.raises(ValueError, match="`key` must be a threefry key"):
-        montecarlo.mirror(jax.random.key(0, impl="rbg"))
+        ops.mirror(jax.random.key(0, impl="rbg"))
+
+
+ROWS, COLS = 32, 8
+
+
+def _device(name: str, rng: str) -> devices.Device:
+    return devices.get(name, rng=rng, **({"sigma": 0.1} if name == "Gaussian" else {}))
+
+
+def _antithetic_product(device: devices.Device, config: crossbar.Config, num: int) -> montecarlo.Reduced:
+    """Return the reduced mean of one output of a product on fresh chips, less the output without noise."""
+    weights = jax.random.normal(jax.random.key(5), (ROWS, COLS))
+    x = jax.random.normal(jax.random.key(6), (ROWS,))
+
+    def metric(key: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
+        target = crossbar.encode(weights, device, config=config)
+        return crossbar.sample(key, x, target, device, config=config)[0][0] - x @ weights[:, 0]
+
+    stats = montecarlo.run(montecarlo.antithetic(metric), jax.random.key(0), num, args=(weights, x))
+    return montecarlo.antithetic_mean(stats.values)
+
+
+@pytest.mark.parametrize("rng", ops.RNGS)
+@pytest.mark.parametrize("sampling", ["device", "pair", "output_joint", "output_marginal"])
+def test_antithetic_chips_cancel_the_noise_of_a_linear_product(rng: str, sampling: str) -> None:
+    found = _antithetic_product(_device("Gaussian", rng), crossbar.Config(sampling=sampling), 200)
+    assert found.effective_instances > 1e6 * found.num_evaluations
+    assert abs(found.mean) < 1e-5
+
+
+@pytest.mark.parametrize("rng", ops.RNGS)
+def test_antithetic_chips_gain_through_converters_and_tiles(rng: str) -> None:
+    config = crossbar.Config(rows=16, cols=8, weight_bits=8, cell_bits=2, dac_bits=8, adc_bits=8, adc_range="max")
+    plain = _antithetic_product(_device("FeFET6", rng), config, 1000)
+    assert plain.effective_instances > 5 * plain.num_evaluations
+    # rounding of weights and inputs: at most half a step a row each, and half a step of the converter an array and slice
+    assert abs(plain.mean) < 5 * plain.standard_error + 0.2
 
 
 def test_control_variate_is_unbiased_over_repetitions_at_a_small_size() -> None:

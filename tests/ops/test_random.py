@@ -96,6 +96,54 @@ def test_jit_and_vmap_change_nothing(key: jax.Array, rng: str) -> None:
     np.testing.assert_allclose(mapped, one_by_one, rtol=2e-6, atol=1e-7)
 
 
+def _fold_and_split(key: jax.Array) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(key, 3))[1]
+
+
+DRAWS = {
+    "normal": lambda key, rng: ops.normal(key, (7, 33), rng=rng),
+    "two halves": lambda key, rng: ops.normal(key, (2, 33), rng=rng),
+    "pair": lambda key, rng: jnp.stack(ops.normal_pair(key, (5, 4), rng=rng)),
+    "uniform": lambda key, rng: ops.centred_uniform(key, (1000,), rng=rng),
+}
+
+
+@pytest.mark.parametrize("rng", ops.RNGS)
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_mirrored_key_gives_the_negated_numbers_bit_for_bit(name: str, rng: str) -> None:
+    def draw(key: jax.Array) -> jax.Array:
+        return DRAWS[name](key, rng)
+
+    for lead in (lambda key: key, _fold_and_split):
+        one, other = (lead(key) for key in (jax.random.key(11), ops.mirror(jax.random.key(11))))
+        np.testing.assert_array_equal(draw(one), -draw(other))
+        both = [jax.jit(jax.vmap(draw))(key[None]) for key in map(jax.random.clone, (one, other))]
+        np.testing.assert_array_equal(both[0], -both[1])
+
+
+def test_mirroring_twice_is_the_key_itself_and_other_keys_are_refused(key: jax.Array) -> None:
+    again = ops.mirror(ops.mirror(key))
+    np.testing.assert_array_equal(jax.random.key_data(again), jax.random.key_data(key))
+    assert jax.random.key_impl(again) == jax.random.key_impl(key)
+    with pytest.raises(ValueError, match="`key` must be a threefry key"):
+        ops.mirror(jax.random.key(0, impl="rbg"))
+
+
+@pytest.mark.parametrize("rng", ops.RNGS)
+def test_centred_uniform_numbers_are_uniform_and_independent_of_the_normal_ones(rng: str) -> None:
+    keys = jax.random.split(jax.random.key(3), 32)
+    u = np.asarray(jax.vmap(lambda k: ops.centred_uniform(k, (20_000,), rng=rng))(keys), np.float64)
+    assert np.abs(u).max() < 0.5
+    assert stats.kstest(u.ravel() + 0.5, "uniform").pvalue > 1e-6
+    n = u.size
+    assert abs(u.mean()) < 5 * (1 / 12 / n) ** 0.5
+    assert abs(u.var() - 1 / 12) < 5 * (1 / 180 / n) ** 0.5  # Var u^2 = 1/80 - 1/144 = 1/180
+    for x in (u, u**2 - 1 / 12):
+        between = np.corrcoef(x)[np.triu_indices(len(u), 1)]
+        assert np.abs(between * 20_000**0.5).max() < 5
+        assert abs((x[:, 1:] * x[:, :-1]).mean() / x.var()) < 5 * n**-0.5
+
+
 def test_any_key_implementation_serves() -> None:
     assert ops.normal(jax.random.key(0, impl="rbg"), (5,)).shape == (5,)
     assert ops.normal(jax.random.key(0), (0, 3)).shape == (0, 3)
