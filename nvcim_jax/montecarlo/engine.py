@@ -142,7 +142,8 @@ def _to_host(values: PyTree, sizes: np.ndarray, chunk: int) -> PyTree:
 
         values = multihost_utils.process_allgather(values, tiled=True)
     keep = (np.arange(chunk) < sizes[:, None]).ravel()
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[keep], values)
+    whole = bool(keep.all())  # then nothing is copied
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if whole else np.asarray(leaf)[keep], values)
 
 
 class _Plan(NamedTuple):
@@ -233,12 +234,16 @@ def _call(
     starts, sizes = _ranges(first, count, plan.mesh.shape["instance"])
     ids = (starts, sizes) if jax.process_count() == 1 else _place((starts, sizes), plan.mesh, P("instance"))
     values = compiled_map(fn, plan.chunk, plan.mapping, plan.mesh)(key, *ids, args)
+    # Waited for first: where the memory of an output was refused, the wait raises, while a CPU's buffer read by NumPy
+    # would end the process.
+    jax.block_until_ready(values)
     return _to_host(values, sizes, plan.chunk)
 
 
-def _halved(plan: _Plan, error: RuntimeError) -> _Plan:
+def _halved(plan: _Plan, error: RuntimeError | MemoryError) -> _Plan:
     """Halve the chunk after an out-of-memory error and say so; any other error, and a chunk of one, is raised."""
-    if _OUT_OF_MEMORY not in str(error) or plan.chunk == 1:
+    refused = isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error)  # NumPy's, for the host's copy, or XLA's
+    if not refused or plan.chunk == 1:
         raise error
     smaller = plan._replace(chunk=plan.chunk // 2)
     warnings.warn(
@@ -262,7 +267,9 @@ def stream(
 ) -> Iterator[Chunk]:
     """Compute the instances `ids` in order and yield them chunk by chunk; the arguments are those of `run`.
 
-    A device that runs out of memory halves the chunk, says so with a `RuntimeWarning`, and goes on.
+    A device (or, for the copy of a chunk, the host) that runs out of memory halves the chunk, says so with a
+    `RuntimeWarning`, and goes on. A system that promises more memory than it has, as Linux does by default, ends the
+    process instead of refusing: `memory_budget_mb` is what prevents that.
 
     Yields:
         `Chunk` of host arrays.
@@ -282,7 +289,7 @@ def stream(
         started = time.perf_counter()
         try:
             values = _call(fn, plan, key, args, first, now)
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
             plan = _halved(plan, error)
             continue
         yield Chunk(first, now, values)

@@ -226,8 +226,8 @@ def run(
 
 def _running(seen: Moments, part: Chunk) -> Moments:
     """Follow the first value's mean for the progress bar."""
-    leaf = np.asarray(jax.tree.leaves(part.values)[0], np.float64).reshape(part.num, -1)[:, 0]
-    new = moments(leaf[np.isfinite(leaf)])
+    first = jax.tree.leaves(part.values)[0].reshape(part.num, -1)[:, 0].astype(np.float64)
+    new = moments(first[np.isfinite(first)])
     return merge(seen, new) if seen.num else new
 
 

@@ -57,7 +57,7 @@ def finite_instances(values: PyTree) -> np.ndarray:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(values)]
     good = np.ones(len(leaves[0]), bool)
     for leaf in leaves:
-        good &= np.isfinite(leaf.astype(np.float64)).reshape(len(leaf), -1).all(axis=1)
+        good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
     return good
 
 

@@ -46,7 +46,7 @@ def mirror(key: Key) -> Key:
     Example:
         >>> from nvcim_jax import ops
         >>> key = jax.random.key(0)
-        >>> print(f"{ops.normal(key, ()):.4f} {ops.normal(mirror(key), ()):.4f}")
+        >>> print(f"{ops.normal(key, ()):.4f} {ops.normal(ops.mirror(key), ()):.4f}")
         0.7805 -0.7805
     """
     if is_mirrored(key):

@@ -117,6 +117,22 @@ def test_a_second_run_compiles_nothing() -> None:
     assert len(compiled) >= 1, "the listener hears compiles"
 
 
+def test_the_memory_check_and_the_run_share_one_compile() -> None:
+    compiled = []
+
+    def listen(event: str, seconds: float, **_: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    def metric(key: jax.Array, scale: float) -> jax.Array:
+        return scale * jnp.sum(jax.random.normal(key, (5,)))
+
+    key = jax.random.key(1)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    montecarlo.run(metric, key, 23, args=(3.0,), chunk=5)
+    assert len(compiled) == 1
+
+
 def test_a_jitted_function_and_a_closure_work(key: jax.Array) -> None:
     scale = jnp.float32(2)
     stats = montecarlo.run(jax.jit(lambda k: scale * jax.random.normal(k)), key, 50)
@@ -204,6 +220,49 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(mapping: str, monkeypatch: p
         stats = montecarlo.run(tree_metric, jax.random.key(8), 40, args=(1.0,), chunk=16, mapping=mapping)
     assert len(warned) == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats.values, reference.values)
+
+
+REFUSED = """
+import resource, sys, warnings
+import jax, jax.numpy as jnp, numpy as np
+from nvcim_jax import montecarlo
+from nvcim_jax.montecarlo import engine
+
+def outputs(key):
+    return jax.random.normal(key, (2**19,))  # 2 MiB an instance
+
+def temporaries(key):
+    x = jax.random.normal(key, (1024, 32))
+    return jnp.tanh(x @ x.T)[::256, 7]  # 4 MiB an instance
+
+fn, mapping = {"outputs": (outputs, "loop"), "temporaries": (temporaries, "vmap")}[sys.argv[1]]
+
+def values(chunk):
+    parts = montecarlo.engine.stream(fn, jax.random.key(3), range(40), chunk=chunk, mapping=mapping)
+    return [np.array(row[:: max(1, len(row) // 128)]) for part in parts for row in part.values]
+
+small = values(4)
+mesh, ids = montecarlo.instance_mesh(jax.devices()[:1]), np.zeros(1, np.uint32)
+for chunk in (32, 16, 8):  # compiled before the limit, which is for the buffers alone
+    engine.compiled_map(fn, chunk, mapping, mesh).lower(jax.random.key(3), ids, ids, ()).compile()
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 50 * 2**20,) * 2)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    large = values(32)
+print([str(w.message) for w in said])
+print(np.array_equal(small, large) if mapping == "loop" else np.allclose(small, large, rtol=1e-5))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
+@pytest.mark.parametrize("what", ["outputs", "temporaries"])
+def test_memory_that_the_system_refuses_halves_the_chunk(what: str) -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED, what], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said, equal = done.stdout.splitlines()
+    assert "Out of device memory with 32 instances a device; going on with 16." in said
+    assert equal == "True"
 
 
 def test_out_of_memory_with_one_instance_is_raised(key: jax.Array, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_antithetic_chips_gain_through_converters_and_tiles(rng: str) -> None:
     config = crossbar.Config(rows=16, cols=8, weight_bits=8, cell_bits=2, dac_bits=8, adc_bits=8, adc_range="max")
     plain = _antithetic_product(_device("FeFET6", rng), config, 1000)
     assert plain.effective_instances > 5 * plain.num_evaluations
-    # rounding of weights and inputs: at most half a step a row each, and half a step of the converter an array and slice
+    # rounding of weights and inputs: half a step a row each; of a converter: half a step an array and slice
     assert abs(plain.mean) < 5 * plain.standard_error + 0.2
 
 
