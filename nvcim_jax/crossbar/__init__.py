@@ -4,6 +4,7 @@ from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back,
 from nvcim_jax.crossbar.config import Config, Geometry, geometry
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
 from nvcim_jax.crossbar.mapping import Target, encode
+from nvcim_jax.crossbar.mitigation import column_factors, program_verified, selected
 from nvcim_jax.crossbar.moments import product_moments
 from nvcim_jax.crossbar.product import Info, calibrate, matmul
 from nvcim_jax.crossbar.report import Report, report
@@ -18,6 +19,7 @@ __all__ = [
     "Target",
     "Wires",
     "calibrate",
+    "column_factors",
     "compensate",
     "drift",
     "encode",
@@ -25,10 +27,12 @@ __all__ = [
     "matmul",
     "product_moments",
     "program",
+    "program_verified",
     "read_back",
     "report",
     "reprogram",
     "sample",
+    "selected",
     "transfer_matrix",
     "write",
 ]

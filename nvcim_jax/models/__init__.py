@@ -8,12 +8,14 @@ from nvcim_jax.models.load import LM, load, load_config
 from nvcim_jax.models.loss import IGNORE, LossInfo, loss, token_losses
 from nvcim_jax.models.params import embed, init, num_params, shapes
 from nvcim_jax.models.quantised import Quantised, dequantise
+from nvcim_jax.models.ranking import Candidates, candidates, rank
 from nvcim_jax.models.sampling import Sampling, keep_top, sample
 from nvcim_jax.models.save import save
 
 __all__ = [
     "IGNORE",
     "LM",
+    "Candidates",
     "Config",
     "Generation",
     "Info",
@@ -22,6 +24,7 @@ __all__ = [
     "Quantised",
     "Rope",
     "Sampling",
+    "candidates",
     "dequantise",
     "embed",
     "forward",
@@ -36,6 +39,7 @@ __all__ = [
     "loss",
     "num_params",
     "prepend",
+    "rank",
     "sample",
     "save",
     "shapes",

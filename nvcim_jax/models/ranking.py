@@ -1,0 +1,129 @@
+"""Rank given answers by their probability after a text, all of them in one pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from nvcim_jax import checks
+from nvcim_jax.models.block import Contract
+from nvcim_jax.models.config import Config
+from nvcim_jax.models.forward import head, hidden
+from nvcim_jax.models.loss import token_losses
+from nvcim_jax.models.params import embed
+from nvcim_jax.types import PyTree
+
+__all__ = ["Candidates", "candidates", "rank"]
+
+
+class Candidates(NamedTuple):
+    """Hold answers laid out one after the other; each is a branch that continues every text.
+
+    Attributes:
+        ids: Tokens of all answers (tokens,), int32.
+        owner: The answer that each belongs to (tokens,), int32.
+        offset: Its place in that answer (tokens,), int32.
+        following: The token after it; the ending token after an answer's last (tokens,), int32.
+        first: First token of each answer (answers,), int32.
+    """
+
+    ids: jax.Array
+    owner: jax.Array
+    offset: jax.Array
+    following: jax.Array
+    first: jax.Array
+
+
+def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
+    """Lay out answers to rank.
+
+    Args:
+        rows: Token ids of each answer, at least one each, without the ending token.
+        end: The token that ends an answer.
+
+    Returns:
+        The answers as branches.
+
+    Raises:
+        ValueError: If there is no answer, or one has no token.
+    """
+    if not rows or not all(len(row) for row in rows):
+        checks.fail("rows", "hold at least one answer of at least one token each", "holds an empty one or none")
+    parts = (
+        np.concatenate([np.asarray(row) for row in rows]),
+        np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
+        np.concatenate([np.arange(len(row)) for row in rows]),
+        np.concatenate([[*row[1:], end] for row in rows]),
+        np.asarray([row[0] for row in rows]),
+    )
+    return Candidates(*(jnp.asarray(part, jnp.int32) for part in parts))
+
+
+def rank(
+    params: PyTree,
+    x: Float[Array, "batch tokens width"],
+    mask: Bool[Array, "batch tokens"],
+    answers: Candidates,
+    *,
+    config: Config,
+    contract: Contract = jnp.einsum,
+) -> Float[Array, "batch answers"]:
+    """Return the log-probability of every answer after every text.
+
+    `log p(a | x) = sum_t log p(a_t | x, a_<t)`, the ending token included. The answers are branches of one tree: each
+    position sees the text and its own branch, so that the text is computed once for all of them.
+
+    Args:
+        params: Parameters.
+        x: Embeddings of the texts, soft prompts among them.
+        mask: Which of their tokens are real, padding on either side.
+        answers: From `candidates`.
+        config: The model.
+        contract: The product with a weight.
+
+    Returns:
+        Nats (batch, answers), at most 0.
+
+    Raises:
+        ValueError: If texts and answers together exceed the attention window of the model.
+
+    Example:
+        >>> from nvcim_jax import models
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
+        >>> params = models.init(jax.random.key(0), config=config)
+        >>> x, mask = models.embed(params, jnp.array([[5, 6, 7]]), config=config), jnp.ones((1, 3), bool)
+        >>> every = models.candidates([[token] for token in range(64)], end=0)
+        >>> logits, _ = models.forward(params, x, config=config)
+        >>> found = rank(params, x, mask, every, config=config)
+        >>> bool((found <= jax.nn.log_softmax(logits[:, -1])).all())  # p(a) p(end | a) <= p(a)
+        True
+    """
+    batch, stem = mask.shape
+    size = stem + len(answers.ids)
+    if config.window is not None and size > config.window:
+        checks.fail("answers", f"fit the window of {config.window} tokens with the text", f"make {size} tokens")
+    lengths = mask.sum(-1, dtype=jnp.int32)
+    branches = embed(params, answers.ids, config=config).astype(x.dtype)
+    whole = jnp.concatenate([x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
+    of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    places = jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
+    states, _ = hidden(params, whole, config=config, mask=_tree(mask, answers), positions=places, contract=contract)
+    last = jnp.argmax(jnp.where(mask, jnp.arange(stem)[None, :], -1), axis=1)
+    of_last = head(params, states[jnp.arange(batch), last], config=config, contract=contract)
+    of_first = jax.nn.log_softmax(of_last.astype(jnp.float32))[:, answers.first]
+    following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
+    of_rest = -token_losses(head(params, states[:, stem:], config=config, contract=contract), following)
+    return of_first.at[:, answers.owner].add(of_rest)
+
+
+def _tree(mask: Bool[Array, "batch tokens"], answers: Candidates) -> Bool[Array, "batch all all"]:
+    """Return what each position sees: the real tokens before it, and of the answers its own branch."""
+    batch, stem = mask.shape
+    size = stem + len(answers.ids)
+    allowed = jnp.zeros((batch, size, size), bool)
+    allowed = allowed.at[:, :, :stem].set(mask[:, None, :])
+    allowed = allowed.at[:, stem:, stem:].set(answers.owner[:, None] == answers.owner[None, :])
+    return allowed & jnp.tril(jnp.ones((size, size), bool))[None]
