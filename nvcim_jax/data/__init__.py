@@ -2,6 +2,8 @@
 
 from nvcim_jax.data.builtin import builtin_records, builtin_users
 from nvcim_jax.data.folder import data_folder
+from nvcim_jax.data.lamp import LAMP_TASKS, read_lamp, write_predictions
+from nvcim_jax.data.profile import SOURCES, profile_pairs
 from nvcim_jax.data.records import Record, read_jsonl, write_jsonl
 from nvcim_jax.data.streams import CLINC5_DOMAINS, KINDS, Block, Stream, clinc5, stream
 from nvcim_jax.data.users import most_opposed, permuted_users
@@ -9,6 +11,8 @@ from nvcim_jax.data.users import most_opposed, permuted_users
 __all__ = [
     "CLINC5_DOMAINS",
     "KINDS",
+    "LAMP_TASKS",
+    "SOURCES",
     "Block",
     "Record",
     "Stream",
@@ -18,7 +22,10 @@ __all__ = [
     "data_folder",
     "most_opposed",
     "permuted_users",
+    "profile_pairs",
     "read_jsonl",
+    "read_lamp",
     "stream",
     "write_jsonl",
+    "write_predictions",
 ]
