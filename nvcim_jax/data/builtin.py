@@ -68,11 +68,9 @@ MAX_TOPICS = len(TOPICS)
 """The most kinds of choices."""
 
 
-def _questions(topic: str, times: tuple[str, ...], rng: np.random.Generator) -> list[str]:
+def _questions(words: tuple[str, ...], times: tuple[str, ...], rng: np.random.Generator) -> list[str]:
     """Return all questions about one topic, in random order."""
-    made = [
-        form.format(word=word, when=when) for form, word, when in itertools.product(FORMS, TOPICS[topic].words, times)
-    ]
+    made = [form.format(word=word, when=when) for form, word, when in itertools.product(FORMS, words, times)]
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -91,6 +89,7 @@ def builtin_records(
     num_topics: int = 5,
     num_train: int = 100,
     num_test: int = 40,
+    num_words: int = 1,
     own_words: bool = False,
 ) -> tuple[list[Record], tuple[str, ...]]:
     """Write the rows of users with opposite tastes.
@@ -101,6 +100,8 @@ def builtin_records(
         num_topics: Number of topics, up to `MAX_TOPICS`.
         num_train: Training rows of a user.
         num_test: Test rows of a user; no question is in both.
+        num_words: Words for the same topic, 1 to 3 ("drink", "cup", "hot drink"): with more, a question can use a word
+            that the buffer does not have.
         own_words: Whether every user names occasions of their own, so that the text tells whose it is. Otherwise all
             users ask exactly the same questions.
 
@@ -115,20 +116,24 @@ def builtin_records(
     checks.integer("seed", seed, low=0)
     checks.integer("num_users", num_users, high=MAX_USERS)
     checks.integer("num_topics", num_topics, high=MAX_TOPICS)
-    available = len(FORMS) * 3 * len(OWN_TIMES[0] if own_words else TIMES)
+    checks.integer("num_words", num_words, high=3)
+    available = len(FORMS) * num_words * len(OWN_TIMES[0] if own_words else TIMES)
     for argument, value in (("num_train", num_train), ("num_test", num_test)):
         checks.integer(argument, value)
     train_each, test_each = -(-num_train // num_topics), -(-num_test // num_topics)
     if train_each + test_each > available:
         found = f"ask for {train_each + test_each}"
-        checks.fail("num_train and num_test", f"need at most {available} questions a topic", found, "Use more topics.")
+        checks.fail(
+            "num_train and num_test", f"need at most {available} questions a topic", found, "Use more topics or words."
+        )
     rng = np.random.default_rng([seed, 0])
     topics = [list(TOPICS)[i] for i in sorted(rng.permutation(len(TOPICS))[:num_topics])]
     tastes = {topic: [TOPICS[topic].tastes[i] for i in rng.permutation(MAX_USERS)[:num_users]] for topic in topics}
     rows = []
     for user in range(num_users):
-        words = np.random.default_rng([seed, 1, user if own_words else 0])
-        questions = {topic: _questions(topic, OWN_TIMES[user] if own_words else TIMES, words) for topic in topics}
+        rng = np.random.default_rng([seed, 1, user if own_words else 0])
+        times = OWN_TIMES[user] if own_words else TIMES
+        questions = {topic: _questions(TOPICS[topic].words[:num_words], times, rng) for topic in topics}
         for split, start, number in (("test", 0, num_test), ("train", test_each, num_train)):
             for i, (topic, question) in enumerate(_dealt(questions, start, number)):
                 name, answer = f"user {user + 1}", tastes[topic][user]
@@ -147,6 +152,7 @@ def builtin_users(
     num_topics: int = 5,
     num_train: int = 100,
     num_test: int = 40,
+    num_words: int = 1,
     own_words: bool = False,
     hold_out: bool = False,
 ) -> Stream:
@@ -163,6 +169,7 @@ def builtin_users(
         num_topics: Kinds of choices, each a class for every user.
         num_train: Training rows of a user.
         num_test: Test rows of a user.
+        num_words: Words for the same topic, 1 to 3.
         own_words: Whether the text can tell the users apart.
         hold_out: Whether one more user is tested on and comes into no buffer.
 
@@ -185,6 +192,7 @@ def builtin_users(
         num_topics=num_topics,
         num_train=num_train,
         num_test=num_test,
+        num_words=num_words,
         own_words=own_words,
     )
     names = [f"user {i + 1}" for i in range(num_users)]

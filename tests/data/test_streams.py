@@ -204,7 +204,9 @@ def test_clinc5_of_the_real_file() -> None:
 
 @pytest.mark.parametrize("own_words", [False, True])
 def test_builtin_users_always_disagree_and_never_test_on_a_training_question(own_words: bool) -> None:
-    rows, answers = builtin_records(7, num_users=6, num_topics=8, num_train=200, num_test=80, own_words=own_words)
+    rows, answers = builtin_records(
+        7, num_users=6, num_topics=8, num_train=200, num_test=80, num_words=2, own_words=own_words
+    )
     assert len(set(answers)) == 6 * 8
     taste: dict[tuple[str, str], set[str]] = {}
     for row in rows:
@@ -237,5 +239,5 @@ def test_builtin_defaults_fill_the_standard_run() -> None:
     assert len(made.labels) == 25
     with pytest.raises(ValueError, match="at most 5"):
         builtin_users(1, num_users=6, hold_out=True)
-    with pytest.raises(ValueError, match="Use more topics"):
+    with pytest.raises(ValueError, match="Use more topics or words"):
         builtin_records(1, num_topics=1, num_train=300)
