@@ -1,0 +1,204 @@
+"""Training a codec to give tokens back, through the noise of the memory that holds their codes."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Num
+
+from nvcim_jax import checks
+from nvcim_jax.selection.codec import (
+    Codec,
+    check_tokens,
+    codec_init,
+    codec_pca,
+    decode,
+    encode,
+    standardised,
+)
+from nvcim_jax.types import Key, PyTree
+
+__all__ = ["FitConfig", "FitInfo", "fit"]
+
+STARTS = ("pca", "random", "codec")
+
+
+@checks.frozen_config
+class FitConfig:
+    """Static options of the training of a codec; none of them is known from the paper.
+
+    Args:
+        num_steps: Steps of Adam; 0 returns the start.
+        learning_rate: Of the first step; it falls to zero along half a cosine.
+        batch: Tokens (`fit`) or queries (`fit_contrastive`) of a step, drawn with replacement; None, or as many as
+            there are or more, for all of them.
+        start: `pca`: the principal components of the data; `random`: fresh random weights; `codec`: the codec as given.
+        temperature: Used by `fit_contrastive`: of the softmax over the prompts, in standard deviations of the scores.
+        reconstruction_weight: Used by `fit_contrastive`: weight of the relative error against the contrastive loss.
+
+    Raises:
+        TypeError: If an option does not exist; the message suggests the nearest.
+        ValueError: If an option has no such value.
+
+    Example:
+        >>> FitConfig(num_steps=100).start
+        'pca'
+    """
+
+    num_steps: int = 300
+    learning_rate: float = 1e-3
+    batch: int | None = 256
+    start: str = "pca"
+    temperature: float = 0.2
+    reconstruction_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        checks.integer("num_steps", self.num_steps, low=0)
+        checks.number("learning_rate", self.learning_rate, low=0.0)
+        if self.batch is not None:
+            checks.integer("batch", self.batch)
+        checks.choice("start", self.start, STARTS)
+        checks.number("temperature", self.temperature, low=0.0, low_open=True)
+        checks.number("reconstruction_weight", self.reconstruction_weight, low=0.0)
+
+
+class FitInfo(NamedTuple):
+    """What a training came to.
+
+    Attributes:
+        losses: Loss of every step, (steps,).
+        relative_error: sum |x - x'|^2 / sum |x - mean|^2 over all tokens, x' decoded from undisturbed codes.
+        noisy_relative_error: The same from codes disturbed once more.
+        hit_rate: Share of the queries whose own prompt scores highest, undisturbed; None from `fit`.
+    """
+
+    losses: Float[Array, " steps"]
+    relative_error: Float[Array, ""]
+    noisy_relative_error: Float[Array, ""]
+    hit_rate: Float[Array, ""] | None = None
+
+
+def undisturbed(key: Key, x: PyTree) -> PyTree:
+    """Return what is stored as it is: the noise-free default of `perturb`."""
+    del key
+    return x
+
+
+def fit(
+    key: Key,
+    codec: Codec,
+    tokens: Float[Array, "tokens width"],
+    *,
+    config: FitConfig,
+    perturb: Callable[[Key, jax.Array], jax.Array] = undisturbed,
+) -> tuple[Codec, FitInfo]:
+    """Train a codec on the relative squared error of the tokens that come back, |x - x'|^2 / |x - mean|^2.
+
+    Adam, all steps in one compiled scan. Call it with queries and prompts together, since both share a code.
+
+    Args:
+        key: Key of the start, the batches and the noise.
+        codec: Codec of the wanted sizes, from `codec_init`.
+        tokens: Tokens (tokens, width), at least 1.
+        config: Options.
+        perturb: Noise on a matrix of codes (batch, code), drawn afresh every step: (key, z) -> z. A
+            `jax.tree_util.Partial` may hold arrays, such as a device, which are then traced and can be swept.
+
+    Returns:
+        codec: The trained codec.
+        info: Losses and errors.
+
+    Raises:
+        ValueError: If a shape is wrong or a token is not finite.
+
+    Example:
+        >>> import jax
+        >>> tokens = jax.random.normal(jax.random.key(0), (100, 8)) * jnp.array([[9, 9, 1, 1, 0, 0, 0, 0]], jnp.float32)
+        >>> codec, info = fit(jax.random.key(1), codec_init(jax.random.key(2), 8, code=2), tokens, config=FitConfig())
+        >>> print(f"{info.relative_error:.2f}, about 2 / (2 * 81 + 2) = {2 / 164:.2f}")
+        0.01, about 2 / (2 * 81 + 2) = 0.01
+    """
+    checks.rank("tokens", tokens, 2, "(tokens, width)")
+    check_tokens(codec, "tokens", tokens)
+    checks.integer("the number of tokens", tokens.shape[0])
+    checks.finite("tokens", tokens)
+    return _fit(key, codec, tokens.astype(jnp.float32), as_partial(perturb), config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _fit(
+    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], perturb: jax.tree_util.Partial, *, config: FitConfig
+) -> tuple[Codec, FitInfo]:
+    """Return the trained codec; the arguments are checked."""
+    key_start, key_steps, key_last = jax.random.split(key, 3)
+    spread = mean_square_spread(tokens)
+
+    def loss(codec: Codec, key: Key) -> jax.Array:
+        key_batch, key_noise = jax.random.split(key)
+        x = draw(key_batch, tokens, config.batch)
+        return jnp.square(x - decode(codec, perturb(key_noise, encode(codec, x)))).mean() / spread
+
+    codec, losses = train(key_steps, start(key_start, codec, tokens, config), loss, config)
+    return codec, FitInfo(losses, *relative_errors(key_last, codec, tokens, perturb))
+
+
+def train(
+    key: Key, codec: Codec, loss: Callable[[Codec, Key], jax.Array], config: FitConfig
+) -> tuple[Codec, Float[Array, " steps"]]:
+    """Run Adam on a loss(codec, key) and return the codec and the loss of every step."""
+    optimiser = optax.scale_by_adam()
+
+    def step(state: tuple, i: jax.Array) -> tuple:
+        codec, memory = state
+        value, slope = jax.value_and_grad(loss)(codec, jax.random.fold_in(key, i))
+        # Optax counts steps in integers and multiplies them by floats
+        with jax.numpy_dtype_promotion("standard"):
+            change, memory = optimiser.update(slope, memory)
+        rate = 0.5 * config.learning_rate * (1.0 + jnp.cos(jnp.pi * i.astype(jnp.float32) / max(config.num_steps, 1)))
+        return (jax.tree.map(lambda leaf, direction: leaf - rate * direction, codec, change), memory), value
+
+    first: PyTree = codec
+    (codec, _), losses = jax.lax.scan(step, (codec, optimiser.init(first)), jnp.arange(config.num_steps))
+    return codec, losses
+
+
+def start(key: Key, codec: Codec, tokens: Float[Array, "tokens width"], config: FitConfig) -> Codec:
+    """Return the codec that a training starts from."""
+    if not codec.encoder or config.start == "codec":
+        return codec
+    if config.start == "pca":
+        return codec_pca(key, codec, tokens)
+    hidden = tuple(w.shape[1] for w, _ in codec.encoder[:-1])
+    fresh = codec_init(key, tokens.shape[1], code=codec.encoder[-1][0].shape[1], hidden=hidden)
+    return standardised(fresh, tokens)
+
+
+def relative_errors(
+    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], perturb: Callable[[Key, jax.Array], jax.Array]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the relative squared error of all tokens, from undisturbed and from disturbed codes."""
+    z, spread = encode(codec, tokens), mean_square_spread(tokens)
+    clean, noisy = (jnp.square(tokens - decode(codec, codes)).mean() / spread for codes in (z, perturb(key, z)))
+    return clean, noisy
+
+
+def mean_square_spread(tokens: Float[Array, "tokens width"]) -> Float[Array, ""]:
+    """Return the mean squared distance of an entry from the mean token; 1 where all tokens are equal."""
+    spread = jnp.square(tokens - tokens.mean(axis=0, keepdims=True)).mean()
+    return jnp.where(spread > 0, spread, 1.0)
+
+
+def draw(key: Key, rows: Num[Array, "..."], batch: int | None) -> Num[Array, "..."]:
+    """Return `batch` rows drawn with replacement; all rows where that is no fewer."""
+    if batch is None or batch >= rows.shape[0]:
+        return rows
+    return rows[jax.random.randint(key, (batch,), 0, rows.shape[0])]
+
+
+def as_partial(function: Callable) -> jax.tree_util.Partial:
+    """Return the function as a pytree whose leaves are the arrays it holds, so that it is an argument of a jit."""
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)

@@ -1,0 +1,160 @@
+"""Representatives: inertia against scikit-learn, cosine against NumPy, duplicates, contracts and relaxed twins."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import selection
+
+
+def _blobs(num_clusters: int = 5, each: int = 8, spread: float = 0.6, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_clusters, 6)) * 2 + 3
+    return (np.repeat(centres, each, axis=0) + spread * rng.normal(size=(num_clusters * each, 6))).astype(np.float32)
+
+
+def test_number_of_representatives() -> None:
+    assert [selection.num_representatives(b) for b in (1, 2, 3, 25, 50, 100)] == [1, 1, 2, 5, 7, 10]
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_inertia_is_that_of_scikit_learn(num: int, key: jax.Array) -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = _blobs(spread=0.3)
+    _, clusters = selection.representative(key, jnp.asarray(x), num=num)
+    reference = cluster.KMeans(num, n_init=10, random_state=0).fit(x).inertia_
+    assert float(clusters.inertia) == pytest.approx(reference, rel=1e-4)
+
+
+def test_local_minima_are_as_good_as_those_of_scikit_learn(key: jax.Array) -> None:
+    # without clusters to find, a start is a draw from many local minima: the mean over starts is compared
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = _blobs(spread=2.0)
+
+    @jax.jit
+    @jax.vmap
+    def inertia(key: jax.Array) -> jax.Array:
+        return selection.representative(key, jnp.asarray(x), num=9, num_restarts=1)[1].inertia
+
+    ours = np.asarray(inertia(jax.random.split(key, 200)))
+    theirs = np.array([cluster.KMeans(9, n_init=1, random_state=i).fit(x).inertia_ for i in range(200)])
+    error = np.sqrt((ours.var() + theirs.var()) / 200)
+    assert abs(ours.mean() - theirs.mean()) < 5 * error
+    assert ours.min() == pytest.approx(theirs.min(), rel=0.03)
+
+
+def test_clusters_are_a_fixed_point_and_describe_themselves(key: jax.Array) -> None:
+    x = _blobs()
+    indices, clusters = selection.representative(key, jnp.asarray(x), num=5)
+    assignment = np.asarray(clusters.assignment)
+    centroids = np.stack([x[assignment == j].mean(axis=0) for j in range(5)])
+    np.testing.assert_allclose(clusters.centroids, centroids, rtol=1e-5, atol=1e-5)
+    distances = ((x[:, None] - centroids[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(assignment, distances.argmin(axis=1))
+    assert float(clusters.inertia) == pytest.approx(distances.min(axis=1).sum(), rel=1e-5)
+    assert int(clusters.num_empty) == 0
+    cosine = (x @ centroids.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(centroids, axis=1)[None]
+    expected = [np.where(assignment == j, cosine[:, j], -np.inf).argmax() for j in range(5)]
+    np.testing.assert_array_equal(indices, expected)
+    # well separated blobs: one representative each
+    assert sorted(i // 8 for i in indices.tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 3])
+def test_duplicates_give_distinct_representatives(distinct: int, key: jax.Array) -> None:
+    x = jnp.asarray(np.repeat(_blobs(distinct, 1), 6, axis=0)[: 2 * 3])
+    for num in (2, 5):
+        indices, clusters = selection.representative(key, x, num=num)
+        assert len(set(indices.tolist())) == num
+        assert set(clusters.assignment.tolist()) == set(range(num))
+        kinds = len(np.unique(np.asarray(x), axis=0))
+        if num >= kinds:
+            assert float(clusters.inertia) < 1e-8
+            assert int(clusters.num_empty) == num - kinds
+
+
+def test_all_samples_can_be_representatives_and_zeros_are_harmless(key: jax.Array) -> None:
+    indices, clusters = selection.representative(key, jnp.zeros((4, 3)), num=4)
+    assert sorted(indices.tolist()) == [0, 1, 2, 3]
+    assert bool(jnp.isfinite(clusters.centroids).all())
+    indices, _ = selection.representative(key, jnp.asarray(_blobs(1, 7)), num=7)
+    assert sorted(indices.tolist()) == list(range(7))
+
+
+def test_a_far_origin_does_not_blur_the_clusters(key: jax.Array) -> None:
+    x = _blobs(spread=0.05)
+    near = selection.representative(key, jnp.asarray(x), num=5)[1]
+    far = selection.representative(key, jnp.asarray(x + np.float32(1000)), num=5)[1]
+    np.testing.assert_array_equal(near.assignment, far.assignment)
+
+
+def test_more_restarts_never_do_worse(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs(spread=2.0))
+    inertias = [float(selection.representative(key, x, num=9, num_restarts=n)[1].inertia) for n in (1, 12)]
+    assert inertias[0] >= inertias[1]
+
+
+def test_more_rounds_never_do_worse(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs(spread=2.0))
+    inertias = [
+        float(selection.representative(key, x, num=9, num_restarts=1, num_rounds=n)[1].inertia) for n in (1, 3, 50)
+    ]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
+
+
+def test_soft_twins_become_hard_as_the_temperature_goes_to_zero(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs(spread=1.0))
+    indices, clusters = selection.representative(key, x, num=5)
+    hard = jax.nn.one_hot(clusters.assignment, 5)
+    assignments = [
+        float(jnp.abs(selection.assignment_soft(x, clusters.centroids, temperature=t) - hard).max())
+        for t in (10.0, 1.0, 1e-3)
+    ]
+    means = [
+        float(jnp.abs(selection.representative_soft(x, clusters, temperature=t) - x[indices]).max())
+        for t in (1.0, 1e-3, 1e-6)
+    ]
+    for distances in (assignments, means):
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] < 1e-4
+    # and as it grows, the average of the cluster
+    flat = selection.representative_soft(x, clusters, temperature=1e6)
+    np.testing.assert_allclose(flat, clusters.centroids, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_at_the_assignment_found(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs())
+    clusters = selection.representative(key, x, num=5)[1]
+    slope = jax.grad(lambda x: selection.representative(key, x, num=5)[1].inertia)(x)
+    # the envelope: d inertia / d x_i = 2 (x_i - centroid of i)
+    np.testing.assert_allclose(slope, 2 * (x - clusters.centroids[clusters.assignment]), rtol=1e-4, atol=1e-4)
+    soft = jax.grad(lambda x: selection.representative_soft(x, clusters, temperature=0.1)[:, 0].sum())(x)
+    assert bool(jnp.isfinite(soft).all())
+    assert float(jnp.abs(soft).max()) > 0
+
+
+def test_contracts_of_the_representatives(key: jax.Array) -> None:
+    buffers = jnp.stack([jnp.asarray(_blobs(seed=seed)) for seed in range(3)])
+    keys = [jax.random.fold_in(key, i) for i in range(3)]
+    traces = []
+
+    def one(key: jax.Array, x: jax.Array) -> jax.Array:
+        traces.append(1)
+        return selection.representative(key, x, num=5)[0]
+
+    eager = jnp.stack([one(jax.random.clone(keys[i]), buffers[i]) for i in range(3)])
+    traces.clear()
+    jitted = jax.jit(one)
+    np.testing.assert_array_equal(jnp.stack([jitted(jax.random.clone(keys[i]), buffers[i]) for i in range(3)]), eager)
+    assert len(traces) == 1
+    np.testing.assert_array_equal(jax.vmap(one)(jnp.stack(keys), buffers), eager)
+
+
+def test_bad_input_is_named(key: jax.Array) -> None:
+    with pytest.raises(ValueError, match=r"`num` must be an integer of at least 1 and at most 3, but is 4"):
+        selection.representative(key, jnp.ones((3, 2)), num=4)
+    with pytest.raises(ValueError, match=r"`x` must be finite"):
+        selection.representative(key, jnp.full((3, 2), jnp.nan))
