@@ -1,4 +1,7 @@
-"""The metric that `sweep`, `tolerance` and `sensitivity` run: the output error of one product on a fresh chip."""
+"""The metric that `sweep`, `tolerance` and `sensitivity` run: the output error of one product on a fresh chip.
+
+What is swept is a device, a number of its physics, an option of the crossbar, or a method against its errors.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +12,53 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, crossbar, devices
 
-__all__ = ["CHOICES", "DEFAULTS", "NUMBERS", "build", "check", "check_all", "operands"]
+__all__ = [
+    "BITS",
+    "CHOICES",
+    "DEFAULTS",
+    "MITIGATIONS",
+    "NUMBERS",
+    "PHYSICS",
+    "build",
+    "check",
+    "check_all",
+    "level_sigma",
+    "operands",
+]
 
-NUMBERS = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio", "drift_time_s")
-"""Settings that are numbers of physics: they enter the compiled program as arguments."""
+_OF_DEVICE = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio")
+PHYSICS = (*_OF_DEVICE, "drift_time_s")
+"""Numbers of a device's physics."""
+
+NUMBERS = (*PHYSICS, "verified_share", "residual_sigma")
+"""Settings that are numbers: they enter the compiled program as arguments."""
+
+BITS = ("dac_bits", "adc_bits")
+"""Options that `build` can relax to real numbers."""
+
+MITIGATIONS = ("none", "write_verify", "column_factors", "drift_compensation")
+"""Methods against the errors of a chip, an axis like any other: all of them see the same chips.
+
+- `none`: the chip as it is.
+- `write_verify`: the largest weights, `verified_share` of them (0.1), are verified until `residual_sigma` (0.03) is
+  left (`crossbar.program_verified`).
+- `column_factors`: a digital factor a column, fitted on a calibration batch (`crossbar.column_factors`).
+- `drift_compensation`: a digital factor an array, from its summed conductance (`crossbar.compensate`); for devices that
+  drift, with `drift_time_s`.
+"""
+
+_CALIBRATION_BATCH = 64
+_AFTER_READ = 2**31  # folds of the read key beyond those of the arrays
 
 _CONFIG = {field.name: field.default for field in dataclasses.fields(crossbar.Config)}  # type: ignore[arg-type]
-_PROBLEM = {"device": "FeFET6", "rng": "counter", "matrix_rows": 128, "matrix_cols": 64, "batch": 8}
+_PROBLEM = {
+    "device": "FeFET6",
+    "rng": "counter",
+    "mitigation": "none",
+    "matrix_rows": 128,
+    "matrix_cols": 64,
+    "batch": 8,
+}
 CHOICES = (*_PROBLEM, *_CONFIG)
 """Settings that choose a program: each combination is compiled once."""
 
@@ -36,12 +79,15 @@ def check(settings: Mapping[str, Any]) -> None:
             checks.fail(name, "be a setting of a product", "is not one", checks.suggestion(name, known))
     for name in ("matrix_rows", "matrix_cols", "batch"):
         checks.integer(name, {**DEFAULTS, **settings}[name])
+    checks.choice("mitigation", {**DEFAULTS, **settings}["mitigation"], MITIGATIONS)
     _check_numbers(settings)
     device = _device(settings, settings)
     config = _config(settings)
     if "drift_time_s" in settings and device.drift is None:
         fix = "Choose a device that drifts, such as PCM, or leave drift_time_s out."
         checks.fail("drift_time_s", "be left out for a device without drift", f"is given for {device.name}", fix)
+    if settings.get("mitigation") == "drift_compensation" and "drift_time_s" not in settings:
+        checks.fail("drift_time_s", "be given with mitigation='drift_compensation'", "is missing")
     metric = build({**settings})
     jax.eval_shape(metric, jax.random.key(0), _numbers(settings), *operands(settings))
     crossbar.geometry((settings.get("matrix_rows", 128), settings.get("matrix_cols", 64)), config)
@@ -53,6 +99,8 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             checks.fail(name, "be a number", f"is {value!r}")
     checks.number("drift_time_s", settings.get("drift_time_s", 0.0), low=0.0, unit="s")
+    checks.number("verified_share", settings.get("verified_share", 0.0), low=0.0, high=1.0)
+    checks.number("residual_sigma", settings.get("residual_sigma", 0.0), low=0.0)
 
 
 def _numbers(settings: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -60,13 +108,42 @@ def _numbers(settings: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _device(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> devices.Device:
-    given = {name: numbers[name] for name in NUMBERS if name in numbers and name != "drift_time_s"}
+    given = {name: numbers[name] for name in _OF_DEVICE if name in numbers}
     chosen = {**DEFAULTS, **settings}
-    return devices.get(chosen["device"], rng=chosen["rng"], **given)
+    device = devices.get(chosen["device"], rng=chosen["rng"], **given)
+    if "level_sigma" not in numbers:
+        return device
+    table = dataclasses.replace(_table(device), sigma=numbers["level_sigma"])
+    return dataclasses.replace(device, programming=table)
 
 
-def _config(settings: Mapping[str, Any]) -> crossbar.Config:
-    return crossbar.Config(**{name: settings[name] for name in _CONFIG if name in settings})
+def _table(device: devices.Device) -> devices.LevelTable:
+    if not isinstance(device.programming, devices.LevelTable):
+        fix = "Choose one of NVCiM-PT, such as FeFET6, or use sigma."
+        checks.fail("level_sigma", "be of a device whose noise is a table of levels", f"is of {device.name!r}", fix)
+    return device.programming
+
+
+def level_sigma(settings: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Return the conductance and the noise, relative to the device's sigma, of each level of the device (L,).
+
+    Raises:
+        ValueError: If its noise is not a table of levels.
+
+    Example:
+        >>> conductance, sigma = level_sigma({"device": "FeFET6"})
+        >>> [f"{s:.3f}" for s in sigma.tolist()]  # 1 / sqrt(0.6 + 0.4 x 36) outside, six times that inside
+        ['0.258', '1.549', '1.549', '0.258']
+    """
+    table = _table(_device(settings, settings))
+    return table.conductance, table.sigma
+
+
+def _config(settings: Mapping[str, Any], relaxed: Sequence[str] = ()) -> crossbar.Config:
+    any_number: dict[str, Any] = dict.fromkeys(
+        relaxed, 24
+    )  # of bits that are arguments: it says that there is a converter
+    return crossbar.Config(**{name: settings[name] for name in _CONFIG if name in settings} | any_number)
 
 
 def operands(settings: Mapping[str, Any], seed: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -77,14 +154,16 @@ def operands(settings: Mapping[str, Any], seed: int = 0) -> tuple[jax.Array, jax
     return jax.random.normal(weight_key, (rows, cols)), jax.random.normal(input_key, (batch, rows))
 
 
-def build(settings: Settings) -> Callable[..., dict[str, jax.Array]]:
+def build(settings: Settings, relaxed: Sequence[str] = ()) -> Callable[..., dict[str, jax.Array]]:
     """Return the metric `fn(key, numbers, weights, x)` for the settings that choose a program.
 
     Its value "error" is the relative root mean square error |Y - X W| / |X W| of one product on a freshly programmed
-    chip, over batch and columns; converters, slicing and noise all count.
+    chip, over batch and columns; converters, slicing and noise all count. Ranges that are to be calibrated, and
+    `column_factors`, are found for each chip with 64 standard normal inputs of their own.
 
     Args:
         settings: Any of `CHOICES` (and `NUMBERS`, which are used where `numbers` does not hold them).
+        relaxed: Those of `BITS` that are in `numbers`, as real numbers (`crossbar.Bits`).
 
     Example:
         >>> metric = build({"device": "Gaussian", "batch": 64})
@@ -93,23 +172,57 @@ def build(settings: Settings) -> Callable[..., dict[str, jax.Array]]:
         >>> print(f"{error:.2f}, {2 ** 0.5 * 0.02 * jnp.abs(weights).max():.2f}")  # sigma sqrt(2) w_max / w_rms
         0.1..., 0.1...
     """
-    config = _config(settings)
+    config = _config(settings, relaxed)
+    mitigation = settings.get("mitigation", "none")
+    kept = mitigation != "none" or "calibrated" in (config.dac_range, config.adc_range)
 
     def metric(key: jax.Array, numbers: dict[str, jax.Array], weights: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
         given = {**{name: settings[name] for name in NUMBERS if name in settings}, **numbers}
         device = _device(settings, given)
-        if "drift_time_s" in given:
-            write_key, read_key = jax.random.split(key)
-            chip = crossbar.program(write_key, weights, device, config=config)
-            chip = crossbar.drift(chip, jnp.float32(given["drift_time_s"]), device, config=config)
-            y, _ = crossbar.matmul(read_key, x, chip, device, config=config)
+        bits = crossbar.Bits(**{name.removesuffix("_bits"): numbers[name] for name in relaxed})
+        if kept or "drift_time_s" in given:
+            y = _product_of_chip(key, x, weights, given, device, config, mitigation, bits)
         else:
             target = crossbar.encode(weights, device, config=config)
-            y, _ = crossbar.sample(key, x, target, device, config=config)
+            y, _ = crossbar.sample(key, x, target, device, config=config, bits=bits)
         exact = jnp.matmul(x, weights, precision=jax.lax.Precision.HIGHEST)
         return {"error": jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)}
 
     return metric
+
+
+def _product_of_chip(
+    key: jax.Array,
+    x: jax.Array,
+    weights: jax.Array,
+    given: Mapping[str, Any],
+    device: devices.Device,
+    config: crossbar.Config,
+    mitigation: str,
+    bits: crossbar.Bits,
+) -> jax.Array:
+    """Program a chip, calibrate it, let it drift, mitigate its errors, and multiply; the chip is that of `sample`."""
+    write_key, read_key = jax.random.split(key)
+    range_key, batch_key, method_key = jax.random.split(jax.random.fold_in(read_key, _AFTER_READ), 3)
+    batch = jax.random.normal(batch_key, (_CALIBRATION_BATCH, weights.shape[0]))
+    if mitigation == "write_verify":
+        verified = crossbar.selected(jnp.abs(weights), jnp.float32(given.get("verified_share", 0.1)))
+        residual = given.get("residual_sigma", 0.03)
+        chip = crossbar.program_verified(write_key, weights, verified, device, residual, config=config)
+    else:
+        chip = crossbar.program(write_key, weights, device, config=config)
+    if "calibrated" in (config.dac_range, config.adc_range):
+        chip = crossbar.calibrate(range_key, batch, chip, device, config=config)
+    if "drift_time_s" in given:
+        chip = crossbar.drift(chip, jnp.float32(given["drift_time_s"]), device, config=config)
+    if mitigation == "drift_compensation":
+        chip = crossbar.compensate(method_key, chip, device, config=config)
+    y, _ = crossbar.matmul(read_key, x, chip, device, config=config, bits=bits)
+    if mitigation == "column_factors":
+        outputs, _ = crossbar.matmul(method_key, batch, chip, device, config=config, bits=bits)
+        reference = jnp.matmul(batch, weights, precision=jax.lax.Precision.HIGHEST)
+        y = y * crossbar.column_factors(outputs, reference)[None, :]
+    return y
 
 
 def check_all(points: Sequence[Mapping[str, Any]]) -> None:

@@ -107,8 +107,8 @@ def read_grid(
         if not isinstance(values, list) or not values:
             checks.fail(f"axes.{name}", "be a list of values", f"is {values!r}")
     made = Grid(
-        axes=tuple((name, tuple(_number(name, v) for v in values)) for name, values in all_axes.items()),
-        fixed=tuple((name, _number(name, value)) for name, value in all_fixed.items()),
+        axes=tuple((name, tuple(_normal(name, v) for v in values)) for name, values in all_axes.items()),
+        fixed=tuple((name, _normal(name, value)) for name, value in all_fixed.items()),
         num_instances=num_instances if num_instances is not None else found.get("num_instances", 1000),
         seed=seed if seed is not None else found.get("seed", 0),
     )
@@ -118,8 +118,10 @@ def read_grid(
     return made
 
 
-def _number(name: str, value: Any) -> Any:
-    """Write a physical number one way only, so that 1 and 1.0 are one point."""
+def _normal(name: str, value: Any) -> Any:
+    """Write a value one way only, so that 1 and 1.0 are one point; the method "none" is a name."""
+    if name == "mitigation" and value is None:
+        return "none"
     is_number = name in product.NUMBERS and isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number else value
 

@@ -23,7 +23,9 @@ class Options:
     """Run a grid of settings over device instances: the output error of one crossbar product.
 
     The same command goes on after an interruption. Numbers (sigma, d2d_sigma, stuck_on, stuck_off, on_off_ratio,
-    drift_time_s) share one compiled program; every other axis is compiled once a value.
+    drift_time_s, verified_share, residual_sigma) share one compiled program; every other axis (device, mapping,
+    adc_bits, ..., mitigation=none,write_verify,column_factors,drift_compensation) is compiled once a value. All points
+    see the same chips.
     """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None

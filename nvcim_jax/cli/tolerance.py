@@ -44,7 +44,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    checks.choice("--of", options.of, [name for name in product.NUMBERS if name != "on_off_ratio"])
+    checks.choice("--of", options.of, [name for name in product.PHYSICS if name != "on_off_ratio"])
     words = [*options.set, f"{options.of}={options.low}"]
     settings = read_grid(None, (), words, options.num_instances, options.seed).settings()[0]
     product.check({**settings, options.of: options.high})

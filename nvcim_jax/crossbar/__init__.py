@@ -2,6 +2,7 @@
 
 from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back, reprogram, write
 from nvcim_jax.crossbar.config import Config, Geometry, geometry
+from nvcim_jax.crossbar.converters import Bits
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
 from nvcim_jax.crossbar.mapping import Target, encode
 from nvcim_jax.crossbar.mitigation import column_factors, program_verified, selected
@@ -11,6 +12,7 @@ from nvcim_jax.crossbar.report import Report, report
 from nvcim_jax.crossbar.sample import sample
 
 __all__ = [
+    "Bits",
     "Chip",
     "Config",
     "Geometry",

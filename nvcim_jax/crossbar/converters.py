@@ -1,17 +1,100 @@
 """Digital to analog and back: inputs to the voltages of word lines, currents of bit lines to codes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, ops
-from nvcim_jax.crossbar.config import Config
+from nvcim_jax.crossbar.config import MAX_BITS, Config
+from nvcim_jax.types import Key
 
-__all__ = ["Drive", "adc", "check_inputs", "dac"]
+__all__ = ["Bits", "Dither", "Drive", "adc", "check_bits", "check_inputs", "dac", "dither"]
+
+# Arrays fold in their numbers, 0, 1, ...; this is none of them.
+_CONVERTERS = 2**32 - 1
+
+
+@struct.dataclass
+class Bits:
+    """Bits of the converters as traced real numbers, in place of those of `Config`: for gradients and fine sweeps.
+
+    A converter with a number here does not round: it adds the noise of one step of that many bits
+    (`ops.relaxed_steps`), with the codes and the range that `Config` says. Where it is None the converter is that of
+    `Config`. Differentiate `sample` or `matmul` with respect to it; another number is no new program.
+
+    Attributes:
+        dac: Bits of an input, its sign included, 2 to 24.
+        adc: Bits of a conversion, 2 to 24 (from 1 with `adc_code` "uniform").
+
+    Example:
+        >>> from nvcim_jax import crossbar, devices
+        >>> config, device = crossbar.Config(adc_bits=8, adc_range="max"), devices.get("ideal")
+        >>> target = crossbar.encode(0.5 * jnp.ones((4, 20_000)), device, config=config)
+        >>> def spread(bits):
+        ...     x = jnp.array([0.5, -0.2, 0.1, 0.5])
+        ...     y, _ = crossbar.sample(jax.random.key(0), x, target, device, config=config, bits=bits)
+        ...     return jnp.log2(y.std())
+        >>> slope = jax.grad(spread)(crossbar.Bits(adc=8.0)).adc
+        >>> print(f"{slope:.3f}")  # one bit more halves the step 2 x 4 x 0.5 / (2^b - 2)
+        -1.008
+    """
+
+    dac: jax.Array | Any = None
+    adc: jax.Array | Any = None
+
+    def __post_init__(self) -> None:
+        """Turn Python numbers into strong arrays; an int may be an axis of `jax.vmap`, and stays."""
+        for name in ("dac", "adc"):
+            if isinstance(getattr(self, name), float | np.floating):
+                object.__setattr__(self, name, jnp.asarray(getattr(self, name), jnp.float32))
+
+
+class Dither(NamedTuple):
+    """Relaxed converters of one product.
+
+    Attributes:
+        key: Key of their noise.
+        bits: Their bits.
+        rng: Generator of their noise.
+    """
+
+    key: Key
+    bits: Bits
+    rng: str
+
+
+def dither(key: Key, bits: Bits | None, rng: str) -> Dither | None:
+    """Return the relaxed converters of a product whose read has this key; None where all of them are hard."""
+    if bits is None or (bits.dac is None and bits.adc is None):
+        return None
+    return Dither(jax.random.fold_in(key, _CONVERTERS), bits, rng)
+
+
+def check_bits(bits: Bits | None, config: Config) -> None:
+    """Check relaxed bits against the options, before anything is traced.
+
+    Raises:
+        ValueError: If a number is out of range, or stands for a converter that `config` does not have.
+    """
+    for kind in ("dac", "adc"):
+        value = None if bits is None else getattr(bits, kind)
+        if value is None:
+            continue
+        if getattr(config, f"{kind}_bits") is None:
+            fix = f"Give config.{kind}_bits, any number: it says that there is a converter."
+            checks.fail(f"bits.{kind}", f"be left out without config.{kind}_bits", "is given", fix)
+        checks.rank(f"bits.{kind}", value, 0, "()")
+        low = 1.0 if kind == "adc" and config.adc_code == "uniform" else 2.0
+        checks.number(f"bits.{kind}", value, low=low, high=float(MAX_BITS))
+        if kind == "dac" and config.dac_bits_per_cycle is not None:
+            found = f"is given with dac_bits_per_cycle={config.dac_bits_per_cycle}"
+            checks.fail("bits.dac", "be left out for inputs that are applied digit by digit", found)
 
 
 class Drive(NamedTuple):
@@ -46,7 +129,12 @@ def check_inputs(x: ArrayLike, num_rows: int, dac_max: Float[Array, ""] | None, 
 
 
 def dac(
-    x: Float[Array, "batch rows"], num_tiles: int, tile_rows: int, max_: Float[Array, ""] | None, config: Config
+    x: Float[Array, "batch rows"],
+    num_tiles: int,
+    tile_rows: int,
+    max_: Float[Array, ""] | None,
+    config: Config,
+    relaxed: Dither | None = None,
 ) -> Drive:
     """Convert inputs to voltages, x / scale rounded to 2**dac_bits - 1 codes, one for zero.
 
@@ -59,6 +147,7 @@ def dac(
         tile_rows: Rows of a tile; missing rows are driven with zero.
         max_: Full scale; None for absmax.
         config: Options of the crossbar.
+        relaxed: Relaxed converters, whose bits replace `config.dac_bits` where they have any.
 
     Returns:
         The voltages and how to put outputs together again.
@@ -78,12 +167,20 @@ def dac(
     if max_ is not None:
         one = jnp.ones((), x.dtype)
         unit = ops.clip_inclusive(unit, -one, one)
-    planes, weights = _planes(unit, config)
+    if relaxed is not None and relaxed.bits.dac is not None:
+        planes = _relaxed_inputs(unit, relaxed)
+        planes, weights = planes[:, None], jnp.ones((1,), x.dtype)
+    else:
+        planes, weights = _planes(unit, config)
     return Drive(planes, weights, scale, clipped)
 
 
 def adc(
-    v: Float[Array, "batch lines"], bounds: Float[Array, " 2"] | None, config: Config
+    v: Float[Array, "batch lines"],
+    bounds: Float[Array, " 2"] | None,
+    config: Config,
+    relaxed: Dither | None = None,
+    array: jax.Array | int = 0,
 ) -> tuple[Float[Array, "batch lines"], Float[Array, ""]]:
     """Convert the outputs of one array; codes come back in the unit of the outputs.
 
@@ -91,6 +188,8 @@ def adc(
         v: Outputs of the bit lines, in units of a full-scale input times g_max.
         bounds: Lowest and highest output; None for the absmax of each read.
         config: Options of the crossbar.
+        relaxed: Relaxed converters, whose bits replace `config.adc_bits` where they have any.
+        array: Number of the array, for their noise.
 
     Returns:
         Converted outputs, and the share of them that was beyond the range.
@@ -106,10 +205,35 @@ def adc(
     else:
         low, high = bounds[0], bounds[1]
         saturated = jnp.mean((v > high) | (v < low), dtype=v.dtype)
+    if relaxed is not None and relaxed.bits.adc is not None:
+        return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config), saturated
     if symmetric:
         step = high / (2 ** (config.adc_bits - 1) - 1)
         return ops.round_straight_through(ops.clip_inclusive(v, low, high) / step) * step, saturated
     return ops.uniform_steps(v, low, high, num_steps=2**config.adc_bits - 1), saturated
+
+
+def _relaxed_inputs(unit: Float[Array, "row_tiles batch tile_rows"], relaxed: Dither) -> jax.Array:
+    key = jax.random.fold_in(relaxed.key, _CONVERTERS)
+    return _relaxed_symmetric(key, unit, jnp.ones((1, 1, 1), unit.dtype), relaxed.bits.dac, relaxed.rng)
+
+
+def _relaxed_outputs(
+    key: Key, v: Float[Array, "batch lines"], low: jax.Array, high: jax.Array, relaxed: Dither, config: Config
+) -> Float[Array, "batch lines"]:
+    bits, rank = relaxed.bits.adc, (1, 1)
+    low, high = (end if end.ndim else end.reshape(rank) for end in (low, high))
+    if config.adc_code == "symmetric":
+        return _relaxed_symmetric(key, v, high, bits, relaxed.rng)
+    return ops.relaxed_steps(key, v, low, high, num_steps=(jnp.exp2(bits) - 1.0).reshape(rank), rng=relaxed.rng)
+
+
+def _relaxed_symmetric(
+    key: Key, x: Float[Array, "..."], high: Float[Array, "..."], bits: Float[Array, ""], rng: str
+) -> Float[Array, "..."]:
+    """Relax the 2**bits - 1 codes of [-high, high]; zero is one of them, and stays zero: unused rows carry no noise."""
+    steps = (jnp.exp2(bits) - 2.0).reshape((1,) * x.ndim)
+    return jnp.where(x == 0.0, x, ops.relaxed_steps(key, x, -high, high, num_steps=steps, rng=rng))
 
 
 def _planes(

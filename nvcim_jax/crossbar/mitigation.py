@@ -32,7 +32,7 @@ def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Ar
     checks.number("share", share, low=0.0, high=1.0)
     order = jnp.argsort(-importance.ravel(), stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
-    return (place < jnp.round(jnp.asarray(share) * order.size)).reshape(importance.shape)
+    return (place < jnp.round(jnp.asarray(share, jnp.float32) * order.size).astype(jnp.int32)).reshape(importance.shape)
 
 
 def program_verified(
@@ -83,7 +83,8 @@ def program_verified(
         checks.fail("config", "have sampling='device' and noise='cell' to verify cells", "keeps no single cells")
     checks.shape("verified", verified, weights.shape, "(rows, cols)")
     plain = program(key, weights, device, config=config)
-    careful = program(key, weights, device.replace(sigma=jnp.asarray(residual_sigma, jnp.float32)), config=config)
+    residual = dataclasses.replace(device, sigma=jnp.asarray(residual_sigma, jnp.float32))
+    careful = program(key, weights, residual, config=config)
     mask = _cell_mask(verified, plain.cells.g.shape, config)
 
     def either(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Num
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, conductances
 from nvcim_jax.crossbar.config import Config, stored_slices
-from nvcim_jax.crossbar.converters import Drive, adc, check_inputs, dac
+from nvcim_jax.crossbar.converters import Bits, Dither, Drive, adc, check_bits, check_inputs, dac, dither
 from nvcim_jax.crossbar.mapping import (
     bit_lines,
     output_factor,
@@ -53,7 +53,13 @@ class Lines(NamedTuple):
 
 
 def matmul(
-    key: Key, x: Num[ArrayLike, "..."], chip: Chip, device: devices.Device, *, config: Config
+    key: Key,
+    x: Num[ArrayLike, "..."],
+    chip: Chip,
+    device: devices.Device,
+    *,
+    config: Config,
+    bits: Bits | None = None,
 ) -> tuple[Float[Array, "..."], Info]:
     """Multiply inputs with a programmed chip: one read, clock 3 of the noise.
 
@@ -67,6 +73,7 @@ def matmul(
         chip: The chip, from `program`.
         device: The memory cells.
         config: Options the chip was programmed with.
+        bits: Bits of relaxed converters, in place of those of `config`; None rounds.
 
     Returns:
         y: Products (cols,) or (batch, cols).
@@ -91,19 +98,21 @@ def matmul(
     """
     check_inputs(x, chip.num_rows, chip.dac_max, config)
     check_calibrated(chip.dac_max, chip.adc_range, config)
-    return _read_product(key, jnp.asarray(x, jnp.float32), chip, device, config)
+    check_bits(bits, config)
+    return _read_product(key, jnp.asarray(x, jnp.float32), chip, device, config, bits)
 
 
 # Compiled once for a shape and a configuration, for eager callers; inside another jit it is inlined.
 @functools.partial(jax.jit, static_argnames="config", inline=True)
 def _read_product(
-    key: Key, x: Float[Array, "..."], chip: Chip, device: devices.Device, config: Config
+    key: Key, x: Float[Array, "..."], chip: Chip, device: devices.Device, config: Config, bits: Bits | None
 ) -> tuple[Float[Array, "..."], Info]:
     """Return the product of one read; the arguments are checked."""
     num_cols = chip.scale.shape[0]
-    drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
+    relaxed = dither(key, bits, device.rng)
+    drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config, relaxed)
     array_lines, arrays = _reads(key, chip, device, config)
-    y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols)
+    y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols, relaxed)
     y = y * (output_factor(device, config) * chip.scale)[None, :]
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 
@@ -190,6 +199,7 @@ def accumulate(
     device: devices.Device,
     config: Config,
     num_cols: int,
+    relaxed: Dither | None = None,
 ) -> tuple[Float[Array, "batch cols"], Float[Array, ""]]:
     """Add up the converted outputs of all arrays, one after another, in units of signed conductance.
 
@@ -207,7 +217,7 @@ def accumulate(
         tile, slice_ = a // num_slices, a % num_slices
         voltages = array_voltages(a, drive, config)
         v = array_outputs(array_lines(a, cells), voltages, config, num_cols)
-        v, beyond = adc(v, bounds, config)
+        v, beyond = adc(v, bounds, config, relaxed, a)
         if converts_lines(config):
             v = subtract_lines(v, config, num_cols)
         if config.mapping == "offset_digital":

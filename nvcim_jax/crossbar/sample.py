@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import drawn_pair, pair_moments, write_cells
 from nvcim_jax.crossbar.config import OUTPUT_SAMPLINGS, Config
-from nvcim_jax.crossbar.converters import Drive, check_inputs, dac
+from nvcim_jax.crossbar.converters import Bits, Drive, check_bits, check_inputs, dac, dither
 from nvcim_jax.crossbar.mapping import Target, check_sampling, output_factor
 from nvcim_jax.crossbar.product import (
     Info,
@@ -37,7 +37,13 @@ _JITTER = 1e-5
 
 
 def sample(
-    key: Key, x: Num[ArrayLike, "..."], target: Target, device: devices.Device, *, config: Config
+    key: Key,
+    x: Num[ArrayLike, "..."],
+    target: Target,
+    device: devices.Device,
+    *,
+    config: Config,
+    bits: Bits | None = None,
 ) -> tuple[Float[Array, "..."], Info]:
     """Draw one product on a fresh chip: `write` and `matmul` in one, keeping no cells.
 
@@ -63,6 +69,7 @@ def sample(
         target: What the chip is to hold, from `encode`.
         device: The memory cells.
         config: Options of the crossbar.
+        bits: Bits of relaxed converters, in place of those of `config`; None rounds.
 
     Returns:
         y: Products (cols,) or (batch, cols).
@@ -85,21 +92,23 @@ def sample(
     check_inputs(x, target.num_rows, target.dac_max, config)
     check_calibrated(target.dac_max, target.adc_range, config)
     check_sampling(device, config)
-    return _sampled(key, jnp.asarray(x, jnp.float32), target, device, config)
+    check_bits(bits, config)
+    return _sampled(key, jnp.asarray(x, jnp.float32), target, device, config, bits)
 
 
 @functools.partial(jax.jit, static_argnames="config", inline=True)
 def _sampled(
-    key: Key, x: Float[Array, "..."], target: Target, device: devices.Device, config: Config
+    key: Key, x: Float[Array, "..."], target: Target, device: devices.Device, config: Config, bits: Bits | None
 ) -> tuple[Float[Array, "..."], Info]:
     """Return the product on a fresh chip; the arguments are checked."""
     num_cols = target.scale.shape[0]
     num_arrays, _, tile_rows, _ = target.conductance.shape
     gain = jnp.ones(num_arrays, jnp.float32)
-    drive = dac(jnp.atleast_2d(x), *tiling(gain, target.conductance, config), target.dac_max, config)
+    write_key, read_key = jax.random.split(key)
+    relaxed = dither(read_key, bits, device.rng)
+    drive = dac(jnp.atleast_2d(x), *tiling(gain, target.conductance, config), target.dac_max, config, relaxed)
     if config.sampling in OUTPUT_SAMPLINGS:
         _check_output_sampling(min(tile_rows, target.num_rows), drive.plane_weights.shape[0], config)
-    write_key, read_key = jax.random.split(key)
     if config.sampling in OUTPUT_SAMPLINGS:
         array_lines, arrays = _output_lines(write_key, target.conductance, drive, device, config)
     elif config.noise == "value":
@@ -110,7 +119,7 @@ def _sampled(
         array_lines, arrays = _pair_lines(write_key, target.conductance, device, config)
     else:
         array_lines, arrays = _cell_lines(write_key, read_key, target.conductance, device, config, num_cols)
-    y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols)
+    y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols, relaxed)
     y = y * (output_factor(device, config) * target.scale)[None, :]
     return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
 

@@ -5,9 +5,13 @@ the parameters, is differentiated chip by chip. For the mean the gradient moves 
 it is the gradient of the chips that lie at the quantile:
 
     d E[f] / dp = E[df/dp],        d Q_q / dp = E[df/dp | f = Q_q].
+
+Parameters are physical numbers (the sigma of each level, a drift time), or the bits of relaxed converters, which are
+real numbers there (`crossbar.Bits`).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +107,7 @@ def sensitivity(
 
     Args:
         fn: Metric of one instance, `fn(key, params, *args)`, one number, differentiable in `params`; hard steps
-            (rounding) need their relaxed or straight-through twins.
+            (rounding) need their relaxed or straight-through twins. It is compiled once for all values of `params`.
         key: One JAX random key.
         num_instances: Number of instances.
         params: Tree of float arrays, such as a device's sigma of each level, or {"drift_time_s": ...}.
@@ -125,7 +129,8 @@ def sensitivity(
     """
     checks.number("quantiles", np.asarray(quantiles), low=1e-9, high=1 - 1e-9)
     params = jax.tree.map(lambda p: jnp.asarray(p, float), params)
-    stats = run(_with_gradient(fn), key, num_instances, args=(params, *args), quantiles=quantiles, **options)
+    metric = _with_gradient(fn if isinstance(fn, Hashable) else functools.partial(fn))
+    stats = run(metric, key, num_instances, args=(params, *args), quantiles=quantiles, **options)
     values = stats.values["value"]
     good = finite_instances(stats.values)
     value, gradient = (jax.tree.map(lambda leaf: leaf[good], stats.values[n]) for n in ("value", "gradient"))
@@ -148,6 +153,7 @@ def sensitivity(
     return Sensitivity(own, mean, error, stacked(0), stacked(1), elasticity)
 
 
+@functools.lru_cache(maxsize=32)  # the same function again is the same program again
 def _with_gradient(fn: Callable[..., jax.Array]) -> Callable[..., dict[str, PyTree]]:
     def both(key: jax.Array, params: PyTree, *args: Any) -> dict[str, PyTree]:
         def metric(p: PyTree) -> jax.Array:

@@ -101,7 +101,14 @@ def sweep(
 
     Every point sees the same chips (common random numbers), so that differences between points are far better known
     than the points themselves. Axes named in `traced` are numbers that enter as arguments of the compiled program; the
-    others choose a program.
+    others hold any plain values (names of devices, mappings, methods; static numbers) and choose a program: one compile
+    for each combination of them, none for the numbers.
+
+    To compare methods, make the method an axis of names, and let `build` return the metric of `settings["method"]`,
+    which draws its chip from the key in the same way as the other methods do. Two points that differ in the method only
+    then hold the same chips in the same order: `a.stats.values - b.stats.values` is the paired difference (`paired`
+    with `run_until` stops when that is known). For a pipeline of several stages, `build` binds the stages of the
+    method, and everything large goes through `args`.
 
     Args:
         build: Called once for each combination of the untraced settings; returns `fn(key, numbers, *args)`, with the
@@ -130,6 +137,12 @@ def sweep(
         ...               jax.random.key(0), {"sigma": [0.1, 0.2, 0.4]}, 2000, traced=("sigma",))
         >>> [f"{p.stats.mean / p.settings['sigma']:.1f}" for p in found.points], found.num_compiles  # E[N^2] = 1
         (['1.0', '1.0', '1.0'], 1)
+        >>> methods = {"plain": lambda z: z, "clipped": lambda z: jnp.clip(z, -1, 1)}
+        >>> found = sweep(lambda s: lambda key, n: jnp.abs(n["sigma"] * methods[s["method"]](jax.random.normal(key))),
+        ...               jax.random.key(0), {"method": [*methods], "sigma": [0.1, 0.2]}, 500, traced=("sigma",))
+        >>> plain, _, clipped, _ = (point.stats.values for point in found.points)
+        >>> found.num_compiles, bool((plain >= clipped).all())  # chip by chip
+        (2, True)
     """
     points = grid(axes)
     _check_traced(axes, traced)

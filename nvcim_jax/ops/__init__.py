@@ -3,6 +3,7 @@
 from nvcim_jax.ops.mirrored import mirror
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
 from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
+from nvcim_jax.ops.relaxed import relaxed_steps
 
 __all__ = [
     "RNGS",
@@ -14,6 +15,7 @@ __all__ = [
     "mirror",
     "normal",
     "normal_pair",
+    "relaxed_steps",
     "round_straight_through",
     "uniform_steps",
 ]

@@ -1,6 +1,7 @@
 """Rounding to a grid and to digits, each with a straight-through gradient.
 
-The relaxed twin of `round_straight_through` is the identity; of `uniform_steps`, clipping to the range; of `digits`,
+The relaxed twin of `round_straight_through` is the identity; of `uniform_steps`, clipping to the range, or
+`relaxed_steps` where the number of steps is to have a gradient; of `digits`,
 the split of a real number over the digits that `from_digits` puts together again.
 """
 

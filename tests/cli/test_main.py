@@ -74,6 +74,16 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("tolerance", "--max-error"),
         ("tolerance --max-error 0.1 --of noise", "`--of` must be one of"),
         ("sensitivity --of stuck_on=0.1", "`--of` must be one of"),
+        ("sensitivity --of adc_bits=many", "`adc_bits` must be a number"),
+        ("sensitivity --of adc_bits=1.5", "`adc_bits` must lie in"),
+        ("sensitivity --of level_sigma=0.1", "`--of` must be level_sigma alone"),
+        (
+            "sensitivity --of level_sigma --set device=Gaussian",
+            "`level_sigma` must be of a device whose noise is a table",
+        ),
+        ("sweep --axis mitigation=none,write_verfy", "Did you mean 'write_verify'"),
+        ("sweep --axis mitigation=drift_compensation --set device=PCM", "`drift_time_s` must be given"),
+        ("sweep --axis verified_share=2", "`verified_share` must lie in"),
         ("plot no_such_folder", "`folder` must hold records.parquet"),
     ],
 )

@@ -97,6 +97,43 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
         read_grid(tmp_path / "grid.toml")
 
 
+def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "--axis mitigation=none,write_verify,column_factors,drift_compensation --axis drift_time_s=60,1e7 "
+        "--set device=PCM --set matrix_rows=64 --set matrix_cols=16 --set batch=4 --num-instances 40"
+    )
+    assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
+    assert "8 points by 4 compiled programs" in capsys.readouterr().err
+    points = {(s["mitigation"], s["drift_time_s"]): t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    for mitigation in ("column_factors", "drift_compensation"):
+        difference = points["none", 1e7] - points[mitigation, 1e7]
+        assert difference.mean() > 5 * difference.std(ddof=1) / len(difference) ** 0.5
+        assert points["none", 1e7].std() > 0
+
+
+def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: Path) -> None:
+    words = (
+        "--axis mitigation=none,write_verify --axis verified_share=0,1 --set residual_sigma=0.02 --set sigma=0.1 "
+        "--set device=Gaussian --set matrix_rows=64 --set matrix_cols=16 --set batch=4 --num-instances 50"
+    )
+    assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
+    points = {(s["mitigation"], s["verified_share"]): t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    plain = points["none", 0.0]
+    np.testing.assert_allclose(points["write_verify", 0.0], plain, rtol=1e-5)
+    # the noise is linear where nothing is clipped: a fifth of it, chip by chip
+    np.testing.assert_allclose(points["write_verify", 1.0], plain / 5, rtol=1e-3)
+
+
+def test_converters_are_calibrated_where_the_range_asks_for_it(tmp_path: Path) -> None:
+    words = (
+        "--axis adc_range=calibrated,max --set adc_bits=6 --set device=ideal --set matrix_rows=64 "
+        "--set matrix_cols=16 --set batch=4 --num-instances 5"
+    )
+    assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
+    points = {s["adc_range"]: t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    assert points["calibrated"].mean() < 0.3 * points["max"].mean()
+
+
 def test_points_stop_at_a_half_width(tmp_path: Path) -> None:
     words = f"{SMALL} --num-instances 5000 --set device=Gaussian --axis sigma=0.02,0.2 --half-width 0.004"
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
@@ -167,3 +204,34 @@ def test_sensitivity_names_the_property_that_limits(capsys: pytest.CaptureFixtur
     assert _main(f"sensitivity {words}") == 0
     out = capsys.readouterr().out
     assert out.index(" sigma ") < out.index("d2d_sigma")
+
+
+def test_sensitivity_to_bits_levels_and_time_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"{SMALL} --num-instances 200 --set device=FeFET6 --set sigma=0.02 --set adc_range=max"
+    assert _main(f"sensitivity {words} --of level_sigma --of adc_bits=5.5 --of dac_bits=6") == 0
+    out = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in out.splitlines() if "│" in line}
+    assert [name for name in rows if name.startswith("level_sigma at g = ")] != []
+    assert sum(name.startswith("level_sigma") for name in rows) == 4
+    assert float(rows["adc_bits"][0]) == 5.5
+    assert float(rows["adc_bits"][1]) < float(rows["dac_bits"][1]) < 0  # an ADC of 5.5 bits limits this product
+    assert _main(f"sensitivity {SMALL} --num-instances 50 --set device=PCM --of drift_time_s=3600 --of adc_bits=6") == 0
+    assert "drift_time_s" in capsys.readouterr().out
+
+
+def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The slope at 6.5 bits is that between hard converters of 6 and 7 bits, of the logarithm of the error."""
+    common = "--set device=ideal --set matrix_rows=64 --set matrix_cols=64 --set batch=64 --set adc_range=max"
+    assert _main(f"sensitivity {common} --num-instances 20 --of adc_bits=6.5") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if " adc_bits " in line).split("│")
+    relative = float(row[-2]) / 6.5  # percent of the mean for 1 % of the bits, to d ln(mean) / d bits
+    import jax
+
+    errors = []
+    for bits in (6, 7):
+        settings = {
+            "device": "ideal", "matrix_rows": 64, "matrix_cols": 64, "batch": 64, "adc_range": "max", "adc_bits": bits
+        }  # fmt: skip
+        metric = product.build(settings)
+        errors.append(float(metric(jax.random.key(0), {}, *product.operands(settings))["error"]))
+    assert relative == pytest.approx(np.log(errors[1] / errors[0]), rel=0.05)

@@ -47,6 +47,38 @@ def test_numbers_share_one_program_and_points_share_their_chips() -> None:
         )
 
 
+def test_axes_of_names_beside_numbers_compile_once_a_combination_of_names() -> None:
+    """A method axis and a device axis: six programs serve them, whatever the number of numbers."""
+    methods = {"none": lambda z: z, "clip": lambda z: jnp.clip(z, -1.0, 1.0), "halve": lambda z: 0.5 * z}
+    offsets = {"RRAM1": 0.0, "FeFET6": 1.0}
+    built, compiled = [], []
+
+    def listen(event: str, seconds: float, **_: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    def build(settings: dict):
+        built.append(settings)
+        method, offset = methods[settings["method"]], offsets[settings["device"]]
+
+        def metric(key: jax.Array, numbers: dict) -> jax.Array:
+            return numbers["sigma"] * method(jax.random.normal(key)) + numbers["time"] * offset
+
+        return metric
+
+    axes = {"method": [*methods], "sigma": [0.1, 0.2, 0.3], "device": [*offsets], "time": [0.0, 1.0, 2.0, 5.0]}
+    key = jax.random.key(1)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    found = montecarlo.sweep(build, key, axes, 20, traced=("sigma", "time"))
+    assert len(found.points) == 72
+    assert found.num_compiles == len(built) == len(compiled) == 6
+    values = {tuple(p.settings.values()): p.stats.values for p in found.points}
+    z = values["none", 0.1, "RRAM1", 0.0] / np.float32(0.1)
+    for (method, sigma, device, time), value in values.items():
+        chip = np.asarray(methods[method](jnp.asarray(z)))
+        np.testing.assert_allclose(value, sigma * chip + time * offsets[device], rtol=1e-5, atol=1e-6)
+
+
 def test_a_saved_sweep_resumes_with_one_compile_a_program(tmp_path: Path) -> None:
     whole = _sweep()
     _sweep(tmp_path, num=17)
