@@ -1,11 +1,13 @@
 """The shards of a sweep as jobs: Slurm arrays, or processes of this machine, by submitit."""
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvcim_jax import checks
+from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.spec import Grid
 
 if TYPE_CHECKING:
@@ -14,12 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["run_shard", "submit"]
 
 
-def run_shard(made: Grid, out: str, shard: tuple[int, int], options: dict[str, Any]) -> int:
-    """Run one shard inside a job and return the number of its points."""
+def run_shard(made: Grid, out: str, shard: tuple[int, int], command: str, options: dict[str, Any]) -> int:
+    """Run one shard inside a job and return the number of its points; `command` is the one that does the same."""
     from nvcim_jax.cli.sweep import run_grid
 
     folder = Path(out) / f"shard-{shard[0]:04d}-of-{shard[1]:04d}"
-    command = f"nvcim sweep --shard {shard[0]}/{shard[1]}"
     return len(run_grid(made, folder, command=command, shard=shard, options=options).points)
 
 
@@ -48,10 +49,11 @@ def submit(made: Grid, options: "Options") -> int:
         limits["slurm_partition"] = options.slurm_partition
     executor.update_parameters(**limits)
     settings = {"chunk": options.chunk, "memory_budget_mb": options.memory_budget_mb}
+    shards = [(k, options.shards) for k in range(1, options.shards + 1)]
     with executor.batch():
         jobs = [
-            executor.submit(run_shard, made, str(options.out), (k, options.shards), settings)
-            for k in range(1, options.shards + 1)
+            executor.submit(run_shard, made, str(options.out), shard, _command(options, shard), settings)
+            for shard in shards
         ]
     print(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}")
     print(f"when they have ended: nvcim merge {options.out}")
@@ -61,3 +63,10 @@ def submit(made: Grid, options: "Options") -> int:
     if failed:
         print(f"nvcim sweep: jobs {', '.join(failed)} failed, see {options.out / 'jobs'}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _command(options: "Options", shard: tuple[int, int]) -> str:
+    """Return the command that runs one shard here, to be kept with its records."""
+    of_jobs = {"submit": None, "shards": 1, "slurm_partition": None, "timeout_min": 60}
+    alone = dataclasses.replace(options, shard=f"{shard[0]}/{shard[1]}", **of_jobs)
+    return command_line("sweep", alone, positional=("file",))

@@ -150,6 +150,8 @@ def test_local_jobs_run_the_shards(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "2 jobs" in done.stdout
+    about = json.loads((tmp_path / "shard-0002-of-0002" / "sweep.json").read_text())
+    assert about["command"] == f"nvcim {words.removesuffix(' --submit local --shards 2')} --shard 2/2"
     assert _main(f"merge {tmp_path} --no-plots") == 0
     _main(f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path / 'whole'} --no-plots")
     for one, two in zip(_values(tmp_path).values(), _values(tmp_path / "whole").values(), strict=True):
