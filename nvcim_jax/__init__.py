@@ -1,7 +1,34 @@
-"""Noisy non-volatile computing-in-memory in JAX: devices, crossbars, Monte Carlo over chips, and language models."""
+"""Noisy non-volatile computing-in-memory in JAX: devices, crossbars, many chips, language models, prompts in memory."""
 
-from nvcim_jax import checks, crossbar, devices, models, montecarlo, ops, tuning, types
+from nvcim_jax import (
+    checks,
+    crossbar,
+    data,
+    devices,
+    metrics,
+    models,
+    montecarlo,
+    ops,
+    pipeline,
+    selection,
+    tuning,
+    types,
+)
 
-__all__ = ["__version__", "checks", "crossbar", "devices", "models", "montecarlo", "ops", "tuning", "types"]
+__all__ = [
+    "__version__",
+    "checks",
+    "crossbar",
+    "data",
+    "devices",
+    "metrics",
+    "models",
+    "montecarlo",
+    "ops",
+    "pipeline",
+    "selection",
+    "tuning",
+    "types",
+]
 
 __version__ = "0.1.0"

@@ -114,7 +114,7 @@ def init_text(
         config: The model.
     """
     checks.integer("num", num)
-    return embed(params, jnp.resize(ids, num), config=config)
+    return embed(params, jnp.resize(ids, (num,)), config=config)
 
 
 def init_vocabulary(key: Key, params: PyTree, num: int, *, config: models.Config) -> Float[Array, "num width"]:

@@ -1,0 +1,153 @@
+"""Every static choice of the pipeline, and which of them go together."""
+
+import dataclasses
+
+from nvcim_jax import checks, crossbar, selection
+from nvcim_jax.tuning import INITS, Options
+
+__all__ = ["Config", "Template", "crossbar_for"]
+
+CODECS = ("autoencoder", "identity")
+FEATURES = ("embedding", "hidden", "last")
+KEYS = ("prompt", "anchored", "contrastive", "representative")
+NOISES = ("none", "value", "cell", "censored")
+POLICIES = ("refuse", "oldest", "least_used")
+TRAIN_ON = ("cluster", "buffer")
+
+ARRAYS = crossbar.Config(
+    rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows", weight_scale="column", dac_bits=8, adc_bits=8
+)
+"""16-bit values on eight 2-bit cells, 384 x 128 arrays: consistent with what is known of the paper, unconfirmed [I]."""
+
+
+@checks.frozen_config
+class Template:
+    """The text form of a task: prefix, input, suffix, answer, and the token that ends a text.
+
+    Attributes:
+        prefix: Text before the input.
+        suffix: Text between input and answer.
+        answer: Text before the answer; a space, where the tokenizer wants one.
+        max_input: Tokens of an input that are kept, from its beginning.
+    """
+
+    prefix: str = ""
+    suffix: str = " ="
+    answer: str = " "
+    max_input: int = 24
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        checks.integer("max_input", self.max_input)
+
+
+@checks.frozen_config
+class Config:
+    """Static options of NVCiM-PT. Only `search` and the noise on virtual tokens are the paper's own words [S].
+
+    Attributes:
+        template: How a record becomes text.
+        num_virtual: Virtual tokens of a prompt.
+        num_prompts: Prompts a buffer; None is max(1, round(sqrt(buffer))).
+        init: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`, or
+            `activations` of that text (see `tuning.INITS`).
+        train_on: Examples that a prompt is tuned on: those of its `cluster`, or the whole `buffer`.
+        noise: What a prompt meets in training: `none`, the `value`-level noise of the device, the noise of single
+            `cell`s of its bit-sliced mapping, or right-`censored` Gaussian noise of the device's sigma.
+        tuning: Options of prompt tuning.
+        features: How a text is looked at: token `embedding`s, `hidden` states after `feature_layers` blocks, or the
+            hidden state of the `last` token alone.
+        feature_layers: Blocks below the hidden states; None is all of them.
+        key: What is stored to be searched: the `prompt` itself (the paper's), a prompt held near its representative
+            while it is tuned (`anchored`), the prompt through a codec trained so that queries meet it (`contrastive`),
+            or the features of the `representative`, apart from the prompt.
+        key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
+        unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
+        search: Options of the search.
+        pick: How scores become a choice: `hard`, `soft`, `straight_through`.
+        codec: What stands between prompt and memory: a per-token `autoencoder`, or nothing (`identity`).
+        code: Values of a token's code.
+        codec_fit: Options of the codec's training.
+        capacity: Prompts that fit the store.
+        when_full: `refuse`, or replace the `oldest` or the `least_used` prompts.
+        arrays: Options of the crossbars.
+
+    Raises:
+        ValueError: If an option has no such value, or does not go together with another.
+    """
+
+    template: Template = Template()
+    num_virtual: int = 8
+    num_prompts: int | None = None
+    init: str = "text"
+    train_on: str = "cluster"
+    noise: str = "none"
+    tuning: Options = Options()
+    features: str = "embedding"
+    feature_layers: int | None = None
+    key: str = "representative"
+    key_tokens: int | None = None
+    unit_keys: bool = True
+    search: selection.SearchConfig = selection.SearchConfig()
+    pick: str = "hard"
+    codec: str = "autoencoder"
+    code: int = 48
+    codec_fit: selection.FitConfig = selection.FitConfig()
+    capacity: int = 128
+    when_full: str = "refuse"
+    arrays: crossbar.Config = ARRAYS
+
+    def __post_init__(self) -> None:
+        """Check every option, then those that may not go together."""
+        choices = {
+            "init": INITS,
+            "train_on": TRAIN_ON,
+            "noise": NOISES,
+            "features": FEATURES,
+            "key": KEYS,
+            "pick": selection.PICKS,
+            "codec": CODECS,
+            "when_full": POLICIES,
+        }
+        for name, known in choices.items():
+            checks.choice(name, getattr(self, name), known)
+        for name in ("num_virtual", "code", "capacity"):
+            checks.integer(name, getattr(self, name))
+        for name in ("num_prompts", "key_tokens"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name))
+        if self.feature_layers is not None:
+            checks.integer("feature_layers", self.feature_layers, low=0)
+        if self.key == "contrastive" and self.codec == "identity":
+            checks.fail("codec", "be 'autoencoder' with key='contrastive'", "is 'identity', which learns nothing")
+
+    @property
+    def search_tokens(self) -> int:
+        """Tokens of a query and of a key."""
+        if self.key_tokens is not None:
+            return self.key_tokens
+        return 1 if self.key == "representative" else self.num_virtual
+
+    @property
+    def shares_arrays(self) -> bool:
+        """Whether the search runs on the very cells that hold the prompts."""
+        pooled_apart = self.search.measure == "ssa" and self.search.storage == "apart"
+        plain = self.search.measure != "cosine" and not self.unit_keys and not pooled_apart
+        return plain and self.key != "representative" and self.search_tokens == self.num_virtual
+
+
+def crossbar_for(device_levels: int | None, config: crossbar.Config) -> crossbar.Config:
+    """Return options whose cells have as many bits as the device has levels.
+
+    Args:
+        device_levels: Levels of a cell; None or 0 for an analog cell, which keeps the options as they are.
+        config: Options of the crossbars.
+
+    Example:
+        >>> crossbar_for(2, ARRAYS).cell_bits
+        1
+    """
+    if not device_levels or config.cell_bits is None:
+        return config
+    bits = max(1, device_levels.bit_length() - 1)
+    return dataclasses.replace(config, cell_bits=min(bits, config.cell_bits))

@@ -1,0 +1,217 @@
+"""One differentiable function from queries to the language model's loss, through noisy arrays; and training by it."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, devices, models, selection, tuning
+from nvcim_jax.models import LM
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.memory import program_store, retrieve
+from nvcim_jax.pipeline.store import Store
+from nvcim_jax.types import Key, PyTree, Scalar
+
+__all__ = ["Batch", "EndToEnd", "Trainable", "objective", "pipeline_loss", "train", "trainable", "with_trained"]
+
+
+class Trainable(NamedTuple):
+    """Hold what end-to-end training changes.
+
+    Attributes:
+        prompts: Stored prompts (slots, virtual tokens, width).
+        codec: Between prompt and memory.
+        scale_weights: Weights of the scaled search (scales,).
+    """
+
+    prompts: jax.Array
+    codec: selection.Codec
+    scale_weights: jax.Array
+
+
+class Batch(NamedTuple):
+    """Hold queries with their answers, and the store that they are answered from.
+
+    Attributes:
+        examples: Texts and answers.
+        features: Features of the texts (texts, key tokens, width).
+        store: The store; its trainable parts are replaced by those of `Trainable`.
+        weights: Weight of each example (texts,), >= 0.
+    """
+
+    examples: tuning.Examples
+    features: jax.Array
+    store: Store
+    weights: jax.Array
+
+
+@checks.frozen_config
+class EndToEnd:
+    """Static options of end-to-end training.
+
+    Attributes:
+        num_steps: Updates, each on a chip of its own.
+        batch: Examples drawn each step.
+    """
+
+    num_steps: int = 100
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        checks.integer("num_steps", self.num_steps)
+        checks.integer("batch", self.batch)
+
+
+def trainable(store: Store) -> Trainable:
+    """Return the parts of a store that end-to-end training changes."""
+    return Trainable(store.prompts, store.codec, store.scale_weights)
+
+
+def with_trained(store: Store, trained: Trainable) -> Store:
+    """Return the store with its trainable parts replaced; empty slots stay empty."""
+    prompts = jnp.where(store.filled[:, None, None], trained.prompts, 0.0)
+    return store._replace(prompts=prompts, codec=trained.codec, scale_weights=trained.scale_weights)
+
+
+@partial(jax.jit, static_argnames=("model", "config"))
+def pipeline_loss(
+    key: Key,
+    trained: Trainable,
+    batch: Batch,
+    params: PyTree,
+    device: devices.Device | None,
+    temperature: ArrayLike,
+    *,
+    model: models.Config,
+    config: Config,
+) -> Scalar:
+    """Return what `objective` returns, from the parts of a language model; jitted as a whole."""
+    chip_key, read_key = jax.random.split(key)
+    store = with_trained(batch.store, trained)
+    arrays = program_store(chip_key, store, device, config=config)
+    prompts, _ = retrieve(read_key, batch.features, store, arrays, device, config=config, temperature=temperature)
+
+    def one(prompt: jax.Array, example: tuning.Examples) -> tuple[jax.Array, jax.Array]:
+        alone = jax.tree.map(lambda a: a[None], example)
+        count = (example.targets >= 0).sum().astype(jnp.float32)
+        return tuning.prompt_loss(prompt, params, alone, jnp.ones(1), config=model), count
+
+    losses, counts = jax.vmap(one)(prompts, batch.examples)
+    total = (batch.weights * counts).sum()
+    return (losses * batch.weights * counts).sum() / jnp.maximum(total, 1e-9)
+
+
+def objective(
+    key: Key,
+    trained: Trainable,
+    batch: Batch,
+    lm: LM,
+    device: devices.Device | None,
+    *,
+    config: Config,
+    temperature: ArrayLike = 0.1,
+) -> Scalar:
+    """Return the loss of the whole pipeline on one chip: nats a token of the answers.
+
+    `L = CE(LM([decode(sum_j w_j read(V~)_j); text]), answer)`, with `w = pick(search(encode(text), K~))` and `V~`, `K~`
+    the arrays as one chip of the device holds them: encode, program, search, pick, read back, decode, language model.
+    Differentiable in prompts, codec, scale weights and the numbers of the device (sigma), where `config.pick` is
+    `soft` or `straight_through`; a `hard` pick passes no gradient to the search.
+
+    Args:
+        key: Key of the chip and its reads.
+        trained: Prompts, codec, scale weights.
+        batch: Queries with answers.
+        lm: The language model.
+        device: The memory cells; None for exact memory.
+        config: Options of the pipeline.
+        temperature: Of a soft choice, in the unit of the scores (a cosine, with `unit_keys`).
+
+    Returns:
+        The loss, a float32 scalar.
+
+    Example: `loss, grads = jax.value_and_grad(objective, argnums=1)(key, trainable(store), batch, lm, device,
+    config=config)`.
+    """
+    checks.shape("batch.features", batch.features, (len(batch.examples.ids), *batch.store.features.shape[1:]))
+    return pipeline_loss(key, trained, batch, lm.params, device, temperature, model=lm.config, config=config)
+
+
+@partial(jax.jit, static_argnames=("model", "config", "options"))
+def _train(
+    key: Key,
+    trained: Trainable,
+    batch: Batch,
+    params: PyTree,
+    device: Any,
+    rates: tuning.Rates,
+    temperature: jax.Array,
+    model: models.Config,
+    config: Config,
+    options: EndToEnd,
+) -> tuple[Trainable, jax.Array]:
+    optimiser = optax.chain(optax.clip_by_global_norm(rates.clip_norm), optax.scale_by_adam())  # type: ignore[arg-type]
+
+    def update(carry: tuple[Trainable, Any], step: jax.Array) -> tuple[tuple[Trainable, Any], jax.Array]:
+        trained, state = carry
+        draw_key, chip_key = jax.random.split(jax.random.fold_in(key, step))
+        chosen = tuning.draw_batch(draw_key, batch.weights, options.batch)
+        examples, features = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), (batch.examples, batch.features))
+        part = Batch(examples, features, batch.store, jnp.ones(options.batch))
+        value, grads = jax.value_and_grad(pipeline_loss, argnums=1)(
+            chip_key, trained, part, params, device, temperature, model=model, config=config
+        )
+        # Adam's bias correction in Optax raises a float to an integer step.
+        with jax.numpy_dtype_promotion("standard"):
+            direction, state = optimiser.update(grads, state)
+        left = 1.0 - (step.astype(jnp.float32) + 0.5) / options.num_steps
+        trained = jax.tree.map(lambda a, d: a - rates.learning_rate * left * d, trained, direction)
+        return (trained._replace(prompts=jnp.clip(trained.prompts, -rates.bound, rates.bound)), state), value
+
+    state = optimiser.init(trained)  # type: ignore[arg-type]  # Optax does not know named tuples as trees
+    (trained, _), losses = jax.lax.scan(update, (trained, state), jnp.arange(options.num_steps))
+    return trained, losses
+
+
+def train(
+    key: Key,
+    trained: Trainable,
+    batch: Batch,
+    lm: LM,
+    device: devices.Device | None,
+    *,
+    config: Config,
+    options: EndToEnd = EndToEnd(),  # noqa: B008  # frozen
+    rates: tuning.Rates | None = None,
+    temperature: ArrayLike = 0.1,
+) -> tuple[Trainable, Float[Array, " steps"]]:
+    """Train prompts, codec and scale weights together by Adam through the noisy pipeline, a fresh chip every step.
+
+    This goes beyond the paper, whose parts are trained one after the other; results name it "end-to-end".
+
+    Args:
+        key: A key.
+        trained: Where to start, from a store that was tuned part by part.
+        batch: All queries with answers that may be learned from.
+        lm: The language model.
+        device: The memory cells; None for exact memory.
+        config: Options of the pipeline; its pick should be `soft` or `straight_through`.
+        options: Number of steps and examples a step.
+        rates: `learning_rate`, `clip_norm` and `bound` are used.
+        temperature: As in `objective`.
+
+    Returns:
+        What was trained, and the loss before every update.
+
+    Raises:
+        ValueError: If the pick is hard.
+    """
+    if config.pick == "hard":
+        checks.fail("config.pick", "be 'soft' or 'straight_through' to train", "is 'hard', which passes no gradient")
+    rates = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tuning.Rates() if rates is None else rates)
+    return _train(key, trained, batch, lm.params, device, rates, jnp.float32(temperature), lm.config, config, options)

@@ -1,0 +1,292 @@
+"""The domain-shift protocol: a stream goes in, and every method's accuracy, chip by chip, comes out.
+
+A stream is anything with `blocks` (each with `domain` and `records`), `test` (domain -> records), `domains` and
+`labels`, such as `nvcim_jax.data.stream`. Domains are used for scoring alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nvcim_jax import checks, devices, models, tuning
+from nvcim_jax.models import LM
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.memory import program_store, read_prompts, search
+from nvcim_jax.pipeline.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
+from nvcim_jax.pipeline.stages import Buffer, State, init, make_buffer, observe
+from nvcim_jax.pipeline.store import Store
+from nvcim_jax.pipeline.text import label_candidates, make_queries, text_features
+from nvcim_jax.types import Key
+
+__all__ = ["METHODS", "Asked", "Learned", "Method", "ask", "chip_metric", "learn", "methods_config", "one_prompt"]
+
+ROUTES = ("search", "oracle", "random")
+TRAININGS = ("plain", "noise", "lipschitz")
+
+
+@checks.frozen_config
+class Method:
+    """Say what one row of a table does.
+
+    Attributes:
+        training: How prompts are tuned: `plain`, with the device's `noise`, or with a `lipschitz` penalty.
+        measure: What the search computes, see `selection.SearchConfig`.
+        mitigation: What is done about the noise of the chip, see `MITIGATIONS`.
+        route: Who chooses the prompt: the `search`; an `oracle` that knows the domain and searches among its prompts;
+            or chance (`random`).
+    """
+
+    training: str = "plain"
+    measure: str = "mips"
+    mitigation: str = "none"
+    route: str = "search"
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        checks.choice("training", self.training, TRAININGS)
+        checks.choice("measure", self.measure, ("mips", "cosine", "ssa"))
+        checks.choice("mitigation", self.mitigation, MITIGATIONS)
+        checks.choice("route", self.route, ROUTES)
+
+
+METHODS = {
+    "SWV": Method(mitigation="swv"),
+    "CxDNN": Method(mitigation="cxdnn"),
+    "CorrectNet": Method(training="lipschitz", mitigation="correctnet"),
+    "No-Miti(MIPS)": Method(),
+    "NVP*(MIPS)": Method(training="noise"),
+    "NVCiM-PT": Method(training="noise", measure="ssa"),
+    "oracle route": Method(training="noise", measure="ssa", route="oracle"),
+    "random route": Method(training="noise", measure="ssa", route="random"),
+}
+"""The rows of the paper's main table [S, readings I], and two bounds on what any search can do."""
+
+
+class Asked(NamedTuple):
+    """Hold the test rows as arrays.
+
+    Attributes:
+        ids: Tokens (queries, tokens), padded on the left.
+        mask: Which are real.
+        features: Features by which they are searched (queries, key tokens, width).
+        truth: Index of the right label (queries,), int32.
+        domain: Index of the domain (queries,), int32.
+        counts: Queries of each domain (domains,), float32.
+        answers: The labels to rank.
+        domain_of_block: Domain of every block (blocks,), int32.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+    features: jax.Array
+    truth: jax.Array
+    domain: jax.Array
+    counts: jax.Array
+    answers: models.Candidates
+    domain_of_block: jax.Array
+
+
+class Learned(NamedTuple):
+    """Hold what one training made of a stream.
+
+    Attributes:
+        stores: The store after every block.
+        calibration: Features of the last buffer's queries, for calibrating chips.
+        curvature: Second derivatives of the stored prompts, (slots, virtual tokens, width).
+        info: What `observe` said about every block.
+    """
+
+    stores: tuple[Store, ...]
+    calibration: jax.Array
+    curvature: jax.Array
+    info: tuple[Any, ...]
+
+
+def methods_config(config: Config, method: Method) -> Config:
+    """Return the options of the pipeline for one method: its search, and its noise in training."""
+    noise = config.noise if method.training == "noise" else "none"
+    found = dataclasses.replace(config.search, measure=method.measure)
+    return dataclasses.replace(config, noise=noise, search=found)
+
+
+def ask(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = None) -> Asked:
+    """Turn the test rows of a stream into arrays.
+
+    Args:
+        stream: The stream.
+        lm: The language model with its tokenizer.
+        config: Options of the pipeline.
+        domains: Domains to ask about; those of the buffers by default.
+    """
+    names = list(stream.domains if domains is None else domains)
+    rows = [(i, record) for i, name in enumerate(names) for record in stream.test[name]]
+    labels = list(stream.labels)
+    queries = make_queries([record.input for _, record in rows], lm, config.template)
+    return Asked(
+        ids=queries.ids,
+        mask=queries.mask,
+        features=text_features(lm.params, queries.ids, queries.mask, model=lm.config, config=config),
+        truth=jnp.asarray([labels.index(record.output) for _, record in rows], jnp.int32),
+        domain=jnp.asarray([i for i, _ in rows], jnp.int32),
+        counts=jnp.asarray([len(stream.test[name]) for name in names], jnp.float32),
+        answers=label_candidates(labels, lm, config.template),
+        domain_of_block=jnp.asarray([names.index(block.domain) for block in stream.blocks], jnp.int32),
+    )
+
+
+def learn(
+    key: Key,
+    stream: Any,
+    lm: LM,
+    device: devices.Device | None,
+    *,
+    config: Config,
+    rates: tuning.Rates,
+    with_curvature: bool = False,
+    advance: Callable[[int, str], None] = lambda done, note: None,
+) -> Learned:
+    """Observe all blocks of a stream, one after the other.
+
+    Args:
+        key: A key; block t uses `fold_in(key, t)`.
+        stream: The stream.
+        lm: The language model with its tokenizer.
+        device: The memory cells whose noise the training meets, if `config.noise` asks for it.
+        config: Options of the pipeline.
+        rates: Numbers of the tuning.
+        with_curvature: Whether to measure second derivatives, which SWV needs; they are zero otherwise.
+        advance: Called after every block.
+
+    Returns:
+        The stores, and what mitigation needs to know.
+    """
+    # Nothing is programmed while learning: chips are made when they are asked, one for each instance.
+    init_key, probe_key = jax.random.split(jax.random.fold_in(key, len(stream.blocks)))
+    state = init(init_key, lm, None, config=config)._replace(device=device)
+    stores, infos = [], []
+    diagonal = jnp.zeros_like(state.store.prompts)
+    buffer: Buffer | None = None
+    for t, block in enumerate(stream.blocks):
+        state, info = observe(jax.random.fold_in(key, t), state, block.records, lm, config=config, rates=rates)
+        buffer = make_buffer(block.records, lm, config=config)
+        if with_curvature:
+            diagonal = _add_curvature(jax.random.fold_in(probe_key, t), diagonal, state, buffer, info, lm)
+        stores.append(state.store)
+        infos.append(info)
+        advance(1, f"block {t + 1}")
+    assert buffer is not None
+    return Learned(tuple(stores), buffer.features, diagonal, tuple(infos))
+
+
+def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, info: Any, lm: LM) -> jax.Array:
+    """Measure the second derivatives of a buffer's prompts on the examples of their clusters."""
+    slots = info.inserted.slots
+    member = (info.clusters.assignment[None, :] == jnp.arange(len(slots))[:, None]).astype(jnp.float32)
+    found = curvature(key, state.store.prompts[slots], lm.params, buffer.examples, member, model=lm.config)
+    return diagonal.at[slots].set(found)
+
+
+def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rates, kind: str) -> Iterator[jax.Array]:
+    """Tune one prompt for a whole stream, and yield it after every block, (1, virtual tokens, width).
+
+    Args:
+        key: A key.
+        stream: The stream.
+        lm: The language model with its tokenizer.
+        config: Options of the pipeline.
+        rates: Numbers of the tuning.
+        kind: `latest`: from scratch on the newest buffer; `sequential`: on the newest, from where it stood; `joint`:
+            from scratch on all buffers so far, which no memory-bound device could keep.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    checks.choice("kind", kind, ("latest", "sequential", "joint"))
+    prompt = None
+    every = [record for block in stream.blocks for record in block.records]
+    seen = 0
+    for t, block in enumerate(stream.blocks):
+        seen += len(block.records)
+        # Joint tuning keeps one table of all records and weighs those not seen yet with 0: one compilation.
+        buffer = make_buffer(every if kind == "joint" else block.records, lm, config=config)
+        weights = (jnp.arange(len(buffer.starts)) < (seen if kind == "joint" else len(block.records)))[None, :]
+        if prompt is None or kind != "sequential":
+            prompt = models.embed(lm.params, buffer.starts[:1], config=lm.config)
+        prompt, _ = tuning.tune(
+            jax.random.fold_in(key, t),
+            prompt,
+            lm.params,
+            buffer.examples,
+            weights.astype(jnp.float32),
+            rates,
+            config=lm.config,
+            options=config.tuning,
+        )
+        yield prompt
+
+
+def _route(key: Key, scores: jax.Array, asked: Asked, store: Store, route: str) -> jax.Array:
+    """Return the slot of every query."""
+    owner = jnp.take(asked.domain_of_block, jnp.maximum(store.block, 0))
+    if route == "oracle":
+        right = (owner[None, :] == asked.domain[:, None]) & store.filled[None, :]
+        # A query whose domain was never stored is left to the search.
+        scores = jnp.where(right | ~right.any(axis=1, keepdims=True), scores, -jnp.inf)
+    elif route == "random":
+        scores = jnp.where(store.filled[None, :], jax.random.uniform(key, scores.shape), -jnp.inf)
+    return jnp.argmax(scores, axis=1)
+
+
+@functools.cache
+def chip_metric(model: models.Config, config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
+    """Return the function of one chip for `montecarlo.run`: accuracy and hit rate of each domain.
+
+    The function is `metric(key, params, store, curvature, calibration, asked, device)`; `device` None is
+    exact memory. The same key gives the same chip whatever the method, so methods can be compared in pairs.
+
+    Args:
+        model: The language model.
+        config: Options of the pipeline, those of the method (`methods_config`).
+        method: What is done with the chip.
+
+    Returns:
+        The same function object for the same arguments, so that nothing is compiled twice.
+    """
+
+    def metric(
+        key: Key, params: Any, store: Store, diagonal: Any, calibration: Any, asked: Asked, device: Any
+    ) -> dict[str, jax.Array]:
+        chip_key, search_key, read_key, calibration_key, route_key = jax.random.split(key, 5)
+        if method.mitigation == "swv" and device is not None:
+            arrays = program_selected(chip_key, store, code_importance(store, diagonal), device, config=config)
+        else:
+            arrays = program_store(chip_key, store, device, config=config)
+        if method.mitigation in ("cxdnn", "correctnet") and device is not None:
+            arrays = calibrated(
+                calibration_key, calibration, store, arrays, device, config=config, kind=method.mitigation
+            )
+        scores = search(search_key, asked.features, store, arrays, device, config=config)
+        slots = _route(route_key, scores, asked, store, method.route)
+        prompts = read_prompts(read_key, store, arrays, device, config=config)[slots]
+        right = ranked_right(params, prompts, asked, model)
+        hit = jnp.take(asked.domain_of_block, jnp.maximum(store.block[slots], 0)) == asked.domain
+        return {"accuracy": _by_domain(right, asked), "hit": _by_domain(hit, asked)}
+
+    return metric
+
+
+def ranked_right(params: Any, prompts: jax.Array, asked: Asked, model: models.Config) -> jax.Array:
+    """Return whether the right label is ranked first behind each query's prompt."""
+    x, mask = models.prepend(prompts, models.embed(params, asked.ids, config=model), asked.mask)
+    logs = models.rank(params, x, mask, asked.answers, config=model)
+    return jnp.argmax(logs, axis=1) == asked.truth
+
+
+def _by_domain(values: jax.Array, asked: Asked) -> jax.Array:
+    """Return the mean over the queries of each domain (domains,)."""
+    total = jnp.zeros_like(asked.counts).at[asked.domain].add(values.astype(jnp.float32))
+    return total / asked.counts

@@ -1,0 +1,146 @@
+"""From records to arrays: token ids of queries and answers, and the features by which texts are compared."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from nvcim_jax import checks, models, selection, tuning
+from nvcim_jax.pipeline.config import Config, Template
+from nvcim_jax.types import PyTree
+
+__all__ = ["Queries", "answer_ids", "label_candidates", "make_examples", "make_queries", "query_ids", "text_features"]
+
+
+class Queries(NamedTuple):
+    """Hold queries, padded on the left so that a prompt can stand right before each.
+
+    Attributes:
+        ids: Tokens (queries, tokens), int32.
+        mask: Which are real (queries, tokens), bool.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+
+
+def _tokens(lm: models.LM, text: str) -> list[int]:
+    if lm.tokenizer is None:
+        checks.fail("lm", "have a tokenizer", "has none", "Load a checkpoint folder that holds tokenizer.json.")
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def query_ids(text: str, lm: models.LM, template: Template) -> list[int]:
+    """Return the tokens of one query: the start token, if the model has one, prefix, input (cut), suffix."""
+    start = [] if lm.config.bos_id is None else [lm.config.bos_id]
+    return [
+        *start,
+        *_tokens(lm, template.prefix),
+        *_tokens(lm, text)[: template.max_input],
+        *_tokens(lm, template.suffix),
+    ]
+
+
+def answer_ids(text: str, lm: models.LM, template: Template) -> list[int]:
+    """Return the tokens of one answer, without the token that ends it."""
+    return _tokens(lm, template.answer + text)
+
+
+def end_id(lm: models.LM) -> int:
+    """Return the token that ends a text."""
+    if not lm.config.eos_ids:
+        checks.fail("lm", "have a token that ends a text", "has no eos_token_id in its config.json")
+    return lm.config.eos_ids[0]
+
+
+def make_queries(texts: Sequence[str], lm: models.LM, template: Template, *, multiple: int = 8) -> Queries:
+    """Encode queries, padded on the left to a multiple of `multiple` tokens.
+
+    Args:
+        texts: One or more inputs.
+        lm: The model with its tokenizer.
+        template: The text form of the task.
+        multiple: Lengths are rounded up to it, so that batches share one compilation.
+
+    Returns:
+        The batch.
+
+    Raises:
+        ValueError: If there is no text, or the model has no tokenizer.
+    """
+    if isinstance(texts, str) or not texts:
+        checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
+    rows = [query_ids(text, lm, template) for text in texts]
+    size = -(-max(1, *map(len, rows)) // multiple) * multiple
+    ids, mask = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
+    for i, row in enumerate(rows):
+        if row:
+            ids[i, -len(row) :], mask[i, -len(row) :] = row, True
+    return Queries(jnp.asarray(ids), jnp.asarray(mask))
+
+
+def make_examples(records: Sequence[Any], lm: models.LM, template: Template, *, multiple: int = 16) -> tuning.Examples:
+    """Encode records with their answers, for tuning; sizes are rounded up, so that buffers share one compilation.
+
+    Args:
+        records: Things with `input` and `output`, such as `nvcim_jax.data.Record`.
+        lm: The model with its tokenizer.
+        template: The text form of the task.
+        multiple: Lengths are rounded up to it.
+
+    Returns:
+        The batch; the token that ends a text is part of each answer.
+
+    Raises:
+        ValueError: If a record has no answer.
+    """
+    for record in records:
+        if not record.output:
+            checks.fail("records", "have an output to learn from", f"record {getattr(record, 'id', '?')!r} has none")
+    texts = [query_ids(record.input, lm, template) for record in records]
+    answers = [[*answer_ids(record.output, lm, template), end_id(lm)] for record in records]
+    longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
+    room = max(map(len, answers))
+    return tuning.examples(texts, answers, num_tokens=-(-longest // multiple) * multiple, num_answer=-(-room // 4) * 4)
+
+
+def label_candidates(labels: Sequence[str], lm: models.LM, template: Template) -> models.Candidates:
+    """Lay out the labels among which answers are ranked."""
+    return models.candidates([answer_ids(label, lm, template) for label in labels], end=end_id(lm))
+
+
+@partial(jax.jit, static_argnames=("model", "config", "num"))
+def text_features(
+    params: PyTree,
+    ids: Int[Array, "texts tokens"],
+    mask: Bool[Array, "texts tokens"],
+    *,
+    model: models.Config,
+    config: Config,
+    num: int | None = None,
+) -> Float[Array, "texts num width"]:
+    """Return each text as `num` vectors, by which texts are compared.
+
+    Args:
+        params: Parameters of the model.
+        ids: Tokens, padded on either side.
+        mask: Which are real.
+        model: The model.
+        config: `features` says what is averaged: token embeddings, hidden states, or the last token's alone.
+        num: Vectors a text; `config.search_tokens` by default. More than there are tokens repeats them.
+
+    Returns:
+        (texts, num, width).
+    """
+    num = config.search_tokens if num is None else num
+    x = models.embed(params, ids, config=model)
+    if config.features != "embedding":
+        x, _ = models.hidden(params, x, config=model, mask=mask, stop=config.feature_layers)
+    if config.features == "last":
+        last = jnp.argmax(jnp.where(mask, jnp.arange(mask.shape[1])[None, :], -1), axis=1)
+        mask = jnp.arange(mask.shape[1])[None, :] == last[:, None]
+    return jax.vmap(lambda x, mask: selection.pool_tokens(x, mask, num))(x, mask)
