@@ -34,10 +34,11 @@ class Codec:
         scale: What a token is divided by next, ().
     """
 
-    encoder: Layers
-    decoder: Layers
-    shift: Float[Array, "..."]
-    scale: Float[Array, "..."]
+    # not checked at run time: a transformation may put masks or axes where the leaves are
+    encoder: Any
+    decoder: Any
+    shift: Any
+    scale: Any
 
 
 def codec_identity() -> Codec:
