@@ -9,6 +9,10 @@ the mesh works on its own range of instance ids:
   A batched product may sum in another order, so chunks agree to float rounding.
 
 No value crosses between devices inside the map: its HLO has no collective.
+
+The map is compiled with XLA's own options. Those that change the order of a sum, such as the vector width of a CPU
+(`XLA_FLAGS=--xla_cpu_prefer_vector_width=512`: sums of matrix-vector products), are the user's to set: values then
+change by float rounding.
 """
 
 import functools

@@ -42,7 +42,7 @@ def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     Every cell that is one standard deviation high on the first is one low on the second (`ops.mirror`), so what is odd
     in the noise cancels: exactly where `fn` draws by `ops.normal`, as every device does with either generator, and up
     to rounding where it draws by `jax.random.normal`. The mean is unbiased whatever `fn` does; a metric that is even in
-    the noise, such as a squared error, gains nothing.
+    the noise, such as a squared error, gains nothing: both of a pair say the same, and one would do.
 
     Args:
         fn: Metric of one instance, `fn(key, *args)`.
