@@ -1,5 +1,6 @@
 """NVCiM-PT put together: buffers become prompts in noisy memory, queries find theirs, one objective trains it all."""
 
+from nvcim_jax.pipeline.ageing import compensate_state, drift_state
 from nvcim_jax.pipeline.config import Config, Template, crossbar_for
 from nvcim_jax.pipeline.memory import Arrays, Correction, Retrieved, program_store, read_prompts, retrieve, search
 from nvcim_jax.pipeline.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
@@ -25,6 +26,7 @@ from nvcim_jax.pipeline.protocol import (
     methods_config,
     one_prompt,
 )
+from nvcim_jax.pipeline.saving import load_state, save_state
 from nvcim_jax.pipeline.stages import (
     AnswerInfo,
     Buffer,
@@ -67,14 +69,17 @@ __all__ = [
     "capacity",
     "chip_metric",
     "code_importance",
+    "compensate_state",
     "crossbar_for",
     "curvature",
+    "drift_state",
     "empty_store",
     "fit_codec",
     "init",
     "insert",
     "label_candidates",
     "learn",
+    "load_state",
     "make_buffer",
     "make_examples",
     "make_queries",
@@ -87,6 +92,7 @@ __all__ = [
     "program_store",
     "read_prompts",
     "retrieve",
+    "save_state",
     "search",
     "text_features",
     "through_cells",

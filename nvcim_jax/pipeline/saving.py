@@ -1,0 +1,228 @@
+"""A memory in one file: what is stored, the chips as they were programmed, and the options they belong to."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from nvcim_jax import checks, devices, selection
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.memory import Arrays, Correction, program_store
+from nvcim_jax.pipeline.stages import State
+from nvcim_jax.pipeline.store import Store
+from nvcim_jax.types import PyTree
+
+__all__ = ["load_state", "save_state"]
+
+FORMAT = "nvcim_jax.pipeline.State 1"
+EXACT = "exact memory"
+"""What stands in place of a device's name where there is none."""
+
+
+def save_state(path: str | Path, state: State, *, config: Config) -> Path:
+    """Write a memory to one safetensors file: the store, the cells of its chips, corrections, and the options.
+
+    The metadata of the file hold the options as JSON, the version of this package and the name of the device; the
+    numbers of the device and the language model stay outside. The file takes its name only when it is whole.
+
+    Args:
+        path: The file; its folder must exist.
+        state: The memory.
+        config: Options of the pipeline.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the options are not those of the store.
+
+    Example: see `load_state`.
+    """
+    path = Path(path).expanduser()
+    checks.file("path", path.parent, folder=True)
+    checks.shape("state.store.filled", state.store.filled, (config.capacity,), "(config.capacity,)")
+    from nvcim_jax import __version__
+
+    metadata = {
+        "format": FORMAT,
+        "version": __version__,
+        "device": _name(state.device),
+        "config": json.dumps(dataclasses.asdict(config)),
+    }
+    tensors = {name: np.asarray(leaf) for name, leaf in _named({"store": state.store, "arrays": state.arrays}).items()}
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata=metadata)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load_state(
+    path: str | Path, device: devices.Device | None, *, config: Config | None = None
+) -> tuple[State, Config]:
+    """Read a memory that `save_state` wrote, bit for bit: the very chips, at the time they were saved.
+
+    Args:
+        path: The file.
+        device: The memory cells that the chips were programmed on; None for exact memory. Its numbers serve later
+            drift and reads.
+        config: Options that the file must have; None takes whatever it has.
+
+    Returns:
+        The memory, and its options.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not whole, holds something else, or belongs to another device or other options.
+
+    Example:
+        >>> import tempfile
+        >>> from nvcim_jax import models, pipeline
+        >>> model = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> config = pipeline.Config(capacity=4, num_virtual=2, codec="identity")
+        >>> lm = models.LM(models.init(jax.random.key(0), config=model), model)
+        >>> device = devices.get("PCM")
+        >>> state = pipeline.init(jax.random.key(1), lm, device, config=config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pipeline.save_state(folder + "/today.safetensors", state, config=config)
+        ...     again, options = pipeline.load_state(path, device)
+        >>> tomorrow = pipeline.drift_state(again, 86_400.0, config=options)
+        >>> tomorrow = pipeline.compensate_state(jax.random.key(2), tomorrow, config=options)
+        >>> print(options == config, bool((again.arrays.values.cells.g == state.arrays.values.cells.g).all()))
+        True True
+    """
+    found = checks.file("path", path)
+    tensors, metadata = _read(found)
+    if metadata.get("format") != FORMAT:
+        checks.fail(found.name, "hold a memory of this package", f"holds {metadata.get('format', 'other tensors')!r}")
+    saved = _config(found, metadata["config"])
+    if config is not None and config != saved:
+        name, given, kept = _first_difference(config, saved)
+        checks.fail("config", f"be the one in {found.name}, with {name}={kept!r}", f"has {name}={given!r}")
+    if metadata["device"] != _name(device):
+        checks.fail("device", f"be {metadata['device']!r}, as in {found.name}", f"is {_name(device)!r}")
+    template = _template(found, tensors, device, saved)
+    leaves, treedef = jax.tree.flatten(template)
+    names = list(_named(template))
+    _check_tensors(found, tensors, dict(zip(names, leaves, strict=True)))
+    whole = treedef.unflatten([jnp.asarray(tensors[name]) for name in names])
+    return State(whole["store"], whole["arrays"], device), saved
+
+
+def _name(device: devices.Device | None) -> str:
+    return EXACT if device is None else device.name
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their path, such as `arrays.values.cells.g`."""
+    found = jax.tree.flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
+
+
+def _broken(path: Path, found: str) -> NoReturn:
+    checks.fail(path.name, "be a whole file of `save_state`", found, "Save the memory again.")
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+    _broken(path, f"is not ({reason})")
+
+
+def _build(kind: type, known: Any, values: Mapping[str, Any], path: Path) -> Any:
+    """Return a configuration made of what JSON kept; tuples come back as lists."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in names:
+            checks.fail(path.name, f"hold options of {kind.__name__} that this version knows", f"has {name!r}")
+    made = {}
+    for name, value in values.items():
+        default = getattr(known, name)
+        if dataclasses.is_dataclass(default):
+            value = _build(type(default), default, value, path)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def _config(path: Path, text: str) -> Config:
+    return _build(Config, Config(), json.loads(text), path)
+
+
+def _first_difference(given: Any, kept: Any) -> tuple[str, Any, Any]:
+    """Return the name of the first option that differs, and both of its values."""
+    names = [field.name for field in dataclasses.fields(given)]
+    name = next(name for name in names if getattr(given, name) != getattr(kept, name))
+    a, b = getattr(given, name), getattr(kept, name)
+    if not dataclasses.is_dataclass(a):
+        return name, a, b
+    inner, a, b = _first_difference(a, b)
+    return f"{name}.{inner}", a, b
+
+
+def _template(path: Path, tensors: Mapping[str, np.ndarray], device: devices.Device | None, config: Config) -> PyTree:
+    """Return the tree that the file must fill, with shapes in place of arrays."""
+    if "store.prompts" not in tensors or tensors["store.prompts"].ndim != 3:
+        _broken(path, "has no prompts")
+    width, slots = tensors["store.prompts"].shape[-1], config.capacity
+    form: Any = jax.ShapeDtypeStruct
+    store = Store(
+        prompts=form((slots, config.num_virtual, width), jnp.float32),
+        features=form((slots, config.search_tokens, width), jnp.float32),
+        filled=form((slots,), jnp.bool_),
+        born=form((slots,), jnp.int32),
+        uses=form((slots,), jnp.int32),
+        block=form((slots,), jnp.int32),
+        codec=_codec_form(path, tensors),
+        scale_weights=form((len(config.search.scales),), jnp.float32),
+    )
+    arrays: Arrays = jax.eval_shape(
+        partial(program_store, config=config), jax.eval_shape(lambda: jax.random.key(0)), store, device
+    )
+    if any(name.startswith("arrays.correction.") for name in tensors):
+        arrays = arrays._replace(correction=Correction(*[form((slots,), jnp.float32)] * 3))
+    return {"store": store, "arrays": arrays}
+
+
+def _codec_form(path: Path, tensors: Mapping[str, np.ndarray]) -> selection.Codec:
+    """Return the codec of the file, with shapes in place of arrays; before the first buffer it is the identity."""
+
+    def leaf(name: str) -> jax.ShapeDtypeStruct:
+        if name not in tensors:
+            _broken(path, f"lacks {name}")
+        return jax.ShapeDtypeStruct(tensors[name].shape, tensors[name].dtype)
+
+    def layers(side: str) -> tuple[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], ...]:
+        start = f"store.codec.{side}."
+        num = len({name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start)})
+        return tuple((leaf(f"{start}{i}.0"), leaf(f"{start}{i}.1")) for i in range(num))
+
+    return selection.Codec(layers("encoder"), layers("decoder"), leaf("store.codec.shift"), leaf("store.codec.scale"))
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
+    """Hold the tensors of a file against those that the device and the options ask for."""
+    for names, fault in ((set(wanted) - set(tensors), "lacks"), (set(tensors) - set(wanted), "also holds")):
+        if names:
+            fix = "Load it with the device that it was programmed on, its effects included."
+            checks.fail(
+                "device", f"have the state of the cells in {path.name}", f"the file {fault} {min(names)!r}", fix
+            )
+    for name, form in wanted.items():
+        if tensors[name].shape != form.shape or tensors[name].dtype != form.dtype:
+            found = f"holds {tensors[name].dtype} {tensors[name].shape}"
+            checks.fail(f"{path.name}: {name}", f"be {form.dtype} {form.shape}", found, "Save the memory again.")
