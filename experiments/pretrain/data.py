@@ -63,11 +63,13 @@ class Corpus(NamedTuple):
         train: Sentences for training, lower case.
         valid: Sentences never trained on, for perplexity.
         families: Families of groups; the groups of one episode come from one family.
+        requests: Indices of the training sentences that ask or tell an assistant something.
     """
 
     train: list[str]
     valid: list[str]
     families: list[list[Group]]
+    requests: np.ndarray
 
 
 def data_folder() -> Path | None:
@@ -134,7 +136,8 @@ def assemble(labelled: dict[str, dict[str, list[str]]], *, every: int = 50) -> C
         families.append(family_groups)
         sources.append(Group(family.replace("_", " "), np.arange(start, len(train))))
     intents = [group for family in families for group in family if len(family) > 2]
-    return Corpus(train, valid, [f for f in [*families, intents, sources] if len(f) > 1])
+    requests = np.concatenate([group.members for group in intents])
+    return Corpus(train, valid, [f for f in [*families, intents, sources] if len(f) > 1], requests)
 
 
 def read_corpus(folder: Path) -> Corpus:

@@ -1,39 +1,31 @@
-"""Training batches: plain text, and episodes whose task stands in front of the query.
+"""Training batches: plain text, and episodes whose task stands in front of the query as soft tokens.
 
-An episode draws 2 to 5 groups of sentences, gives each a label that is renamed every time, and asks for the label of
-further sentences. The examples stand in front either as text ("<s> sentence = label </s>") or, so that a soft prompt
-can take their place, as a few *soft tokens*: weighted means of embeddings. A class is then written as some tokens
-that each average the words of a few examples, followed by one token that averages the words of its label.
+An episode draws 2 to 6 groups of sentences, gives each a label that is renamed every time, writes them as a prompt of
+soft tokens, and asks for the labels of other sentences. A soft token holds what its class looks like and what it is
+called: the mean of the embeddings of a few examples, moved to other channels, plus the embedding of the label (see
+`objective.soft_tokens`). So that the prompts a user tunes are read as well, some episodes hold the two in
+neighbouring tokens, or several tokens a class, or ordinary tokens in between; order, share and length are random.
 
-Groups come from labelled corpora, from sentences that share a word, from clusters of sentences, and from single
-sentences cut at random into halves (one half is the example, the other the query).
+The queries of an episode share its prompt and do not see each other: one row holds them one after the other, and every
+query stands at the position it would have alone.
+
+Groups come from `material`; in some episodes a class is a single sentence cut at random into halves, one of which is
+the example and the other the query.
 """
 
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from experiments.pretrain import features
-from experiments.pretrain.data import SPECIAL_TOKENS, Corpus, Group, encode
+from experiments.pretrain.data import SPECIAL_TOKENS
+from experiments.pretrain.material import MOST_CLASSES, Material
 from nvcim_jax import checks
 
-__all__ = [
-    "LABEL_DECAY",
-    "EpisodeBatch",
-    "Material",
-    "Sizes",
-    "label_bag",
-    "make_episodes",
-    "make_material",
-    "make_text",
-]
+__all__ = ["LABEL_DECAY", "EpisodeBatch", "Sizes", "label_weights", "make_episodes", "make_text"]
 
 PAD, START, END = (SPECIAL_TOKENS.index(name) for name in ("<pad>", "<s>", "</s>"))
 LABEL_DECAY = 0.7
 """Weight of each further token of a label in its soft token: the order of the tokens stays readable."""
-
-
 Values: TypeAlias = Any
 """An array: of NumPy while a batch is made, of JAX where it is used."""
 
@@ -43,21 +35,37 @@ class EpisodeBatch(NamedTuple):
 
     Attributes:
         ids: Tokens (rows, tokens), int32; padding where a soft token stands.
+        parts: 0 in the prompt, the number of the query from 1 on, -1 for padding (rows, tokens), int32.
+        places: Position of each token in its own sequence (rows, tokens), int32.
         slots: Which soft token stands at a position (rows, tokens), int32; -1 for an ordinary token.
-        bags: Tokens that each soft token averages (rows, slots, bag), int32.
+        bags: Tokens of the examples that each soft token averages (rows, slots, bag), int32.
         bag_weights: Their weights (rows, slots, bag), float32, 0 for padding.
+        labels: Tokens of the label in each soft token (rows, slots, label), int32.
+        label_weights: Their weights (rows, slots, label), float32, 0 for padding.
+        shares: Amounts of examples and of label in each soft token (rows, slots, 2), float32.
+        owners: Class whose examples a soft token holds (rows, slots), int32; -1 where it holds none.
         where: Positions that predict an answer's tokens (rows, answers), int32.
         targets: The tokens they predict (rows, answers), int32.
         weights: 1 where there is an answer, 0 for padding (rows, answers), float32.
+        classes: Class of an answer at its first token (rows, answers), int32; -1 elsewhere.
+        choices: First token of each class's label (rows, classes), int32; -1 for padding.
     """
 
     ids: Values
+    parts: Values
+    places: Values
     slots: Values
     bags: Values
     bag_weights: Values
+    labels: Values
+    label_weights: Values
+    shares: Values
+    owners: Values
     where: Values
     targets: Values
     weights: Values
+    classes: Values
+    choices: Values
 
 
 @checks.frozen_config
@@ -68,90 +76,19 @@ class Sizes:
         rows: Episodes a batch.
         tokens: Positions of a row.
         slots: Soft tokens a row has room for.
-        bag: Tokens a soft token averages at most.
+        bag: Tokens of examples that a soft token averages at most.
+        label: Tokens of a label at most.
         answers: Answer tokens a row has room for.
         sentence: Tokens of a sentence at most; longer ones are cut to a window.
     """
 
-    rows: int = 48
-    tokens: int = 64
+    rows: int = 12
+    tokens: int = 128
     slots: int = 16
-    bag: int = 32
-    answers: int = 16
+    bag: int = 48
+    label: int = 4
+    answers: int = 40
     sentence: int = 14
-
-
-class Material(NamedTuple):
-    """Everything batches are drawn from.
-
-    Attributes:
-        sentences: Token ids of each sentence.
-        families: Families of groups by name.
-        names: Token ids of every group name.
-        words: Tokens that are whole words, from which labels are made.
-        equals: Token of the answer sign.
-    """
-
-    sentences: list[np.ndarray]
-    families: dict[str, list[Group]]
-    names: dict[str, np.ndarray]
-    words: np.ndarray
-    equals: int
-
-
-def whole_words(tokenizer: Tokenizer) -> np.ndarray:
-    """Return the tokens that are words of at least three letters."""
-    vocabulary = tokenizer.get_vocab()
-    found = [i for word, i in vocabulary.items() if word[0] == "▁" and len(word) > 3 and word[1:].isalpha()]
-    return np.asarray(sorted(found), np.int32)
-
-
-def keyword_groups(sentences: list[np.ndarray], words: np.ndarray, tokenizer: Tokenizer) -> list[Group]:
-    """Return, for each word of middling frequency, the sentences that hold it."""
-    is_word = np.zeros(tokenizer.get_vocab_size(), bool)
-    is_word[words] = True
-    holders: dict[int, list[int]] = {}
-    for index, ids in enumerate(sentences):
-        for token in np.unique(ids[is_word[ids]]):
-            holders.setdefault(int(token), []).append(index)
-    return [
-        Group(tokenizer.decode([token]).strip(), np.asarray(members))
-        for token, members in sorted(holders.items())
-        if 8 <= len(members) <= len(sentences) // 50 + 8
-    ]
-
-
-def cluster_groups(
-    sentences: list[np.ndarray], vectors: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, *, seed: int
-) -> list[Group]:
-    """Return clusters of sentences by their mean word vector, each named by its most telling word."""
-    points = features.sentence_vectors(sentences, vectors, weights)
-    nearest = features.cluster(points, max(2, len(sentences) // 200), seed=seed)
-    groups = []
-    for number in range(nearest.max() + 1):
-        members = np.flatnonzero(nearest == number)
-        if len(members) >= 8:
-            counts = np.bincount(np.concatenate([sentences[i] for i in members]), minlength=len(weights))
-            groups.append(Group(tokenizer.decode([int(np.argmax(counts * weights))]).strip() or "x", members))
-    return groups
-
-
-def make_material(corpus: Corpus, tokenizer: Tokenizer, vectors: np.ndarray, *, seed: int) -> Material:
-    """Encode the corpus and make its families of groups."""
-    sentences = encode(tokenizer, corpus.train)
-    weights = features.inverse_frequency(sentences, tokenizer.get_vocab_size())
-    words = whole_words(tokenizer)
-    families = {f"labelled {i}": family for i, family in enumerate(corpus.families)}
-    families["keywords"] = keyword_groups(sentences, words, tokenizer)
-    families["clusters"] = cluster_groups(sentences, vectors, weights, tokenizer, seed=seed)
-    names = {group.name for family in families.values() for group in family}
-    ids = encode(tokenizer, sorted(names))
-    return Material(sentences, families, dict(zip(sorted(names), ids, strict=True)), words, equals_id(tokenizer))
-
-
-def equals_id(tokenizer: Tokenizer) -> int:
-    """Return the token of the answer sign."""
-    return encode(tokenizer, ["a ="])[0][-1].item()
 
 
 def make_text(generator: np.random.Generator, material: Material, rows: int, tokens: int) -> np.ndarray:
@@ -166,14 +103,15 @@ def make_text(generator: np.random.Generator, material: Material, rows: int, tok
     return out
 
 
-def label_bag(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of a label and their weights in its soft token."""
-    return ids, (LABEL_DECAY ** np.arange(len(ids))).astype(np.float32)
+def label_weights(num_tokens: int) -> np.ndarray:
+    """Return the weights of a label's tokens in its soft token."""
+    return (LABEL_DECAY ** np.arange(num_tokens)).astype(np.float32)
 
 
 class Class(NamedTuple):
-    """One class of an episode: how to draw a sentence of it, for an example or for a query, and its label."""
+    """One class of an episode: its number, its label, and sentences for examples and for queries."""
 
+    number: int
     label: np.ndarray
     examples: list[np.ndarray]
     queries: list[np.ndarray]
@@ -185,64 +123,85 @@ def window(generator: np.random.Generator, ids: np.ndarray, size: int) -> np.nda
     return ids[first : first + size]
 
 
-def thin(generator: np.random.Generator, ids: np.ndarray, probability: float) -> np.ndarray:
-    """Drop tokens at random, but never all of them."""
-    kept = ids[generator.random(len(ids)) >= probability]
-    return kept if len(kept) else ids[:1]
-
-
 def random_label(generator: np.random.Generator, words: np.ndarray) -> np.ndarray:
     """Return one to three random words."""
-    return generator.choice(words, generator.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
+    return generator.choice(words, generator.choice([1, 2, 3], p=[0.45, 0.4, 0.15]))
 
 
-def split_classes(generator: np.random.Generator, material: Material, num: int, sizes: Sizes) -> list[Class]:
+def hard_labels(generator: np.random.Generator, material: Material, num: int) -> list[np.ndarray]:
+    """Return labels of one to four tokens, words or parts of words; in some episodes all begin alike."""
+    labels = []
+    for _ in range(num):
+        size = generator.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15])
+        spelt = generator.random(size) < 0.4
+        labels.append(np.where(spelt, generator.choice(material.pieces, size), generator.choice(material.words, size)))
+    if generator.random() < 0.25:
+        labels = [np.append(labels[0][:1], label)[:4] for label in labels]
+    return labels
+
+
+def split_classes(generator: np.random.Generator, material: Material, num: int) -> list[Class]:
     """Return classes of one sentence each, cut at random into an example half and a query half."""
     classes = []
-    for index in generator.choice(len(material.sentences), num, replace=False):
+    for number, index in enumerate(generator.choice(len(material.sentences), num, replace=False)):
         ids = material.sentences[index]
         first = generator.random(len(ids)) < 0.5
-        halves = [ids[first], ids[~first]]
-        halves = [half if len(half) else ids[:1] for half in halves]
-        classes.append(
-            Class(random_label(generator, material.words), [halves[0]], [window(generator, halves[1], sizes.sentence)])
-        )
+        halves = [half if len(half) else ids[:1] for half in (ids[first], ids[~first])]
+        classes.append(Class(number, random_label(generator, material.words), halves[:1], halves[1:]))
     return classes
 
 
+def pick_groups(generator: np.random.Generator, material: Material, family: str, num: int, *, hard: bool) -> np.ndarray:
+    """Return the numbers of different groups of a family; often groups much like each other where it is `hard`."""
+    size = len(material.families[family])
+    if hard and family in material.near and generator.random() < 0.6:
+        first = generator.integers(size)
+        others = material.near[family][first]
+        return np.append(first, generator.choice(others, min(num - 1, len(others)), replace=False))
+    return generator.choice(size, min(num, size), replace=False)
+
+
 def group_classes(
-    generator: np.random.Generator, material: Material, family: str, num: int, renamed: bool, sizes: Sizes
+    generator: np.random.Generator, material: Material, family: str, num: int, *, named: bool, hard: bool
 ) -> list[Class]:
     """Return classes drawn from the groups of one family."""
     groups = material.families[family]
-    num = min(num, len(groups))
     classes = []
-    for index in generator.choice(len(groups), num, replace=False):
+    for number, index in enumerate(pick_groups(generator, material, family, num, hard=hard)):
         group = groups[index]
-        label = random_label(generator, material.words) if renamed else material.names[group.name]
+        label = material.names[group.name] if named else random_label(generator, material.words)
         # Examples and queries of one class never share a sentence.
-        drawn = generator.choice(group.members, min(14, len(group.members)), replace=False)
+        drawn = generator.choice(group.members, min(int(generator.integers(6, 15)), len(group.members)), replace=False)
         sentences = [material.sentences[i] for i in drawn]
-        cut = len(sentences) // 2
-        hidden = material.names[group.name][0] if family == "keywords" and generator.random() < 0.3 else -1
-        queries = [thin(generator, s[s != hidden], 0.1) if (s != hidden).any() else s for s in sentences[cut:]]
-        classes.append(Class(label, sentences[:cut], [window(generator, q, sizes.sentence) for q in queries]))
+        cut = max(1, len(sentences) - 4)
+        queries = sentences[cut:]
+        if family.startswith("keywords") and generator.random() < 0.5:
+            hidden = material.names[group.name][0]
+            queries = [s[s != hidden] if (s != hidden).any() else s for s in queries]
+        classes.append(Class(number, label, sentences[:cut], queries))
     return classes
 
 
 def draw_classes(
-    generator: np.random.Generator, material: Material, sizes: Sizes, num: int, *, named: bool
+    generator: np.random.Generator, material: Material, num: int, *, named: bool, hard: bool
 ) -> list[Class]:
-    """Return the classes of one episode; `named` asks for labels that fit their meaning."""
-    labelled = [name for name in material.families if name.startswith("labelled")]
-    kind = generator.choice(4, p=[0.0, 0.4, 0.2, 0.4] if named else [0.3, 0.25, 0.2, 0.25])
-    if kind == 0:
-        return split_classes(generator, material, num, sizes)
-    family = (None, "keywords", "clusters", str(generator.choice(labelled)))[kind]
-    assert family is not None
-    if not material.families[family]:
-        return split_classes(generator, material, num, sizes)
-    return group_classes(generator, material, family, num, not named, sizes)
+    """Return the classes of one episode; `named` asks for labels that fit their meaning, `hard` for like classes."""
+    kind = generator.choice(
+        ["split", "labelled", "keywords", "clusters"], p=[0.0, 0.5, 0.3, 0.2] if named else [0.1, 0.35, 0.3, 0.25]
+    )
+    families = [name for name in material.families if name.startswith(kind)]
+    if not families:
+        return split_classes(generator, material, num)
+    return group_classes(generator, material, str(generator.choice(families)), num, named=named, hard=hard)
+
+
+class SoftToken(NamedTuple):
+    """What one soft token holds: see `EpisodeBatch`."""
+
+    examples: np.ndarray
+    label: np.ndarray
+    shares: tuple[float, float]
+    owner: int
 
 
 class Row:
@@ -251,89 +210,130 @@ class Row:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         self.ids: list[int] = []
+        self.parts: list[int] = []
+        self.places: list[int] = []
         self.slots: list[int] = []
-        self.bags: list[tuple[np.ndarray, np.ndarray]] = []
-        self.answers: list[tuple[int, int]] = []
+        self.soft_tokens: list[SoftToken] = []
+        self.answers: list[tuple[int, int, int]] = []
+        self.choices: list[int] = []
 
-    def soft(self, ids: np.ndarray, weights: np.ndarray) -> None:
+    def prompt(self, token: int, slot: int) -> None:
+        """Append a position of the prompt."""
+        self.places.append(len(self.ids))
+        self.ids.append(token)
+        self.parts.append(0)
+        self.slots.append(slot)
+
+    def soft(self, token: SoftToken) -> None:
         """Append a soft token."""
-        self.slots.append(len(self.bags))
-        self.ids.append(PAD)
-        self.bags.append((ids, weights))
+        self.prompt(PAD, len(self.soft_tokens))
+        self.soft_tokens.append(token)
 
-    def ask(self, query: np.ndarray, label: np.ndarray, equals: int, *, scored: bool) -> bool:
-        """Append "<s> query = label </s>"; return whether there was room."""
-        text = [START, *query, equals, *label, END]
-        room = len(self.ids) + len(text) <= self.sizes.tokens
-        if not room or len(self.answers) + len(label) + 1 > self.sizes.answers:
+    def ask(self, number: int, query: np.ndarray, item: Class, equals: int) -> bool:
+        """Append "<s> query = label" as query `number` from 1; return whether there was room."""
+        label = item.label[: self.sizes.label]
+        text, answer = [START, *query, equals, *label], [*label, END]
+        if len(self.ids) + len(text) > self.sizes.tokens or len(self.answers) + len(answer) > self.sizes.answers:
             return False
         start = len(self.ids) + len(query) + 1
-        if scored:
-            self.answers += [(start + i, int(token)) for i, token in enumerate([*label, END])]
+        self.answers += [(start + i, int(token), -1 if i else item.number) for i, token in enumerate(answer)]
+        first = self.parts.count(0)
+        self.places += range(first, first + len(text))
         self.ids += [int(token) for token in text]
+        self.parts += [number] * len(text)
         self.slots += [-1] * len(text)
         return True
 
 
-def write_prefix(generator: np.random.Generator, row: Row, classes: list[Class], num_examples: int) -> None:
-    """Write every class as `num_examples` soft tokens and the soft token of its label."""
-    for item in classes:
-        per_token = generator.integers(1, 4)
-        order = generator.permutation(len(item.examples))
-        for i in range(num_examples):
-            picked = [item.examples[j] for j in order[i * per_token : (i + 1) * per_token]]
-            ids = np.concatenate(picked or [item.examples[order[0]]])
-            if len(ids) > row.sizes.bag:
-                ids = generator.choice(ids, row.sizes.bag, replace=False)
-            row.soft(ids, np.ones(len(ids), np.float32))
-        row.soft(*label_bag(item.label[: row.sizes.bag]))
+def class_tokens(
+    generator: np.random.Generator, item: Class, num_each: int, apart: bool, sizes: Sizes
+) -> list[list[SoftToken]]:
+    """Return the soft tokens of one class, in runs that stay together."""
+    order = generator.permutation(len(item.examples))
+    label = item.label[: sizes.label]
+    runs = []
+    for i in range(num_each):
+        picked = [window(generator, item.examples[j], 24) for j in (order[i::num_each] if i < len(order) else order)]
+        ids = np.concatenate(picked)
+        if len(ids) > sizes.bag:
+            ids = generator.choice(ids, sizes.bag, replace=False)
+        of_label = float(np.exp(generator.uniform(-0.5, 0.5)))
+        if apart:
+            runs.append([SoftToken(ids, label, (1.0, 0.0), item.number), SoftToken(ids, label, (0.0, 1.0), -1)])
+        else:
+            runs.append([SoftToken(ids, label, (1.0, of_label), item.number)])
+    return runs
 
 
-def make_row(generator: np.random.Generator, material: Material, sizes: Sizes) -> Row:
+def write_prompt(generator: np.random.Generator, row: Row, classes: list[Class], words: np.ndarray) -> None:
+    """Write the classes as soft tokens in random order, with ordinary tokens between them in some episodes."""
+    apart = generator.random() < 0.15
+    most = row.sizes.slots // (len(classes) * (2 if apart else 1))
+    num_each = int(generator.integers(1, min(3, most) + 1))
+    runs = [run for item in classes for run in class_tokens(generator, item, num_each, apart, row.sizes)]
+    num_others = int(generator.integers(1, 5)) if generator.random() < 0.3 else 0
+    for turn in generator.permutation(len(runs) + num_others):
+        if turn >= len(runs):
+            row.prompt(int(generator.choice(words)), -1)
+            continue
+        for part in runs[turn]:
+            row.soft(part)
+
+
+def make_row(generator: np.random.Generator, material: Material, sizes: Sizes, *, hard: bool) -> Row:
     """Return one episode."""
     row = Row(sizes)
-    style = generator.choice(["soft", "names", "text"], p=[0.75, 0.1, 0.15])
-    num = int(generator.choice([2, 3, 4, 5], p=[0.1, 0.15, 0.25, 0.5]))
-    named = style == "names" or generator.random() < 0.35
-    classes = draw_classes(generator, material, sizes, num, named=named)
-    if style == "soft":
-        most = min(3, sizes.slots // len(classes) - 1)
-        write_prefix(generator, row, classes, int(generator.integers(1, most + 1)))
-    elif style == "names":
-        write_prefix(generator, row, classes, 0)
-    seen: set[int] = set()
-    for turn in range(8):
-        number = int(generator.integers(len(classes)))
-        item = classes[number]
-        # Without soft tokens a class can be known only once it has been shown.
-        pool = item.queries if style != "text" or number in seen else item.examples
-        query = window(generator, pool[generator.integers(len(pool))], sizes.sentence)
-        scored = style != "text" or number in seen
-        if not row.ask(query, item.label, material.equals, scored=scored) and turn:
+    chances = [0.0, 0.05, 0.1, 0.2, 0.4, 0.25] if hard else [0.05, 0.15, 0.2, 0.2, 0.25, 0.15]
+    num = int(generator.choice([1, 2, 3, 4, 5, 6], p=chances))
+    named = bool(generator.random() < 0.3)
+    classes = draw_classes(generator, material, num, named=named, hard=hard)
+    if hard and not named:
+        labels = hard_labels(generator, material, len(classes))
+        classes = [item._replace(label=label) for item, label in zip(classes, labels, strict=True)]
+    write_prompt(generator, row, classes, material.words)
+    row.choices = [int(item.label[0]) for item in classes]
+    asked = [(item, query) for item in classes for query in item.queries]
+    for number, turn in enumerate(generator.permutation(len(asked))):
+        item, query = asked[turn]
+        if not row.ask(number + 1, window(generator, query, sizes.sentence), item, material.equals):
             break
-        seen.add(number)
     return row
 
 
-def make_episodes(generator: np.random.Generator, material: Material, sizes: Sizes) -> EpisodeBatch:
-    """Return a batch of episodes."""
-    rows, tokens, slots, answers = sizes.rows, sizes.tokens, sizes.slots, sizes.answers
+def make_episodes(
+    generator: np.random.Generator, material: Material, sizes: Sizes, *, hard: bool = False
+) -> EpisodeBatch:
+    """Return a batch of episodes; hard ones have more classes, more alike, with labels of more and of odder tokens."""
+    grid, slots, answers = (sizes.rows, sizes.tokens), (sizes.rows, sizes.slots), (sizes.rows, sizes.answers)
     batch = EpisodeBatch(
-        np.full((rows, tokens), PAD, np.int32),
-        np.full((rows, tokens), -1, np.int32),
-        np.full((rows, slots, sizes.bag), PAD, np.int32),
-        np.zeros((rows, slots, sizes.bag), np.float32),
-        np.zeros((rows, answers), np.int32),
-        np.full((rows, answers), PAD, np.int32),
-        np.zeros((rows, answers), np.float32),
+        ids=np.full(grid, PAD, np.int32),
+        parts=np.full(grid, -1, np.int32),
+        places=np.zeros(grid, np.int32),
+        slots=np.full(grid, -1, np.int32),
+        bags=np.full((*slots, sizes.bag), PAD, np.int32),
+        bag_weights=np.zeros((*slots, sizes.bag), np.float32),
+        labels=np.full((*slots, sizes.label), PAD, np.int32),
+        label_weights=np.zeros((*slots, sizes.label), np.float32),
+        shares=np.zeros((*slots, 2), np.float32),
+        where=np.zeros(answers, np.int32),
+        targets=np.full(answers, PAD, np.int32),
+        weights=np.zeros(answers, np.float32),
+        owners=np.full(slots, -1, np.int32),
+        classes=np.full(answers, -1, np.int32),
+        choices=np.full((sizes.rows, MOST_CLASSES), -1, np.int32),
     )
-    for i in range(rows):
-        row = make_row(generator, material, sizes)
-        batch.ids[i, : len(row.ids)] = row.ids
-        batch.slots[i, : len(row.slots)] = row.slots
-        for j, (ids, weights) in enumerate(row.bags):
-            batch.bags[i, j, : len(ids)] = ids
-            batch.bag_weights[i, j, : len(ids)] = weights
-        for j, (position, target) in enumerate(row.answers):
+    for i in range(sizes.rows):
+        row = make_row(generator, material, sizes, hard=hard)
+        for name in ("ids", "parts", "places", "slots"):
+            getattr(batch, name)[i, : len(row.ids)] = getattr(row, name)
+        batch.choices[i, : len(row.choices)] = row.choices
+        for j, (examples, label, shares, owner) in enumerate(row.soft_tokens):
+            batch.bags[i, j, : len(examples)] = examples
+            batch.bag_weights[i, j, : len(examples)] = 1.0
+            batch.labels[i, j, : len(label)] = label
+            batch.label_weights[i, j, : len(label)] = label_weights(len(label))
+            batch.shares[i, j], batch.owners[i, j] = shares, owner
+        for j, (position, target, number) in enumerate(row.answers):
             batch.where[i, j], batch.targets[i, j], batch.weights[i, j] = position, target, 1.0
+            batch.classes[i, j] = number
     return batch

@@ -34,8 +34,6 @@ from experiments.pretrain.steer import (
     make_queries,
     prompt_from_examples,
     prompt_from_words,
-    query_ids,
-    token_ids,
     tune,
 )
 from nvcim_jax import checks, models
@@ -55,12 +53,14 @@ class Config:
         domains: "stream" (the four stream domains, five intents each) or "held_out" (five intents of `work`).
         num_seeds: Buffers a domain.
         buffer: Labelled examples in a buffer.
-        num_each: Soft tokens a label that average its examples; one more stands for the label itself.
+        num_each: Soft tokens a label; every prompt has that many times the number of labels.
         num_steps: Updates of the prompt.
         learning_rate: Of Adam for a prompt made from examples.
         word_steps: Updates of a prompt that starts from random words of the vocabulary.
         word_rate: Its learning rate.
-        shown: Examples of the in-context diagnostic.
+        bound: Largest entry of a bounded prompt.
+        sigma: Noise on a prompt's values, relative to its largest entry.
+        num_noisy: Noisy copies of each prompt.
     """
 
     domains: str = "stream"
@@ -69,14 +69,19 @@ class Config:
     num_each: int = 2
     num_steps: int = 50
     learning_rate: float = 2e-2
-    word_steps: int = 60
+    word_steps: int = 80
     word_rate: float = 2e-2
-    shown: int = 6
+    bound: float = 0.4
+    sigma: float = 0.1
+    num_noisy: int = 2
 
     def __post_init__(self) -> None:
         """Check the names."""
         checks.choice("domains", self.domains, ("stream", "held_out"))
         checks.integer("num_seeds", self.num_seeds, low=2, high=10)
+
+
+TUNED = "made from examples, tuned"
 
 
 class Domain(NamedTuple):
@@ -150,40 +155,47 @@ def sentence_losses(params: Any, ids: np.ndarray, weights: np.ndarray, config: m
     return -(picked * weights).sum()
 
 
-def in_context_prompt(model: Model, examples: Sequence[Example]) -> jax.Array:
-    """Return the embeddings of examples written out as text, in place of a soft prompt."""
-    parts = [
-        np.concatenate([query_ids(model.tokenizer, text), token_ids(model.tokenizer, label), [END]])
-        for text, label in examples
-    ]
-    return models.embed(model.params, jnp.asarray(np.concatenate(parts), jnp.int32), config=model.config)
-
-
 def draw_buffer(domain: Domain, size: int, seed: int) -> list[Example]:
     """Return examples drawn at random from a domain."""
     generator = np.random.default_rng([seed, *domain.name.encode()])
     return [domain.pool[i] for i in generator.choice(len(domain.pool), size, replace=False)]
 
 
+class Plan(NamedTuple):
+    """How one prompt is tuned: where it starts, and the settings of `tune`."""
+
+    start: jax.Array
+    learning_rate: float
+    num_steps: int
+    bound: float = math.inf
+
+
 def make_prompts(
     model: Model, buffer: list[Example], config: Config, seed: int
-) -> Iterator[tuple[str, jax.Array, dict]]:
+) -> Iterator[tuple[str, jax.Array, dict[str, float]]]:
     """Yield the prompts of one buffer by method, with what is to be noted about each."""
     examples = make_labelled(model.tokenizer, buffer)
     start = prompt_from_examples(model.params, model.tokenizer, buffer, config=model.config, num_each=config.num_each)
-    yield "made from examples, not tuned", start, {}
+    yield "made from examples, not tuned", start, {"largest": float(jnp.abs(start).max())}
     words = prompt_from_words(model.params, len(start), seed=seed)
     plans = {
-        "made from examples, tuned": (start, config.learning_rate, config.num_steps),
-        "made from random words, tuned": (words, config.word_rate, config.word_steps),
+        TUNED: Plan(start, config.learning_rate, config.num_steps),
+        "made from random words, tuned": Plan(words, config.word_rate, config.word_steps),
+        "random words, tuned within the bound": Plan(words, config.word_rate, config.word_steps, config.bound),
     }
-    for name, (prompt, rate, steps) in plans.items():
-        tuned, losses = tune(model.params, prompt, examples, jnp.float32(rate), config=model.config, num_steps=steps)
+    for name, (prompt, rate, steps, bound) in plans.items():
+        tuned, losses = tune(
+            model.params, prompt, examples, jnp.float32(rate), config=model.config, num_steps=steps, bound=bound
+        )
         note = {"first_loss": float(losses[0]), "last_loss": float(losses[-1]), "largest": float(jnp.abs(tuned).max())}
         yield name, tuned, note
-    generator = np.random.default_rng(seed)
-    shown = [buffer[i] for i in generator.choice(len(buffer), config.shown, replace=False)]
-    yield f"{config.shown} examples as text", in_context_prompt(model, shown), {}
+
+
+def noisy_copies(prompt: jax.Array, config: Config, seed: int) -> Iterator[jax.Array]:
+    """Yield the prompt with Gaussian noise on its values, sigma relative to its largest entry."""
+    scale = config.sigma * jnp.abs(prompt).max()
+    for key in jax.random.split(jax.random.key(seed), config.num_noisy):
+        yield prompt + scale * jax.random.normal(key, prompt.shape)
 
 
 def steering(model: Model, folder: Path, config: Config) -> Iterator[dict[str, Any]]:
@@ -208,7 +220,9 @@ def steering(model: Model, folder: Path, config: Config) -> Iterator[dict[str, A
             yield about | {"method": "1-NN of the same examples", "accuracy": float(np.mean(hits))}
             for method, prompt, note in make_prompts(model, buffer, config, seed):
                 yield about | {"method": method, "accuracy": score(prompt, i), "num_virtual": len(prompt), **note}
-                if method == "made from examples, tuned" and len(domains) > 1:
+                noisy = [score(copy, i) for copy in noisy_copies(prompt, config, seed)]
+                yield about | {"method": f"{method}; noise {config.sigma}", "accuracy": float(np.mean(noisy))}
+                if method == TUNED and len(domains) > 1:
                     other = (i + 1) % len(domains)
                     yield about | {"method": "tuned on the wrong domain", "accuracy": score(prompt, other)}
 

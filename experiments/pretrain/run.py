@@ -35,6 +35,7 @@ TINY = Recipe(
     num_heads=2,
     mlp_width=64,
     num_steps=30,
+    hard_from=20,
     warmup=5,
     decay=10,
     text_rows=2,
@@ -99,12 +100,13 @@ def train(recipe: Recipe, corpus: data.Corpus, out: Path, *, save_every: int = 5
         if state.step % save_every == 0 or state.step == recipe.num_steps:
             save(checkpoint, state, recipe)
             each = (time.monotonic() - started) / (state.step - first)
-            text, answer = np.mean(losses, axis=0)
+            means = dict(zip(("text", "answer", "choice", "features"), np.mean(losses, axis=0).tolist(), strict=True))
             left = each * (recipe.num_steps - state.step)
-            record = {"step": state.step, "text": text, "answer": answer, "seconds_a_step": each}
+            record = {"step": state.step, **means, "seconds_a_step": each}
             with (out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            print(f"step {state.step}: text {text:.3f}, answers {answer:.3f} nats; {left:.0f} s left", flush=True)
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+            print(f"step {state.step}: {shown} nats; {left:.0f} s left", flush=True)
             losses.clear()
     export(out / "model", state, tokenizer, recipe)
     return state, recipe

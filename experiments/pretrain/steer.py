@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
 from experiments.pretrain.data import SPECIAL_TOKENS
-from experiments.pretrain.episodes import equals_id, label_bag
+from experiments.pretrain.episodes import label_weights
+from experiments.pretrain.material import equals_id
 from experiments.pretrain.objective import cross_entropy, soft_tokens
 from nvcim_jax import models
 from nvcim_jax.types import PyTree
@@ -147,23 +148,26 @@ def make_labelled(tokenizer: Tokenizer, examples: Sequence[Example]) -> Labelled
 def prompt_from_examples(
     params: PyTree, tokenizer: Tokenizer, examples: Sequence[Example], *, config: models.Config, num_each: int = 2
 ) -> Float[Array, "prompt width"]:
-    """Return a prompt made from labelled examples: `num_each` soft tokens and a label token for every label.
+    """Return a prompt made from labelled examples: `num_each` soft tokens for every label, see `soft_tokens`.
 
-    The examples of a label are dealt out in turn over its soft tokens, each of which averages the embeddings of their
-    words. Five labels and `num_each` = 2 give 15 virtual tokens.
+    The examples of a label are dealt out in turn over its soft tokens. Five labels and `num_each` = 2 give 10 virtual
+    tokens.
     """
-    bags, weights = [], []
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     for label in sorted({example.label for example in examples}):
         texts = [token_ids(tokenizer, example.text) for example in examples if example.label == label]
-        for i in range(num_each):
-            ids = np.concatenate(texts[i::num_each] or texts)[:BAG_TOKENS]
-            bags.append(ids)
-            weights.append(np.ones(len(ids), np.float32))
-        ids, weight = label_bag(token_ids(tokenizer, label))
-        bags.append(ids)
-        weights.append(weight)
-    padded = jnp.asarray(pad(bags, BAG_TOKENS)), jnp.asarray(pad(weights, BAG_TOKENS))
-    return soft_tokens(params, *padded, config=config)
+        dealt = [np.concatenate(texts[i::num_each] or texts)[:BAG_TOKENS] for i in range(num_each)]
+        parts += [(ids, token_ids(tokenizer, label)) for ids in dealt]
+    bags, labels = zip(*parts, strict=True)
+    longest = max(map(len, labels))
+    arrays = (
+        pad(bags, BAG_TOKENS),
+        pad([np.ones(len(ids), np.float32) for ids in bags], BAG_TOKENS),
+        pad(labels, longest),
+        pad([label_weights(len(ids)) for ids in labels], longest),
+        np.ones((len(parts), 2), np.float32),
+    )
+    return soft_tokens(params, *map(jnp.asarray, arrays), config=config)
 
 
 def prompt_from_words(params: PyTree, num_tokens: int, *, seed: int) -> Float[Array, "prompt width"]:
@@ -218,7 +222,7 @@ def accuracy(
     return float((jnp.argmax(rank(params, prompt, queries, candidates, config=config), axis=1) == truth).mean())
 
 
-@partial(jax.jit, static_argnames=("config", "num_steps"))
+@partial(jax.jit, static_argnames=("config", "num_steps", "bound"))
 def tune(
     params: PyTree,
     prompt: jax.Array,
@@ -227,8 +231,11 @@ def tune(
     *,
     config: models.Config,
     num_steps: int,
+    bound: float = np.inf,
 ) -> tuple[Float[Array, "prompt width"], Float[Array, " steps"]]:
     """Tune a prompt by Adam on the mean loss of the examples' answers, all examples in every step.
+
+    Entries are kept within [-bound, bound] by clipping after every step.
 
     Returns:
         The prompt, and the loss before each step in nats an answer.
@@ -246,7 +253,8 @@ def tune(
     def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple[jax.Array, optax.OptState], jax.Array]:
         value, grad = jax.value_and_grad(loss)(carry[0])
         update, state = adam.update(grad, carry[1])
-        return (carry[0] + jnp.asarray(update), state), value
+        return (jnp.clip(carry[0] + jnp.asarray(update), -bound, bound), state), value
 
-    (tuned, _), losses = jax.lax.scan(step, (prompt, adam.init(prompt)), length=num_steps)
+    start = jnp.clip(prompt, -bound, bound)
+    (tuned, _), losses = jax.lax.scan(step, (start, adam.init(start)), length=num_steps)
     return tuned, losses

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from experiments.pretrain import episodes, features, objective
 from experiments.pretrain.data import Corpus, encode
+from experiments.pretrain.material import Material, equals_id, make_material
 from nvcim_jax import checks, models
 from nvcim_jax.types import PyTree
 
@@ -33,10 +34,13 @@ class Recipe:
         num_layers: Blocks.
         num_heads: Heads of a block.
         mlp_width: Hidden channels of the feed-forward part.
+        rope_theta: Base of the rotary frequencies; a large one lets most channels match whatever their distance.
         num_steps: Updates.
+        hard_from: Update from which on episodes are hard, see `episodes.make_episodes`.
         warmup: Updates over which the learning rate rises.
         decay: Updates at the end over which it falls to zero; constant in between.
-        learning_rate: Its peak.
+        learning_rate: Its peak for the matrices of the blocks (Muon).
+        embedding_rate: Its peak for embedding and norms (Adam).
         weight_decay: Of the matrices of the blocks, decoupled.
         text_rows: Rows of plain text a step.
         text_tokens: Tokens of such a row.
@@ -44,6 +48,11 @@ class Recipe:
         episode_tokens: Tokens of an episode.
         noise: Largest noise on soft tokens, relative to their largest entry.
         embedding_size: Mean length of the embedding's rows at the start.
+        head_gain: Weight of the final norm at the start.
+        random_size: Size of the random part of the blocks' matrices, relative to a standard deviation of 0.05.
+        gather_gain: Strength of the wired part that gathers words, see `wire`.
+        match_gain: Of the part that compares.
+        copy_gain: Of the part that copies.
     """
 
     seed: int = 20241112
@@ -52,17 +61,25 @@ class Recipe:
     num_layers: int = 4
     num_heads: int = 4
     mlp_width: int = 512
-    num_steps: int = 1100
-    warmup: int = 100
-    decay: int = 350
-    learning_rate: float = 4e-3
+    rope_theta: float = 1e6
+    num_steps: int = 4600
+    hard_from: int = 2400
+    warmup: int = 30
+    decay: int = 1300
+    learning_rate: float = 2e-3
+    embedding_rate: float = 1e-3
     weight_decay: float = 0.05
-    text_rows: int = 6
+    text_rows: int = 3
     text_tokens: int = 129
-    episode_rows: int = 20
-    episode_tokens: int = 64
+    episode_rows: int = 12
+    episode_tokens: int = 128
     noise: float = 0.1
-    embedding_size: float = 0.8
+    embedding_size: float = 3.2
+    head_gain: float = 0.15
+    random_size: float = 0.3
+    gather_gain: float = 1.2
+    match_gain: float = 1.2
+    copy_gain: float = 0.7
 
 
 class TrainState(NamedTuple):
@@ -89,18 +106,20 @@ def model_config(recipe: Recipe) -> models.Config:
         mlp_width=recipe.mlp_width,
         max_tokens=512,
         norm_eps=1e-5,
+        rope=models.Rope(theta=recipe.rope_theta),
         tied=True,
     )
 
 
-def learning_rate(recipe: Recipe) -> optax.Schedule:
-    """Return the schedule: up over `warmup`, constant, down to zero over the last `decay` updates."""
+def learning_rate(recipe: Recipe, peak: float | None = None) -> optax.Schedule:
+    """Return the schedule: up over `warmup` to the peak, constant, down to zero over the last `decay` updates."""
+    peak = recipe.learning_rate if peak is None else peak
 
     def rate(count: jax.typing.ArrayLike) -> jax.Array:
         count = jnp.asarray(count)
         rise = (count + 1) / recipe.warmup
         fall = (recipe.num_steps - count) / recipe.decay
-        return recipe.learning_rate * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
+        return peak * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
 
     return rate
 
@@ -114,6 +133,7 @@ def make_optimiser(recipe: Recipe) -> optax.GradientTransformation:
 
     muon = optax.contrib.muon(
         learning_rate(recipe),
+        adam_learning_rate=learning_rate(recipe, recipe.embedding_rate),
         adam_b2=0.98,
         consistent_rms=0.2,
         weight_decay=recipe.weight_decay,
@@ -122,27 +142,70 @@ def make_optimiser(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), muon)
 
 
-def make_start(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> tuple[TrainState, episodes.Material]:
+def first_embedding(
+    sentences: list[np.ndarray], vectors: np.ndarray, weights: np.ndarray, equals: int, recipe: Recipe
+) -> np.ndarray:
+    """Return the embedding before training: word vectors in the first half of the channels, rare words longer.
+
+    The mean over the text is taken away, so that sentences differ by what they are about and not by how common their
+    words are. Signs that stand in no sentence, and the answer sign, begin almost without a meaning.
+    """
+    counts = np.bincount(np.concatenate(sentences), minlength=recipe.vocab_size)
+    vectors = vectors - counts @ vectors / counts.sum()
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    empty = (counts == 0) | (np.arange(recipe.vocab_size) == equals)
+    vectors[empty] *= 0.02
+    generator = np.random.default_rng([recipe.seed, 1])
+    rest = generator.standard_normal((recipe.vocab_size, recipe.width - vectors.shape[1])) / vectors.shape[1] ** 0.5
+    lengths = weights / weights.mean() * recipe.embedding_size
+    return (np.concatenate([vectors, 0.1 * rest], axis=1) * lengths[:, None]).astype(np.float32)
+
+
+def wire(layers: dict[str, jax.Array], recipe: Recipe) -> dict[str, jax.Array]:
+    """Add to random blocks the circuit that episodes teach, so that training only has to sharpen it.
+
+    The first half of the residual stream's channels holds words and labels, the third quarter what a sentence is
+    about, the last quarter what the examples in a soft token are about. The first block gathers the leading quarter of
+    every word before a position into the third quarter; in the upper half of the blocks the third quarter of a query
+    is compared with the last quarter of the soft tokens, and the words of those that match are copied. Blocks that
+    begin near a useful pattern learn faster than random ones (Trockman and Kolter, arXiv 2305.09828).
+    """
+    quarter, size, upper = recipe.width // 4, recipe.width // recipe.num_heads, recipe.num_layers // 2
+    wired = {name: recipe.random_size * np.array(array) for name, array in layers.items() if array.ndim == 3}
+    # The leading channels go where the rotation of positions is slowest: the end of each half of a head.
+    slow = np.arange(size).reshape(2, size // 2)[:, ::-1].T.ravel()[:quarter]
+    for head in range(recipe.num_heads):
+        own = head * size + np.arange(size)
+        matched, words = np.arange(min(quarter, size)), own % (2 * quarter)
+        wired["q"][upper:, 2 * quarter + matched, head * size + slow] += recipe.match_gain
+        wired["k"][upper:, 3 * quarter + matched, head * size + slow] += recipe.match_gain
+        wired["v"][upper:, words, own] += recipe.copy_gain
+        wired["o"][upper:, own, words] += recipe.copy_gain
+        lead = words < quarter
+        wired["v"][0, words[lead], own[lead]] += recipe.gather_gain
+        wired["o"][0, own[lead], 2 * quarter + words[lead]] += recipe.gather_gain
+    return layers | {name: jnp.asarray(array) for name, array in wired.items()}
+
+
+def make_start(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> tuple[TrainState, Material]:
     """Return the state before the first update, and the material batches are drawn from.
 
-    The embedding starts as word vectors, rare words longer; the products of attention start near the identity, so
-    that a head looks for similar tokens and copies what it finds (Trockman and Kolter, arXiv 2305.09828).
+    The embedding starts as word vectors (see `first_embedding`), the blocks near a circuit (see `wire`).
     """
     config = model_config(recipe)
     sentences = encode(tokenizer, corpus.train)
-    vectors = features.word_vectors(sentences, recipe.vocab_size, recipe.width, seed=recipe.seed)
+    vectors = features.word_vectors(sentences, recipe.vocab_size, recipe.width // 2, seed=recipe.seed)
     weights = features.inverse_frequency(sentences, recipe.vocab_size)
     params = models.init(jax.random.key(recipe.seed), config=config, scale=0.05)
-    lengths = weights / weights.mean() * recipe.embedding_size
-    params["embedding"] = jnp.asarray(vectors * lengths[:, None])
-    for name, factor in (("q", 0.5), ("k", 0.5), ("v", 0.3), ("o", 0.3)):
-        params["layers"][name] = 0.6 * params["layers"][name] + factor * jnp.eye(recipe.width)[None]
-    material = episodes.make_material(corpus, tokenizer, vectors, seed=recipe.seed)
+    params["embedding"] = jnp.asarray(first_embedding(sentences, vectors, weights, equals_id(tokenizer), recipe))
+    params["final_norm"] = recipe.head_gain * params["final_norm"]
+    params["layers"] = wire(params["layers"], recipe)
+    material = make_material(corpus, tokenizer, vectors, seed=recipe.seed)
     return TrainState(0, params, make_optimiser(recipe).init(params)), material
 
 
 def make_step(
-    recipe: Recipe, material: episodes.Material
+    recipe: Recipe, material: Material
 ) -> Callable[[TrainState], tuple[TrainState, tuple[jax.Array, jax.Array]]]:
     """Return the function that makes one update; batch and noise depend on the seed and the step alone."""
     config = model_config(recipe)
@@ -152,8 +215,8 @@ def make_step(
 
     def objectives(params: PyTree, text: jax.Array, batch: episodes.EpisodeBatch, key: jax.Array) -> Any:
         of_text = objective.text_loss(params, text, config=config)
-        of_answers, _ = objective.answer_loss(params, batch, key, config=config, noise=recipe.noise)
-        return of_text + of_answers, (of_text, of_answers)
+        parts = objective.answer_loss(params, batch, key, config=config, noise=recipe.noise)
+        return of_text + sum(parts), (of_text, *parts)
 
     @jax.jit
     def update(params: PyTree, state: Any, text: Any, batch: Any, key: Any) -> Any:
@@ -164,7 +227,7 @@ def make_step(
     def step(state: TrainState) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         generator = np.random.default_rng([recipe.seed, state.step])
         text = episodes.make_text(generator, material, recipe.text_rows, recipe.text_tokens)
-        batch = episodes.make_episodes(generator, material, sizes)
+        batch = episodes.make_episodes(generator, material, sizes, hard=state.step >= recipe.hard_from)
         key = jax.random.fold_in(root, state.step)
         params, optimiser_state, losses = update(state.params, state.optimiser, text, batch, key)
         return TrainState(state.step + 1, params, optimiser_state), losses
