@@ -4,6 +4,7 @@ from nvcim_jax.pipeline.ageing import compensate_state, drift_state
 from nvcim_jax.pipeline.config import Config, Template, crossbar_for
 from nvcim_jax.pipeline.memory import Arrays, Correction, Retrieved, program_store, read_prompts, retrieve, search
 from nvcim_jax.pipeline.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
+from nvcim_jax.pipeline.nearest_text import nearest_text
 from nvcim_jax.pipeline.noise import through_cells, training_noise
 from nvcim_jax.pipeline.objective import (
     Batch,
@@ -39,9 +40,14 @@ from nvcim_jax.pipeline.stages import (
     observe,
 )
 from nvcim_jax.pipeline.store import Capacity, Inserted, Store, capacity, empty_store, insert
+from nvcim_jax.pipeline.study import BASELINES, END_TO_END, Unit, plan, study
+from nvcim_jax.pipeline.study_folder import read_study, run_study
+from nvcim_jax.pipeline.summary import shift_matrix, summary
 from nvcim_jax.pipeline.text import Queries, label_candidates, make_examples, make_queries, text_features
 
 __all__ = [
+    "BASELINES",
+    "END_TO_END",
     "METHODS",
     "MITIGATIONS",
     "AnswerInfo",
@@ -63,6 +69,7 @@ __all__ = [
     "Store",
     "Template",
     "Trainable",
+    "Unit",
     "answer",
     "ask",
     "calibrated",
@@ -84,16 +91,23 @@ __all__ = [
     "make_examples",
     "make_queries",
     "methods_config",
+    "nearest_text",
     "objective",
     "observe",
     "one_prompt",
     "pipeline_loss",
+    "plan",
     "program_selected",
     "program_store",
     "read_prompts",
+    "read_study",
     "retrieve",
+    "run_study",
     "save_state",
     "search",
+    "shift_matrix",
+    "study",
+    "summary",
     "text_features",
     "through_cells",
     "train",

@@ -22,7 +22,20 @@ from nvcim_jax.pipeline.store import Store
 from nvcim_jax.pipeline.text import label_candidates, make_queries, text_features
 from nvcim_jax.types import Key
 
-__all__ = ["METHODS", "Asked", "Learned", "Method", "ask", "chip_metric", "learn", "methods_config", "one_prompt"]
+__all__ = [
+    "METHODS",
+    "Asked",
+    "Learned",
+    "Method",
+    "ask",
+    "chip_metric",
+    "found_on_chip",
+    "hits",
+    "learn",
+    "methods_config",
+    "one_prompt",
+    "ranked_right",
+]
 
 ROUTES = ("search", "oracle", "random")
 TRAININGS = ("plain", "noise", "lipschitz")
@@ -95,15 +108,25 @@ class Learned(NamedTuple):
 
     Attributes:
         stores: The store after every block.
-        calibration: Features of the last buffer's queries, for calibrating chips.
-        curvature: Second derivatives of the stored prompts, (slots, virtual tokens, width).
+        calibrations: Features of each block's queries, for calibrating chips.
+        curvatures: Second derivatives of the prompts stored after each block, (slots, virtual tokens, width).
         info: What `observe` said about every block.
     """
 
     stores: tuple[Store, ...]
-    calibration: jax.Array
-    curvature: jax.Array
+    calibrations: tuple[jax.Array, ...]
+    curvatures: tuple[jax.Array, ...]
     info: tuple[Any, ...]
+
+    @property
+    def calibration(self) -> jax.Array:
+        """Features of the last buffer's queries."""
+        return self.calibrations[-1]
+
+    @property
+    def curvature(self) -> jax.Array:
+        """Second derivatives after the last block."""
+        return self.curvatures[-1]
 
 
 def methods_config(config: Config, method: Method) -> Config:
@@ -167,19 +190,19 @@ def learn(
     # Nothing is programmed while learning: chips are made when they are asked, one for each instance.
     init_key, probe_key = jax.random.split(jax.random.fold_in(key, len(stream.blocks)))
     state = init(init_key, lm, None, config=config)._replace(device=device)
-    stores, infos = [], []
+    stores, calibrations, curvatures, infos = [], [], [], []
     diagonal = jnp.zeros_like(state.store.prompts)
-    buffer: Buffer | None = None
     for t, block in enumerate(stream.blocks):
         state, info = observe(jax.random.fold_in(key, t), state, block.records, lm, config=config, rates=rates)
         buffer = make_buffer(block.records, lm, config=config)
         if with_curvature:
             diagonal = _add_curvature(jax.random.fold_in(probe_key, t), diagonal, state, buffer, info, lm)
         stores.append(state.store)
+        calibrations.append(buffer.features)
+        curvatures.append(diagonal)
         infos.append(info)
         advance(1, f"block {t + 1}")
-    assert buffer is not None
-    return Learned(tuple(stores), buffer.features, diagonal, tuple(infos))
+    return Learned(tuple(stores), tuple(calibrations), tuple(curvatures), tuple(infos))
 
 
 def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, info: Any, lm: LM) -> jax.Array:
@@ -241,6 +264,47 @@ def _route(key: Key, scores: jax.Array, asked: Asked, store: Store, route: str) 
     return jnp.argmax(scores, axis=1)
 
 
+def found_on_chip(
+    key: Key,
+    store: Store,
+    diagonal: jax.Array,
+    calibration: jax.Array,
+    asked: Asked,
+    device: devices.Device | None,
+    *,
+    config: Config,
+    method: Method,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the slot of every query and all prompts as one chip gives them back.
+
+    The programming of the chip and the read of its prompts draw from keys of their own, so two methods with the same
+    store and mitigation read the same prompts under the same key.
+
+    Args:
+        key: Key of the chip.
+        store: What is to be held.
+        diagonal: Second derivatives of the stored prompts, for `swv`.
+        calibration: Features of known queries, for `cxdnn` and `correctnet`.
+        asked: The test rows; their texts are not looked at.
+        device: The memory cells; None for exact memory.
+        config: Options of the pipeline, those of the method.
+        method: What is done with the chip.
+
+    Returns:
+        Slots (queries,) and prompts (slots, virtual tokens, width).
+    """
+    chip_key, search_key, read_key, calibration_key, route_key = jax.random.split(key, 5)
+    if method.mitigation == "swv" and device is not None:
+        arrays = program_selected(chip_key, store, code_importance(store, diagonal), device, config=config)
+    else:
+        arrays = program_store(chip_key, store, device, config=config)
+    if method.mitigation in ("cxdnn", "correctnet") and device is not None:
+        arrays = calibrated(calibration_key, calibration, store, arrays, device, config=config, kind=method.mitigation)
+    scores = search(search_key, asked.features, store, arrays, device, config=config)
+    slots = _route(route_key, scores, asked, store, method.route)
+    return slots, read_prompts(read_key, store, arrays, device, config=config)
+
+
 @functools.cache
 def chip_metric(model: models.Config, config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
     """Return the function of one chip for `montecarlo.run`: accuracy and hit rate of each domain.
@@ -260,23 +324,16 @@ def chip_metric(model: models.Config, config: Config, method: Method) -> Callabl
     def metric(
         key: Key, params: Any, store: Store, diagonal: Any, calibration: Any, asked: Asked, device: Any
     ) -> dict[str, jax.Array]:
-        chip_key, search_key, read_key, calibration_key, route_key = jax.random.split(key, 5)
-        if method.mitigation == "swv" and device is not None:
-            arrays = program_selected(chip_key, store, code_importance(store, diagonal), device, config=config)
-        else:
-            arrays = program_store(chip_key, store, device, config=config)
-        if method.mitigation in ("cxdnn", "correctnet") and device is not None:
-            arrays = calibrated(
-                calibration_key, calibration, store, arrays, device, config=config, kind=method.mitigation
-            )
-        scores = search(search_key, asked.features, store, arrays, device, config=config)
-        slots = _route(route_key, scores, asked, store, method.route)
-        prompts = read_prompts(read_key, store, arrays, device, config=config)[slots]
-        right = ranked_right(params, prompts, asked, model)
-        hit = jnp.take(asked.domain_of_block, jnp.maximum(store.block[slots], 0)) == asked.domain
-        return {"accuracy": _by_domain(right, asked), "hit": _by_domain(hit, asked)}
+        slots, prompts = found_on_chip(key, store, diagonal, calibration, asked, device, config=config, method=method)
+        right = ranked_right(params, prompts[slots], asked, model)
+        return {"accuracy": _by_domain(right, asked), "hit": _by_domain(hits(slots, store, asked), asked)}
 
     return metric
+
+
+def hits(slots: jax.Array, store: Store, asked: Asked) -> jax.Array:
+    """Return whether the slot found for each query belongs to a block of the query's domain (queries,), bool."""
+    return jnp.take(asked.domain_of_block, jnp.maximum(store.block[slots], 0)) == asked.domain
 
 
 def ranked_right(params: Any, prompts: jax.Array, asked: Asked, model: models.Config) -> jax.Array:

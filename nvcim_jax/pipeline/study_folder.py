@@ -1,0 +1,183 @@
+"""A study in a folder: every finished unit is kept, and a second call goes on where the first one stopped."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nvcim_jax import checks, devices
+from nvcim_jax.models import LM
+from nvcim_jax.montecarlo.fingerprint import difference, fingerprint
+from nvcim_jax.montecarlo.records import locked, write_bytes
+from nvcim_jax.pipeline.study import Record, Unit, plan, study
+from nvcim_jax.types import Key
+
+__all__ = ["read_study", "run_study"]
+
+RECORDS = "records.jsonl"
+_FREE = ("advance", "skip")  # what changes no record
+
+
+def read_study(folder: str | Path) -> list[Record]:
+    """Read the records of a folder, and of all folders below it, in the order of their paths.
+
+    Args:
+        folder: A folder that `run_study` has written, or one that holds such folders (parts of one study).
+
+    Returns:
+        The records of all finished units.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no records.
+    """
+    folder = checks.file("folder", folder, folder=True)
+    paths = sorted(Path(folder).rglob(RECORDS))
+    if not paths:
+        checks.fail("folder", f"hold {RECORDS}, or folders that do", f"{folder} has none", "Run the study first.")
+    return [record for path in paths for record in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[Record]:
+    """Return the records of a file; a last line that a killed process left half written does not count."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _unit(record: Record) -> Unit:
+    return Unit(*(record[name] for name in Unit._fields))
+
+
+def _finished(path: Path, wanted: dict[Unit, int]) -> list[Record]:
+    """Return the records of the units that are whole."""
+    records = _whole_lines(path) if path.is_file() else []
+    numbers: dict[Unit, int] = {}
+    for record in records:
+        numbers[_unit(record)] = numbers.get(_unit(record), 0) + 1
+    return [record for record in records if numbers[_unit(record)] == wanted.get(_unit(record))]
+
+
+def _numbers(streams: Sequence[Any], device_list: Sequence[devices.Device], options: dict[str, Any]) -> dict[Unit, int]:
+    """Return how many records each unit has."""
+    sizes = {}
+    for stream in streams:
+        names = len(stream.domains) + (getattr(stream, "unseen", None) is not None)
+        for unit in plan([stream], device_list, **options):
+            chips = options.get("num_instances", 10) if unit.device != "digital" else 1
+            sizes[unit] = names * chips * (len(stream.blocks) if options.get("every_block", False) else 1)
+    return sizes
+
+
+def _about(key: Key, streams: Sequence[Any], lm: LM, device_list: Sequence[devices.Device], options: Any) -> Any:
+    """Return everything that a record depends on."""
+    settings = {name: value for name, value in options.items() if name not in _FREE}
+    rates = {n: None if settings.get(n) is None else _fields(settings[n]) for n in ("rates", "end_to_end_rates")}
+    settings |= rates | {"methods": _fields_of_all(settings.get("methods"))}
+    settings["train_device"] = None if settings.get("train_device") is None else settings["train_device"].name
+    settings["baselines"] = list(settings.get("baselines", ()))
+    settings["streams"] = {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams}
+    return fingerprint(settings, key, (lm.params, tuple(device_list), options.get("train_device")))
+
+
+def _digest(stream: Any) -> str:
+    """Return a hash of all texts and answers of a stream, in order."""
+    blocks = [[[record.input, record.output] for record in block.records] for block in stream.blocks]
+    test = {name: [[record.input, record.output] for record in rows] for name, rows in stream.test.items()}
+    text = json.dumps([blocks, test, list(stream.labels)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fields(value: Any) -> dict[str, float]:
+    return {field.name: _number(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _number(value: Any) -> Any:
+    number = float(value)
+    return number if abs(number) != float("inf") else "infinite"
+
+
+def _fields_of_all(methods: Any) -> Any:
+    return None if methods is None else {name: dataclasses.asdict(method) for name, method in methods.items()}
+
+
+def _append(path: Path, records: list[Record]) -> None:
+    """Add the records of one unit in one write, on the disk before it returns."""
+    content = "".join(json.dumps(record) + "\n" for record in records)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _csv(records: list[Record]) -> bytes:
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, [*records[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return sink.getvalue().encode()
+
+
+def run_study(
+    folder: str | Path,
+    key: Key,
+    streams: Sequence[Any],
+    lm: LM,
+    device_list: Sequence[devices.Device],
+    **options: Any,
+) -> list[Record]:
+    """Run `study` into a folder, unit by unit, and return its records in the order of `plan`.
+
+    Every finished unit is added to `records.jsonl` in one write. A process may be killed at any moment: the same call
+    again leaves out a unit that is half written, skips those that are whole, and ends with the same records as without
+    a break. `study.json` holds what the records depend on, `records.csv` the same table at the end.
+
+    Args:
+        folder: The folder, made when it is not there.
+        key: Key of the study.
+        streams: The streams.
+        lm: The language model with its tokenizer.
+        device_list: The devices.
+        **options: The options of `study`.
+
+    Returns:
+        All records.
+
+    Raises:
+        ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
+            of `study` is wrong.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, about = folder / RECORDS, _about(key, streams, lm, device_list, options)
+    with locked(folder):
+        _same_study(folder / "study.json", about)
+        wanted = _numbers(streams, device_list, options)
+        done = _finished(path, wanted)
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in done).encode())
+        advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
+        advance(len(skip), "already there")
+        part: list[Record] = []
+        for record in study(key, streams, lm, device_list, skip=skip, advance=advance, **options):
+            part.append(record)
+            if len(part) == wanted[_unit(record)]:
+                _append(path, part)
+                part = []
+        order = {unit: i for i, unit in enumerate(wanted)}
+        records = sorted(_whole_lines(path), key=lambda record: order[_unit(record)])
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+        write_bytes(folder / "records.csv", _csv(records))
+    return records
+
+
+def _same_study(path: Path, about: Any) -> None:
+    if not path.is_file():
+        write_bytes(path, json.dumps(about, indent=1).encode())
+    differing = difference(json.loads(path.read_text(encoding="utf-8")), about)
+    if differing:
+        found = f"differs in {'; '.join(differing[:6])}: {path.parent}"
+        checks.fail("folder", "hold the same study", found, "Use another folder, or go back to those settings.")
