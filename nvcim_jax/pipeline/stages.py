@@ -237,7 +237,7 @@ def fit_codec(
     return store._replace(codec=codec), fitted
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
+@partial(jax.jit, static_argnames="model")
 def _rank(
     params: PyTree,
     ids: jax.Array,
@@ -245,9 +245,7 @@ def _rank(
     prompts: jax.Array,
     answers: models.Candidates,
     model: models.Config,
-    config: Config,
 ) -> jax.Array:
-    del config
     x, seen = models.prepend(prompts, models.embed(params, ids, config=model), mask)
     return models.rank(params, x, seen, answers, config=model)
 
@@ -294,7 +292,7 @@ def answer(
         state = state._replace(store=state.store._replace(uses=uses))
     if labels is not None:
         answers = label_candidates(labels, lm, config.template)
-        logs = _rank(lm.params, queries.ids, queries.mask, prompts, answers, lm.config, config)
+        logs = _rank(lm.params, queries.ids, queries.mask, prompts, answers, lm.config)
         written = [labels[int(i)] for i in jnp.argmax(logs, axis=1)]
     else:
         logs, written = None, _write(text_key, queries, prompts, lm, max_new_tokens)

@@ -1,4 +1,4 @@
-"""From buffers to answers: the plain language model where nothing is stored, the stored prompt where nothing is lost."""
+"""From buffers to answers: the plain model where nothing is stored, the stored prompt where nothing is lost."""
 
 import dataclasses
 from functools import partial

@@ -1,0 +1,143 @@
+"""Search and read-back in the memory: the digital scores within rounding, every kind of key, every layout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import crossbar, devices, pipeline, selection
+from nvcim_jax.pipeline.memory import key_matrix, value_matrix
+
+WIDTH, SLOTS, FILLED = 32, 4, 3
+
+
+def filled_store(lm, config) -> pipeline.Store:
+    """Return a store of three prompts and an empty slot."""
+    prompts = jax.random.normal(jax.random.key(0), (FILLED, config.num_virtual, WIDTH))
+    features = jax.random.normal(jax.random.key(1), (FILLED, config.search_tokens, WIDTH))
+    return pipeline.insert(pipeline.empty_store(lm.config, config), prompts, features, config=config)[0]
+
+
+def queries(config, num: int = 5) -> jax.Array:
+    return jax.random.normal(jax.random.key(2), (num, config.search_tokens, WIDTH))
+
+
+SEARCHES = [
+    {"search": selection.SearchConfig(measure=measure, axis=axis, storage=storage, scales=scales), **other}
+    for measure, axis, storage, scales, other in (
+        ("mips", "features", "shared", (1, 2, 4), {}),
+        ("cosine", "features", "shared", (1, 2, 4), {"unit_keys": False}),
+        ("ssa", "features", "shared", (1, 2, 4), {"key": "prompt", "unit_keys": False}),
+        ("ssa", "features", "apart", (1, 2, 4), {}),
+        ("ssa", "tokens", "apart", (1, 2), {"key": "prompt"}),
+    )
+]
+
+
+@pytest.mark.parametrize("change", SEARCHES)
+def test_search_on_ideal_arrays_is_the_digital_search_within_rounding(lm, config, change):
+    bits = 10
+    arrays = dataclasses.replace(config.arrays, weight_bits=bits)
+    config = dataclasses.replace(config, arrays=arrays, **change)
+    store, x = filled_store(lm, config), queries(config)
+    exact = pipeline.program_store(jax.random.key(3), store, None, config=config)
+    digital = pipeline.search(jax.random.key(4), x, store, exact, None, config=config)
+    ideal = devices.get("ideal")
+    chip = pipeline.program_store(jax.random.key(3), store, ideal, config=config)
+    found = pipeline.search(jax.random.key(4), x, store, chip, ideal, config=config)
+    assert bool((found[:, FILLED:] == -jnp.inf).all())
+    assert bool((digital[:, FILLED:] == -jnp.inf).all())
+    # every stored value is off by at most half a step of its column, 1 / (2 (2^(bits-1) - 1)) of the largest
+    half_step = 0.5 / (2 ** (bits - 1) - 1) * jnp.abs(key_matrix(store, config=config)).max(axis=0)
+    codes = jax.vmap(lambda f: f / jnp.linalg.norm(f))(x) if config.unit_keys else x
+    weights = store.scale_weights
+    rows = jax.vmap(lambda c: selection.query_vector(c, weights, config=config.search))(codes)
+    np.testing.assert_allclose(
+        digital[:, :FILLED], rows @ key_matrix(store, config=config)[:, :FILLED], rtol=1e-4, atol=1e-5
+    )
+    bound = jnp.abs(rows).sum(axis=1, keepdims=True) * half_step[None, :] * 1.01
+    assert bool((jnp.abs(found - digital) <= bound)[:, :FILLED].all())
+    assert float(jnp.abs(found - digital)[:, :FILLED].max()) > 0.0
+
+
+@pytest.mark.parametrize("axis", ["features", "tokens"])
+def test_both_storages_score_the_same_without_noise(lm, config, axis):
+    found = []
+    for storage in ("shared", "apart"):
+        search = selection.SearchConfig(axis=axis, storage=storage)
+        options = dataclasses.replace(config, key_tokens=4, search=search)
+        store, x = filled_store(lm, options), queries(options)
+        arrays = pipeline.program_store(jax.random.key(3), store, None, config=options)
+        found.append(pipeline.search(jax.random.key(4), x, store, arrays, None, config=options)[:, :FILLED])
+        assert len(arrays.keys) == (4 * WIDTH if storage == "shared" else 7 * WIDTH)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_unit_keys_make_scores_blind_to_length(lm, config):
+    store, x = filled_store(lm, config), queries(config)
+    longer = store._replace(features=7.0 * store.features)
+
+    def scores(options, store, x):
+        arrays = pipeline.program_store(jax.random.key(3), store, None, config=options)
+        return pipeline.search(jax.random.key(4), x, store, arrays, None, config=options)[:, :FILLED]
+
+    np.testing.assert_allclose(scores(config, longer, 3.0 * x), scores(config, store, x), rtol=1e-4)
+    raw = dataclasses.replace(config, unit_keys=False)
+    np.testing.assert_allclose(scores(raw, longer, 3.0 * x), 21.0 * scores(raw, store, x), rtol=1e-4)
+
+
+def test_read_prompts_are_the_stored_ones_within_rounding(lm, config):
+    store, ideal = filled_store(lm, config), devices.get("ideal")
+    arrays = pipeline.program_store(jax.random.key(3), store, ideal, config=config)
+    read = pipeline.read_prompts(jax.random.key(4), store, arrays, ideal, config=config)
+    half_step = 0.5 / 7 * jnp.abs(store.prompts).max(axis=(1, 2), keepdims=True) * 1.001
+    assert bool((jnp.abs(read - store.prompts) <= half_step).all())
+    np.testing.assert_allclose(crossbar.read_back(jax.random.key(5), arrays.values, ideal, config=config.arrays).T,
+                               read.reshape(SLOTS, -1), rtol=1e-6)  # fmt: skip
+    np.testing.assert_array_equal(read[FILLED:], 0.0)
+
+
+def test_corrections_are_applied_to_scores_and_values(lm, config):
+    store, x = filled_store(lm, config), queries(config)
+    plain = pipeline.program_store(jax.random.key(3), store, None, config=config)
+    gain, offset, value_gain = jnp.arange(1.0, 5.0), jnp.arange(4.0), jnp.arange(2.0, 6.0)
+    mended = plain._replace(correction=pipeline.Correction(gain, offset, value_gain))
+    scores = [pipeline.search(jax.random.key(4), x, store, a, None, config=config) for a in (plain, mended)]
+    np.testing.assert_allclose(
+        scores[1][:, :FILLED], (scores[0] * gain[None] + offset[None])[:, :FILLED], rtol=1e-5, atol=1e-6
+    )
+    read = pipeline.read_prompts(jax.random.key(4), store, mended, None, config=config)
+    np.testing.assert_allclose(read, store.prompts * value_gain[:, None, None], rtol=1e-6)
+
+
+def test_a_wrong_number_of_key_tokens_is_named(lm, config):
+    store = filled_store(lm, config)
+    arrays = pipeline.program_store(jax.random.key(3), store, None, config=config)
+    with pytest.raises(ValueError, match="features"):
+        pipeline.search(jax.random.key(4), jnp.zeros((2, 3, WIDTH)), store, arrays, None, config=config)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative"])
+def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, kind):
+    codec = "identity" if kind in ("prompt", "anchored") else "autoencoder"
+    config = dataclasses.replace(config, key=kind, codec=codec, code=8)
+    state = pipeline.init(jax.random.key(0), lm, None, config=config)
+    state, info = pipeline.observe(jax.random.key(1), state, buffers[0], lm, config=config)
+    assert state.store.features.shape == (4, 1 if kind == "representative" else 2, 32)
+    assert (info.codec is None) == (codec == "identity")
+    keys = key_matrix(state.store, config=config)
+    if kind == "representative":
+        # the key is the representative's own text: it finds itself, whatever the prompt has become
+        texts = [buffers[0][int(i)].input for i in info.representatives]
+        _, found = pipeline.answer(jax.random.key(2), state, texts, lm, config=config, labels=["yes", "no"])
+        np.testing.assert_array_equal(found.found.slots, info.inserted.slots)
+    elif codec == "identity":
+        norm = jnp.linalg.norm(value_matrix(state.store), axis=0)
+        np.testing.assert_allclose(keys * norm[None], value_matrix(state.store), rtol=1e-4, atol=1e-6)
+    if kind == "contrastive":
+        assert info.codec.hit_rate is not None
+    if kind == "anchored":
+        pooled = pipeline.make_buffer(buffers[0], lm, config=config).features[info.representatives]
+        assert float(jnp.abs(state.store.prompts[:2] - pooled).max()) < 4 * 1e-2 + 1e-5  # 4 steps of at most 1e-2
