@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nvcim_jax import models
@@ -19,6 +20,27 @@ TEXT = (
     "i would like to book a table for two at a good restaurant",
     "he was born in the north of the country and went to school there",
 )
+
+REQUESTS = {
+    "light": (
+        (
+            "turn on the lamp in the hall",
+            "make the room brighter please",
+            "switch off the lamps",
+            "the room is dark",
+        ),
+        ("switch on the lamp in the room", "turn off the lamps please", "make the hall brighter"),
+    ),
+    "money": (
+        ("how much money is in my account", "send fifty dollars to my bank", "what did i pay", "show my bank account"),
+        ("pay ten dollars from my account", "how many dollars do i have in the bank", "send money to my friend"),
+    ),
+    "trip": (
+        ("find me a flight to paris", "which hotel is near the airport", "book a train to london", "plan my travel"),
+        ("i need a flight to london", "find a hotel in paris", "book my travel to the airport"),
+    ),
+}
+"""Label -> (examples to tune on, sentences to ask)."""
 
 UNIGRAM = 6.06
 """Nats a token of TEXT under unigrams of the training sentences (experiments/pretrain/baselines.py, ngram_losses)."""
@@ -108,3 +130,47 @@ def test_prompt_gradient_is_finite_and_not_zero(lm: models.LM):
     grad = jax.grad(loss)(prompt)
     assert bool(jnp.isfinite(grad).all())
     assert float(jnp.abs(grad).max()) > 0
+
+
+def encode_requests(lm: models.LM, part: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return "<s> request =" padded on the right, the place of the sign, and the number of the label."""
+    rows = [(lm.tokenizer(text + " =")["input_ids"], n) for n, k in enumerate(REQUESTS.values()) for text in k[part]]
+    ids = np.zeros((len(rows), 14), np.int32)
+    for out, (row, _) in zip(ids, rows, strict=True):
+        out[: len(row)] = row
+    return jnp.asarray(ids), jnp.asarray([len(row) - 1 for row, _ in rows]), jnp.asarray([n for _, n in rows])
+
+
+def answer_scores(lm: models.LM, prompt: jax.Array, ids: jax.Array, last: jax.Array) -> jax.Array:
+    """Return log-probabilities of all tokens at the answer sign."""
+    x = models.embed(lm.params, ids, config=lm.config)
+    before = jnp.broadcast_to(prompt, (len(x), *prompt.shape))
+    states, _ = models.hidden(lm.params, jnp.concatenate([before, x], axis=1), config=lm.config)
+    picked = states[jnp.arange(len(x)), last + len(prompt)]
+    return jax.nn.log_softmax(models.head(lm.params, picked, config=lm.config))
+
+
+def test_a_tuned_prompt_steers_it_on_sentences_it_was_not_tuned_on(lm: models.LM):
+    labels = jnp.asarray([lm.tokenizer(label)["input_ids"][1] for label in REQUESTS])
+    ids, last, truth = encode_requests(lm, 0)
+    adam = optax.adam(2e-2)
+
+    def loss(prompt: jax.Array) -> jax.Array:
+        return -answer_scores(lm, prompt, ids, last)[jnp.arange(len(ids)), labels[truth]].mean()
+
+    @jax.jit
+    def tune(prompt: jax.Array) -> jax.Array:
+        def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple[jax.Array, optax.OptState], None]:
+            update, state = adam.update(jax.grad(loss)(carry[0]), carry[1])
+            return (carry[0] + jnp.asarray(update), state), None
+
+        return jax.lax.scan(step, (prompt, adam.init(prompt)), length=60)[0][0]
+
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
+        prompt = tune(lm.params["embedding"][jnp.arange(1000, 1009)])
+    ids, last, truth = encode_requests(lm, 1)
+    # Ranked among all words, not among the three labels: without a prompt no label is near the top.
+    frozen = answer_scores(lm, prompt[:0], ids, last).argmax(-1) == labels[truth]
+    steered = answer_scores(lm, prompt, ids, last).argmax(-1) == labels[truth]
+    assert float(frozen.mean()) == 0.0
+    assert float(steered.mean()) >= 7 / 9
