@@ -1,8 +1,8 @@
 """Measure the bundled language model: perplexity, and what one tuned soft prompt a domain is worth.
 
-    NVCIM_DATA=<data folder> python -m experiments.pretrain.evaluate --out runs/bundled            # the model shipped
+    NVCIM_DATA=<data folder> python -m experiments.pretrain.evaluate --out runs/bundled  # the model shipped
     NVCIM_DATA=<data folder> python -m experiments.pretrain.evaluate --checkpoint runs/pretrain/model \
-        --config.domains held_out --out runs/trial                                                     # choosing a recipe
+        --config.domains held_out --out runs/trial  # choosing a recipe
 
 Takes about 10 minutes on one core for the four stream domains and three buffers. Expect the table of
 nvcim_jax/models/bundled/MODEL_CARD.md. Recipes are chosen on `held_out` (five intents of the `work` domain that the
