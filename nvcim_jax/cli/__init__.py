@@ -8,7 +8,9 @@ from collections.abc import Sequence
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "study": "the main job: a Monte Carlo study with its table and figure",
+    "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
+    "report": "the table and the figures of a run again, from its records alone",
+    "study": "a Monte Carlo study of one noisy product, with its table and figure",
     "sweep": "run a grid of settings over device instances, resumable and in shards",
     "merge": "join the shards of a sweep; find gaps, duplicates and conflicts",
     "tolerance": "find how much of a non-ideality the task stands for 99 % of chips",

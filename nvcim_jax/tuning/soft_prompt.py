@@ -44,6 +44,8 @@ class Options:
         schedule: Learning rate after the warm-up: `constant`, or falling to zero in a `linear` or `cosine` way.
         warmup: Share of the updates over which the learning rate rises from zero, in [0, 1).
         noise_rise: Share of the updates over which the noise rises from nothing to its full size, in [0, 1].
+        remat: Whether the backward pass computes each block of the model again: the same prompts, in less memory (one
+            block's activations and, for packed weights, one block's floats instead of all) and more time.
 
     Raises:
         ValueError: If an option has no such value.
@@ -54,6 +56,7 @@ class Options:
     schedule: str = "linear"
     warmup: float = 0.05
     noise_rise: float = 0.5
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -155,6 +158,7 @@ def prompt_loss(
     weights: Float[Array, " examples"],
     *,
     config: models.Config,
+    remat: bool = False,
 ) -> Scalar:
     """Return the loss of the answers behind a prompt.
 
@@ -167,6 +171,7 @@ def prompt_loss(
         batch: Texts and answers.
         weights: Weight of each example, >= 0.
         config: The model.
+        remat: Whether the backward pass computes each block again, see `Options`.
 
     Returns:
         The loss, float32; 0 where all weights are 0.
@@ -182,7 +187,7 @@ def prompt_loss(
     """
     text = embed(params, batch.ids, config=config)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
-    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config)
+    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, remat=remat)
     states = jnp.take_along_axis(states, (batch.where + prompt.shape[0])[..., None], axis=1)
     losses = token_losses(head(params, states, config=config), batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
@@ -231,11 +236,11 @@ def _tune_one(
         share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
         noisy = prompt + share * (perturb(noise_key, prompt) - prompt)
         if options.batch is None:
-            value = prompt_loss(noisy, params, batch, weights, config=config)
+            value = prompt_loss(noisy, params, batch, weights, config=config, remat=options.remat)
         else:
             chosen = draw_batch(batch_key, weights, options.batch)
             part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
-            value = prompt_loss(noisy, params, part, jnp.ones(options.batch), config=config)
+            value = prompt_loss(noisy, params, part, jnp.ones(options.batch), config=config, remat=options.remat)
         return value + _penalties(prompt, anchor, rates), value
 
     def update(carry: tuple[jax.Array, Any], step: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:

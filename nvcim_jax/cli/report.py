@@ -1,0 +1,163 @@
+"""`nvcim report`: the table and the figures of a run again, from its records alone."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from nvcim_jax import checks
+
+__all__ = ["Options", "main", "report", "table"]
+
+BAR_METHODS = 14
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Print the table of a run and draw its figures again, from the records alone."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, or of several parts of one."""
+    plots: bool = True
+    """Whether to draw the figures."""
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code."""
+    for path in report(options.folder, plots=options.plots):
+        print(f"  {path}")
+    return 0
+
+
+def report(folder: Path, *, plots: bool) -> list[Path]:
+    """Print the table of a folder and draw its figures.
+
+    Args:
+        folder: Folder with records.
+        plots: Whether to draw.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no records.
+    """
+    from nvcim_jax import pipeline
+    from nvcim_jax.cli.tables import print_table
+
+    records = pipeline.read_study(checks.file("folder", folder, folder=True))
+    if not records:
+        checks.fail("folder", "hold finished records", f"{folder} has none yet", "Let the run finish.")
+    rows = table(records)
+    print_table([_worded(row) for row in rows], title=_title(records))
+    scores = folder / "official.json"
+    if scores.is_file():
+        print_table(json.loads(scores.read_text(encoding="utf-8")), title="Official LaMP scores, chip by chip")
+    return _draw(records, rows, folder) if plots else []
+
+
+def table(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a summary, with intervals over the chips where there is only one stream.
+
+    Chips of one stream share its prompts: such an interval says how far chips differ, not streams.
+
+    Args:
+        records: Records of a study.
+
+    Returns:
+        Rows of `pipeline.summary`.
+    """
+    from nvcim_jax import metrics, pipeline
+
+    rows = pipeline.summary(records)
+    for row in rows:
+        if row["streams"] > 1 or row["instances"] < 2:
+            continue
+        own = [r for r in records if all(r[k] == row[k] for k in ("kind", "device", "sigma", "trained_for", "method"))]
+        last = max(r["block"] for r in own)
+        for name in ("accuracy", "hit"):
+            chips: dict[int, list[float]] = {}
+            for r in own:
+                if r["block"] == last and r["role"] != "unseen" and r[name] is not None:
+                    chips.setdefault(r["instance"], []).append(r[name])
+            if chips:
+                found = metrics.interval([sum(values) / len(values) for values in chips.values()])
+                row[f"{name}_low"], row[f"{name}_high"] = float(found.low), float(found.high)
+    return rows
+
+
+def _title(records: Sequence[dict[str, Any]]) -> str:
+    streams = len({(r["kind"], r["stream"]) for r in records})
+    over = f"over {streams} streams" if streams > 1 else "over the chips of the one stream"
+    return f"After the last buffer, mean over the domains; 95 % intervals {over}"
+
+
+def _worded(row: dict[str, Any]) -> dict[str, str]:
+    """Return one line of the table."""
+
+    def number(name: str) -> str:
+        return "-" if row[name] is None else f"{row[name]:.3f}"
+
+    def ends(name: str) -> str:
+        if row[f"{name}_low"] is None:
+            return "-"
+        low, high = (min(max(row[f"{name}_{end}"], 0.0), 1.0) for end in ("low", "high"))
+        return f"{low:.3f} .. {high:.3f}"
+
+    digital = row["device"] == "digital"
+    found = {
+        "method": row["method"],
+        "memory": "exact" if digital else f"{row['device']}, sigma {row['sigma']:g}",
+        "accuracy": number("accuracy"),
+        "95 %": ends("accuracy"),
+        "hit rate": number("hit"),
+        "95 % ": ends("hit"),
+        "streams x chips": f"{row['streams']} x {row['instances']}",
+    }
+    if row["forgetting"] is not None:
+        found["forgetting"] = number("forgetting")
+    return found
+
+
+def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw what the records allow."""
+    from nvcim_jax import pipeline, plots
+    from nvcim_jax.montecarlo.records import write_bytes
+    from nvcim_jax.plots.shift import Panel, accuracy_bars, shift_heatmaps
+
+    baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in pipeline.BASELINES}
+    named = [
+        {**row, "place": "exact" if row["device"] == "digital" else f"{row['device']} {row['sigma']:g}"}
+        for row in rows
+        if row["method"] not in pipeline.BASELINES
+    ]
+    figures = {}
+    for name, label in (("accuracy", "share of right answers"), ("hit", "share of right prompts")):
+        known = [row for row in named if row[name] is not None]
+        if known:
+            levels = baselines if name == "accuracy" else None
+            figures[f"{name}.png"] = accuracy_bars(known, group="place", value=name, levels=levels, ylabel=label)
+    several = len({record["block"] for record in records}) > 1
+    if several:
+        figures["shift.png"] = shift_heatmaps([Panel(*made) for made in _panels(records, rows)])
+    for name, figure in figures.items():
+        write_bytes(folder / name, plots.png(figure))
+    return [folder / name for name in figures]
+
+
+def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the matrix of each method, on devices where it was measured there."""
+    from nvcim_jax import pipeline
+
+    noisy = {row["method"] for row in rows if row["device"] != "digital"}
+    made = []
+    for row in rows:
+        if row["device"] != "digital" or row["method"] not in noisy:
+            place = {"device": row["device"], "sigma": row["sigma"], "trained_for": row["trained_for"]}
+            title = row["method"] if row["device"] == "digital" else f"{row['method']}, {row['device']}"
+            made.append((title, *pipeline.shift_matrix(records, row["method"], **place)))
+    return made[:BAR_METHODS]

@@ -1,0 +1,308 @@
+"""`nvcim run` as a user meets it: files, tables, official predictions, and one line for bad input."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from nvcim_jax import cli, data, metrics, models, tuning
+from nvcim_jax.cli import estimate
+
+BUNDLED = Path(models.__file__).parent / "bundled"
+TINY = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
+SMALL = "--steps 2 --batch 2 --buffer-size 4 --num-virtual 2 --codec identity --instances 2 --num-users 2 --num-test 4"
+METHODS = "--methods frozen,NVCiM-PT,NVP*(MIPS)"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint with random weights and the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    models.save(folder, models.LM(models.init(jax.random.key(0), config=TINY), TINY))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / name, folder / name)
+    return folder
+
+
+@contextlib.contextmanager
+def _users_defaults() -> Iterator[None]:
+    """Set JAX as users have it, not as strictly as this suite does."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
+        yield
+
+
+def _call(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with _users_defaults():
+        code = cli.main(words)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def _lamp(folder: Path, task: str = "LaMP_2", users: int = 2) -> Path:
+    """Write a LaMP folder by hand: users who tag films, or write titles."""
+    tags = metrics.LAMP_LABELS["LaMP_2M"]
+    questions, golds = [], []
+    for i in range(2 * users):
+        user = i // 2
+        if task == "LaMP_2":
+            head = "Which tag does this movie relate to among the following tags? description:"
+            made = [{"tag": tags[j % 3], "description": f"a film {j} of {user}"} for j in range(6)]
+        else:
+            head = "Generate a headline for the following article:"
+            made = [{"title": f"news {j}", "text": f"a day {j} of {user}"} for j in range(6)]
+        profile = [{"id": f"{user}{j}", **item} for j, item in enumerate(made)]
+        questions.append({"id": f"{i}", "input": f"{head} a day with {i}", "profile": profile})
+        golds.append({"id": f"{i}", "output": tags[user] if task == "LaMP_2" else f"day {i}"})
+    folder.mkdir(parents=True)
+    (folder / "dev_questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    (folder / "dev_outputs.json").write_text(json.dumps({"task": task, "golds": golds}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """Return the folder of one small run over LaMP files, its words, and what it printed."""
+    base = tmp_path_factory.mktemp("run")
+    lamp = _lamp(base / "LaMP_2")
+    words = ["run", "--data", str(lamp), "--task", "LaMP_2", "--model", str(tiny), *f"{SMALL} {METHODS}".split()]
+    words += ["--every-block", "--predictions", "2", "--out", str(base / "out")]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), _users_defaults():
+        assert cli.main(words) == 0
+    return base / "out", words, printed.getvalue()
+
+
+def test_everything_that_is_written_is_listed(done: tuple[Path, list[str], str]) -> None:
+    out, _, printed = done
+    listed = printed.split("Written:\n")[1].split()
+    there = {str(path) for path in out.iterdir() if path.name != "lock"}
+    assert set(listed) == there
+    names = {Path(path).name for path in listed}
+    assert {"records.jsonl", "records.csv", "study.json", "config.json", "accuracy.png", "shift.png"} <= names
+
+
+def test_both_records_hold_the_same_and_the_command_is_kept(done: tuple[Path, list[str], str]) -> None:
+    out, _, _ = done
+    lines = [json.loads(line) for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    with open(out / "records.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [line["accuracy"] for line in lines] == [float(row["accuracy"]) for row in rows]
+    assert {line["method"] for line in lines} == {"frozen", "NVCiM-PT", "NVP*(MIPS)"}
+    assert {line["instance"] for line in lines if line["device"] == "FeFET3"} == {0, 1}
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["command"].startswith("nvcim run --data ")
+
+
+def test_official_predictions_are_those_of_the_very_chips_of_the_records(done: tuple[Path, list[str], str]) -> None:
+    out, _, _ = done
+    scores = json.loads((out / "official.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    for chip, row in enumerate(scores):
+        preds = out / f"predictions_0_chip_{chip}.json"
+        again = metrics.lamp_evaluate(out / "golds_0.json", preds, task="LaMP_2M")
+        assert {name: row[name] for name in again} == again
+        place = ("NVCiM-PT", "FeFET3", chip, 1)
+        own = [r for r in lines if (r["method"], r["device"], r["instance"], r["block"]) == place]
+        assert len(own) == 2  # as many questions of each user
+        assert row["accuracy"] == pytest.approx(sum(r["accuracy"] for r in own) / 2)
+
+
+def test_the_same_command_goes_on_and_other_settings_are_refused(
+    done: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, words, printed = done
+    before = (out / "records.jsonl").read_bytes()
+    lines = before.splitlines(keepends=True)
+    (out / "records.jsonl").write_bytes(b"".join(lines[:5]))  # a run that was killed early
+    code, said, _ = _call(words, capsys)
+    assert code == 0
+    assert (out / "records.jsonl").read_bytes() == before
+    assert _table(said) == _table(printed)
+    code, said, err = _call([*words, "--sigma", "0.2"], capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "must hold the same study" in err
+
+
+def _table(printed: str) -> list[str]:
+    return [line.strip() for line in printed.splitlines() if line[:1] in "│┃"]
+
+
+def test_report_gives_the_same_table_and_figures_from_the_records_alone(
+    done: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, _, printed = done
+    (tmp_path / "records.jsonl").write_bytes((out / "records.jsonl").read_bytes())
+    code, said, _ = _call(["report", str(tmp_path)], capsys)
+    assert code == 0
+    methods = [line for line in _table(printed) if "FeFET3" in line or "exact" in line]
+    assert methods
+    assert [line for line in _table(said) if "FeFET3" in line or "exact" in line] == methods
+    for path in tmp_path.glob("*.png"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+        assert str(path) in said
+
+
+def test_free_text_is_written_and_scored_officially(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lamp = _lamp(tmp_path / "LaMP_4", "LaMP_4")
+    words = ["run", "--data", str(lamp), "--model", str(tiny), *SMALL.split(), "--max-new-tokens", "3"]
+    code, said, err = _call([*words, "--out", str(tmp_path / "out")], capsys)
+    assert code == 0, err
+    assert "rouge-1" in said
+    preds = json.loads((tmp_path / "out" / "predictions_0_chip_0.json").read_text(encoding="utf-8"))
+    assert preds["task"] == "LaMP_4"
+    assert {row["id"] for row in preds["golds"]} == {"0", "1", "2", "3"}
+
+
+def test_a_file_of_options_is_read_and_words_come_first(tmp_path: Path) -> None:
+    from nvcim_jax.cli.run import Options, _with_file
+
+    (tmp_path / "run.toml").write_text('sigma = 0.2\nbuffer-size = 9\nmethods = ["frozen"]\n', encoding="utf-8")
+    found = _with_file(Options(file=tmp_path / "run.toml", buffer_size=7))
+    assert (found.sigma, found.buffer_size, found.methods) == (0.2, 7, ("frozen",))
+    (tmp_path / "run.toml").write_text("sigm = 0.2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="Did you mean 'sigma'"):
+        _with_file(Options(file=tmp_path / "run.toml"))
+
+
+def _without(folder: Path, target: Path, name: str) -> Path:
+    shutil.copytree(folder, target, ignore=lambda _, names: [n for n in names if n.startswith(name)])
+    return target
+
+
+def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
+    """Return the words and the message of one kind of bad input."""
+    lamp = _lamp(tmp / "in" / "LaMP_2")
+    use = ["--data", str(lamp)]
+    if name == "no such path":
+        return ["--data", str(tmp / "in" / "LaMP_3")], "Did you mean 'LaMP_2'"
+    if name == "unknown task":
+        return [*use, "--task", "LaMP_8"], "must be one of LaMP_1, LaMP_2, LaMP_2M, LaMP_2N"
+    if name == "wrong task":
+        return [*use, "--task", "LaMP_3"], "must be the task of the outputs file, LaMP_2"
+    if name == "wrong variant":
+        return [*use, "--task", "LaMP_2N"], r"must fit the profiles \(LaMP_2N: text, category\)"
+    if name == "missing ids":
+        golds = json.loads((lamp / "dev_outputs.json").read_text(encoding="utf-8"))
+        (lamp / "dev_outputs.json").write_text(json.dumps({**golds, "golds": golds["golds"][1:]}), encoding="utf-8")
+        return use, "must have the ids of the questions, but lacks '0'"
+    if name == "HTML page":
+        (lamp / "dev_questions.json").write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
+        return use, "is an HTML page"
+    if name == "HTML lines":
+        (tmp / "in" / "rows.jsonl").write_text("<html></html>\n", encoding="utf-8")
+        return ["--data", str(tmp / "in" / "rows.jsonl")], "is an HTML page"
+    if name == "no tokenizer":
+        return ["--model", str(_without(tiny, tmp / "in" / "model", "tokenizer"))], "`--model` must have a tokenizer"
+    if name == "no model":
+        return ["--model", str(tmp / "in" / "none here")], "There is no folder"
+    if name == "full store":
+        return ["--capacity", "3"], "`--capacity` must be at least 6, the prompts of all buffers, but is 3"
+    if name == "small budget":
+        return ["--memory-budget-mb", "1", "--model", str(tiny)], "`--memory-budget-mb` must be at least about"
+    if name == "unknown method":
+        return ["--methods", "NVCiM"], "Did you mean 'NVCiM-PT'"
+    if name == "unknown device":
+        return ["--device", "FeFET7"], "Did you mean 'FeFET6'"
+    if name == "too few users":
+        return [*use, "--num-users", "5"], "must be at most the users with 4 profile items, but 2 of 2 users have"
+    raise AssertionError(name)
+
+
+BAD = (
+    "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
+    "no tokenizer", "no model", "full store", "small budget", "unknown method", "unknown device", "too few users",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_line_and_code_two_and_leaves_nothing(
+    name: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, expected = _bad(name, tiny, tmp_path)
+    size = ["--buffer-size", "4"] if "--capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
+    size += [] if "--num-users" in words or "--num-users" in size else ["--num-users", "2"]
+    code, said, err = _call(["run", *words, *size, "--out", str(tmp_path / "out")], capsys)
+    assert code == 2
+    assert said == ""
+    assert err.startswith("nvcim run: ")
+    assert err.count("\n") == 1
+    assert re.search(expected, err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_estimate_prints_memory_and_room_of_the_published_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said, _ = _call(["run", "--estimate", "--out", str(tmp_path / "out")], capsys)
+    assert code == 0
+    for name, count in (("Gemma-2B", 2_506_172_416), ("Phi-2", 2_779_683_840), ("Mistral-7B-GPTQ", 7_241_732_096)):
+        assert name in said
+        assert f"{count:,}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def _abstract(size: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(size, dtype)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_formula_is_the_compilers_analysis_within_a_factor(remat: bool) -> None:
+    config = models.Config(vocab_size=512, width=128, num_layers=6, num_heads=4, mlp_width=768)
+    work = estimate.Work(prompts=3, batch=4, virtual=8, text=24, answer=4, remat=remat)
+    params = jax.tree.map(_abstract, models.shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    batch = tuning.Examples(_abstract((10, 24), jnp.int32), *[_abstract((10, 4), jnp.int32)] * 2)
+    options = tuning.Options(num_steps=3, batch=4, remat=remat)
+
+    def tune(key: Any, prompts: Any, params: Any, batch: Any, weights: Any) -> Any:
+        return tuning.tune(key, prompts, params, batch, weights, config=config, options=options)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = jax.jit(tune).lower(key, _abstract((3, 8, 128)), params, batch, _abstract((3, 10)))
+    analysis = lowered.compile().memory_analysis()
+    truth = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+    found = estimate.estimate(config, work)
+    assert found.weights == 4 * models.num_params(config)
+    assert found.tuning_peak / 1.5 < truth < found.tuning_peak * 1.5
+    rest = analysis.temp_size_in_bytes
+    assert found.activations / 1.5 < rest < found.activations * 1.5
+
+
+def test_packed_weights_take_a_byte_and_their_scales() -> None:
+    config = dataclasses.replace(TINY, width=256, num_heads=2, mlp_width=512)
+    layer = models.shapes(config)["layers"]
+    inputs = {name: size[1:] for name, size in layer.items() if len(size) == 3}
+    codes = sum(i * o + 2 * -(-i // 128) * o + 4 * i for i, o in inputs.values())
+    floats = models.num_params(config) - sum(i * o for i, o in inputs.values())
+    found = estimate.estimate(config, estimate.Work(dtype="bfloat16"), packed=True)
+    assert found.weights == codes + 2 * floats
+
+
+def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> None:
+    from nvcim_jax.cli.run import Options
+    from nvcim_jax.cli.source import read_source
+
+    rows = [
+        data.Record(f"{d}-{s}-{i}", d, "intent", f"ask {i}", f"{d} {i % 2}", s)
+        for d in ("a", "b", "c")
+        for s in ("train", "test")
+        for i in range(6)
+    ]
+    data.write_jsonl(tmp_path / "rows.jsonl.gz", rows)
+    options = Options(data=tmp_path / "rows.jsonl.gz", domains=("c", "a"), buffer_size=4, streams=2)
+    made = read_source(options)
+    assert [stream.domains for stream in made.streams] == [("c", "a")] * 2
+    assert [stream.seed for stream in made.streams] == [0, 1]
+    assert made.streams[0].labels == ("c 0", "c 1", "a 0", "a 1")
+    with pytest.raises(ValueError, match="`--domains` must be one of a, b, c"):
+        read_source(dataclasses.replace(options, domains=("d",)))
