@@ -38,7 +38,7 @@ def started(pretrain, tmp_path_factory) -> SimpleNamespace:
     corpus = pretrain.data.tiny_corpus()
     tokenizer = pretrain.data.train_tokenizer(corpus.train, pretrain.run.TINY.vocab_size)
     recipe = pretrain.train.Recipe(
-        **{**pretrain.run.TINY.__dict__, "vocab_size": tokenizer.get_vocab_size(), "hard_from": 1}
+        **{**pretrain.run.TINY.__dict__, "vocab_size": tokenizer.get_vocab_size(), "hard_from": 1, "text_tokens": 17}
     )
     state, material = pretrain.train.make_start(recipe, corpus, tokenizer)
     sizes = pretrain.episodes.Sizes(rows=6)
