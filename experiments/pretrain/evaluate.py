@@ -68,13 +68,13 @@ class Config:
     num_seeds: int = 3
     buffer: int = 25
     num_each: int = 2
-    num_steps: int = 40
+    num_steps: int = 80
     learning_rate: float = 2e-2
-    word_steps: int = 80
+    word_steps: int = 120
     word_rate: float = 2e-2
     bound: float = 0.4
     sigma: float = 0.1
-    num_noisy: int = 2
+    num_noisy: int = 1
 
     def __post_init__(self) -> None:
         """Check the names."""
