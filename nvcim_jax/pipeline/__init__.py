@@ -40,8 +40,9 @@ from nvcim_jax.pipeline.stages import (
     observe,
 )
 from nvcim_jax.pipeline.store import Capacity, Inserted, Store, capacity, empty_store, insert
-from nvcim_jax.pipeline.study import BASELINES, END_TO_END, Unit, plan, study
+from nvcim_jax.pipeline.study import study
 from nvcim_jax.pipeline.study_folder import read_study, run_study
+from nvcim_jax.pipeline.study_plan import BASELINES, END_TO_END, Unit, plan
 from nvcim_jax.pipeline.summary import shift_matrix, summary
 from nvcim_jax.pipeline.text import Queries, label_candidates, make_examples, make_queries, text_features
 

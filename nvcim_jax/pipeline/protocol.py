@@ -51,12 +51,18 @@ class Method:
         mitigation: What is done about the noise of the chip, see `MITIGATIONS`.
         route: Who chooses the prompt: the `search`; an `oracle` that knows the domain and searches among its prompts;
             or chance (`random`).
+        axis: What the scaled search pools, see `selection.SearchConfig`; None: as the options of the pipeline say.
+        storage: How its scales are stored; None: likewise.
+        weights: Weights of its scales, one each; None: those of the store.
     """
 
     training: str = "plain"
     measure: str = "mips"
     mitigation: str = "none"
     route: str = "search"
+    axis: str | None = None
+    storage: str | None = None
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -132,7 +138,10 @@ class Learned(NamedTuple):
 def methods_config(config: Config, method: Method) -> Config:
     """Return the options of the pipeline for one method: its search, and its noise in training."""
     noise = config.noise if method.training == "noise" else "none"
-    found = dataclasses.replace(config.search, measure=method.measure)
+    search = {"measure": method.measure, "axis": method.axis, "storage": method.storage}
+    found = dataclasses.replace(config.search, **{name: value for name, value in search.items() if value is not None})
+    if method.weights is not None:
+        checks.shape("weights", method.weights, (len(found.scales),), "(scales,)")
     return dataclasses.replace(config, noise=noise, search=found)
 
 
@@ -294,6 +303,8 @@ def found_on_chip(
         Slots (queries,) and prompts (slots, virtual tokens, width).
     """
     chip_key, search_key, read_key, calibration_key, route_key = jax.random.split(key, 5)
+    if method.weights is not None:
+        store = store._replace(scale_weights=jnp.asarray(method.weights, jnp.float32))
     if method.mitigation == "swv" and device is not None:
         arrays = program_selected(chip_key, store, code_importance(store, diagonal), device, config=config)
     else:

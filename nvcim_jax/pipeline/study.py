@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvcim_jax import checks, devices, models, montecarlo, tuning
+from nvcim_jax import devices, models, montecarlo, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline.config import Config, crossbar_for
 from nvcim_jax.pipeline.nearest_text import nearest_text
@@ -22,61 +22,27 @@ from nvcim_jax.pipeline.objective import Batch, EndToEnd, train, trainable, with
 from nvcim_jax.pipeline.protocol import METHODS, Asked, Method, ask, found_on_chip, learn, methods_config, one_prompt
 from nvcim_jax.pipeline.stages import make_buffer
 from nvcim_jax.pipeline.store import Store
+from nvcim_jax.pipeline.study_plan import (
+    DEFAULT_BASELINES,
+    END_TO_END,
+    SEARCHED,
+    Settings,
+    Unit,
+    check,
+    trainings,
+    units,
+)
 from nvcim_jax.types import Key
 
-__all__ = ["BASELINES", "END_TO_END", "LIPSCHITZ", "Unit", "plan", "study"]
-
-BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text", "1-NN own domain")
-"""What needs no memory device: the model alone, one prompt, and the nearest text of all buffers or the right ones."""
+__all__ = ["LIPSCHITZ", "study"]
 
 LIPSCHITZ = 0.01
 """Weight of the Lipschitz penalty for CorrectNet where the rates have none: this library's choice [I]."""
 
-END_TO_END = "end-to-end"
-"""Name of the row of joint training through the noisy pipeline, which goes beyond the paper."""
-
-DIGITAL = "digital"
-DEFAULT_BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text")
 _ROWS = 32  # queries that are ranked in one call, whatever the method: one compilation, and no row depends on others
-_SEARCHED = Method(training="noise", measure="ssa")
 
 Record = dict[str, Any]
 Advance = Callable[[int, str], None]
-
-
-class Unit(NamedTuple):
-    """Name what is finished, skipped or repeated as a whole: one method on one stream and device.
-
-    Attributes:
-        kind: Kind of the stream.
-        stream: Seed of the stream.
-        device: Name of the device, or "digital" for exact memory and for methods without any.
-        sigma: Its programming noise, relative to full scale; 0 for "digital".
-        trained_for: Device and sigma whose noise the training met, empty for none.
-        method: Name of the method or baseline.
-    """
-
-    kind: str
-    stream: int
-    device: str
-    sigma: float
-    trained_for: str
-    method: str
-
-
-class _Settings(NamedTuple):
-    """Hold the arguments of `study` that stay the same for all streams."""
-
-    config: Config
-    rates: tuning.Rates
-    methods: Mapping[str, Method]
-    baselines: tuple[str, ...]
-    num_instances: int
-    every_block: bool
-    end_to_end: EndToEnd | None
-    end_to_end_rates: tuning.Rates
-    digital: bool
-    train_device: devices.Device | None
 
 
 class _Bench(NamedTuple):
@@ -87,93 +53,9 @@ class _Bench(NamedTuple):
     lm: LM
     asked: Asked
     names: tuple[str, ...]
-    settings: _Settings
+    settings: Settings
     made: dict[Any, Any]
     advance: Advance
-
-
-def _sigma(device: devices.Device) -> float:
-    return float(f"{float(device.sigma):.6g}")
-
-
-def _label(device: devices.Device) -> str:
-    return f"{device.name} {_sigma(device):g}"
-
-
-def _trainings(settings: _Settings) -> dict[str, Method]:
-    """Return the methods that need a store, the joint training among them."""
-    extra = {END_TO_END: _SEARCHED} if settings.end_to_end is not None else {}
-    return {**settings.methods, **extra}
-
-
-def _units(stream: Any, device_list: Sequence[devices.Device], settings: _Settings) -> dict[Unit, Any]:
-    """Return the units of one stream in order, each with the device to measure on and the one of the training."""
-    kind, seed = getattr(stream, "kind", "stream"), int(getattr(stream, "seed", 0))
-    found: dict[Unit, Any] = {Unit(kind, seed, DIGITAL, 0.0, "", name): (None, None) for name in settings.baselines}
-    for device in device_list:
-        taught = settings.train_device if settings.train_device is not None else device
-        for name, method in _trainings(settings).items():
-            trained = _label(taught) if method.training == "noise" else ""
-            if settings.digital:
-                found.setdefault(Unit(kind, seed, DIGITAL, 0.0, trained, name), (None, taught))
-            found[Unit(kind, seed, device.name, _sigma(device), trained, name)] = (device, taught)
-    return found
-
-
-def plan(
-    streams: Sequence[Any],
-    device_list: Sequence[devices.Device],
-    *,
-    methods: Mapping[str, Method] = METHODS,
-    baselines: Sequence[str] = DEFAULT_BASELINES,
-    end_to_end: EndToEnd | None = None,
-    digital: bool = True,
-    train_device: devices.Device | None = None,
-    **others: Any,
-) -> tuple[Unit, ...]:
-    """Return the units of `study` for the same arguments, in order; `study` advances by one for each.
-
-    Args:
-        streams: The streams.
-        device_list: The devices.
-        methods: As for `study`.
-        baselines: As for `study`.
-        end_to_end: As for `study`.
-        digital: As for `study`.
-        train_device: As for `study`.
-        **others: Further arguments of `study`, which do not change the plan.
-
-    Example:
-        >>> from nvcim_jax import data, devices
-        >>> made = plan([data.builtin_users(0)], [devices.get("FeFET3")], baselines=("frozen",))
-        >>> len(made), made[0].method  # one baseline, 8 methods, each in exact memory and on one device
-        (17, 'frozen')
-    """
-    del others
-    settings = _Settings(
-        Config(), tuning.Rates(), methods, tuple(baselines), 1, False, end_to_end, tuning.Rates(), digital, train_device
-    )
-    return tuple(unit for stream in streams for unit in _units(stream, device_list, settings))
-
-
-def _check(streams: Sequence[Any], device_list: Sequence[devices.Device], settings: _Settings) -> None:
-    """Name what is wrong before anything is trained."""
-    checks.integer("num_instances", settings.num_instances)
-    for name in settings.baselines:
-        checks.choice("baselines", name, BASELINES)
-    clash = sorted({*BASELINES, END_TO_END} & set(settings.methods))
-    if clash:
-        checks.fail("methods", f"not be named {', '.join(clash)}", "has one that is", "That name is a baseline's.")
-    if not streams:
-        checks.fail("streams", "hold at least one stream", "is empty")
-    places = [(device.name, _sigma(device)) for device in device_list]
-    if len(set(places)) < len(places):
-        checks.fail("device_list", "hold each name and sigma once", f"holds {places}")
-    names = [(getattr(s, "kind", "stream"), int(getattr(s, "seed", 0))) for s in streams]
-    if len(set(names)) < len(names):
-        checks.fail("streams", "have a seed of their own for each kind", f"have {names}")
-    if any(not stream.labels for stream in streams):
-        checks.fail("streams", "have labels to choose from", "has one of free text", "Use `pipeline.answer` for it.")
 
 
 def study(
@@ -230,14 +112,14 @@ def study(
     """
     slower = rates.replace(learning_rate=0.1 * rates.learning_rate) if end_to_end_rates is None else end_to_end_rates  # type: ignore[attr-defined]  # made by flax
     options = (config, rates, methods, tuple(baselines), num_instances, every_block, end_to_end, slower)
-    settings = _Settings(*options, digital, train_device)
-    _check(streams, device_list, settings)
+    settings = Settings(*options, digital, train_device)
+    check(streams, device_list, settings)
     for stream in streams:
-        units = {u: where for u, where in _units(stream, device_list, settings).items() if u not in skip}
-        if not units:
+        wanted = {u: where for u, where in units(stream, device_list, settings).items() if u not in skip}
+        if not wanted:
             continue
         bench = _bench(key, stream, lm, settings, advance)
-        for unit, (device, taught) in units.items():
+        for unit, (device, taught) in wanted.items():
             if unit.method in settings.baselines:
                 yield from _baseline(bench, unit)
             else:
@@ -245,7 +127,7 @@ def study(
             advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
 
 
-def _bench(key: Key, stream: Any, lm: LM, settings: _Settings, advance: Advance) -> _Bench:
+def _bench(key: Key, stream: Any, lm: LM, settings: Settings, advance: Advance) -> _Bench:
     unseen = getattr(stream, "unseen", None)
     names = (*stream.domains, *((unseen,) if unseen is not None else ()))
     asked = ask(stream, lm, config=settings.config, domains=names)
@@ -368,8 +250,8 @@ def _stores(
     """Return a name for the training, the stores after every block, and their second derivatives."""
     settings = bench.settings
     # A codec trained contrastively knows the search; every other store serves any search.
-    measure = method.measure if settings.config.key == "contrastive" else settings.config.search.measure
-    name = (method.training, unit.trained_for, measure)
+    searched = method if settings.config.key == "contrastive" else Method(measure=settings.config.search.measure)
+    name = (method.training, unit.trained_for, searched.measure, searched.axis, searched.storage)
     if name not in bench.made:
         bench.advance(0, f"stream {unit.stream}: training {method.training} {unit.trained_for}".rstrip())
         noisy = method.training == "noise"
@@ -380,7 +262,7 @@ def _stores(
             bench.stream,
             bench.lm,
             taught if noisy else None,
-            config=methods_config(config, dataclasses.replace(method, measure=measure)),
+            config=methods_config(config, dataclasses.replace(searched, training=method.training, weights=None)),
             rates=settings.rates.replace(lipschitz=wanted if method.training == "lipschitz" else 0.0),  # type: ignore[attr-defined]
             with_curvature=any(
                 m.mitigation == "swv" and m.training == method.training for m in settings.methods.values()
@@ -400,7 +282,7 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], taught: devic
     bench.advance(0, f"stream {unit.stream}: training end to end, {unit.trained_for}")
     settings = bench.settings
     assert settings.end_to_end is not None
-    config = dataclasses.replace(methods_config(_fitted(settings.config, taught), _SEARCHED), pick="straight_through")
+    config = dataclasses.replace(methods_config(_fitted(settings.config, taught), SEARCHED), pick="straight_through")
     every = [record for block in bench.stream.blocks for record in block.records]
     buffer = make_buffer(every, bench.lm, config=config)
     sizes = np.cumsum([len(block.records) for block in bench.stream.blocks])
@@ -436,7 +318,7 @@ def _on_chip(config: Config, method: Method) -> Callable[..., dict[str, jax.Arra
 
 def _method(bench: _Bench, unit: Unit, device: devices.Device | None, taught: devices.Device) -> Iterator[Record]:
     """Yield the records of a method on all chips of a device, or in exact memory."""
-    method = _trainings(bench.settings)[unit.method]
+    method = trainings(bench.settings)[unit.method]
     if device is None:  # nothing to mitigate
         method = dataclasses.replace(method, mitigation="none")
     name, stores, curvatures = _stores(bench, unit, method, taught)

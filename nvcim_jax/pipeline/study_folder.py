@@ -14,13 +14,14 @@ from nvcim_jax import checks, devices
 from nvcim_jax.models import LM
 from nvcim_jax.montecarlo.fingerprint import difference, fingerprint
 from nvcim_jax.montecarlo.records import locked, write_bytes
-from nvcim_jax.pipeline.study import Record, Unit, plan, study
+from nvcim_jax.pipeline.study import Record, study
+from nvcim_jax.pipeline.study_plan import DIGITAL, Unit, plan
 from nvcim_jax.types import Key
 
 __all__ = ["read_study", "run_study"]
 
 RECORDS = "records.jsonl"
-_FREE = ("advance", "skip")  # what changes no record
+_FREE = ("advance",)  # what changes no record
 
 
 def read_study(folder: str | Path) -> list[Record]:
@@ -68,7 +69,7 @@ def _numbers(streams: Sequence[Any], device_list: Sequence[devices.Device], opti
     for stream in streams:
         names = len(stream.domains) + (getattr(stream, "unseen", None) is not None)
         for unit in plan([stream], device_list, **options):
-            chips = options.get("num_instances", 10) if unit.device != "digital" else 1
+            chips = options.get("num_instances", 10) if unit.device != DIGITAL else 1
             sizes[unit] = names * chips * (len(stream.blocks) if options.get("every_block", False) else 1)
     return sizes
 

@@ -2,14 +2,19 @@
 
 from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
+from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
 
 __all__ = [
     "COLOURS",
     "MARKERS",
     "Curve",
+    "Panel",
+    "accuracy_bars",
+    "accuracy_curves",
     "error_curves",
     "error_distribution",
     "error_groups",
     "new_figure",
     "png",
+    "shift_heatmaps",
 ]

@@ -1,0 +1,45 @@
+"""Every method on five devices at sigma 0.1: the main table of the paper, on real text with the bundled model.
+
+Command:  python -m experiments.2_nvm_table.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
+          python -m experiments.2_nvm_table.plot FOLDER   (both in the root of the repository)
+Time:     about 13 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+
+Buffers of 25 records, four domains, one after the other; after the last buffer every domain is asked. All methods of a
+stream meet the same chips. The bound on prompts is the same for all methods. "end-to-end" trains prompts, codec and
+search weights together through the noisy pipeline, which goes beyond the paper.
+
+Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+and the same `--out` share the work; a run that was stopped goes on where it was.
+"""
+
+from experiments.shift.measure import main
+from experiments.shift.settings import METHODS, TINY, Settings, changed
+from nvcim_jax import pipeline
+
+__all__ = ["CONFIGS", "NAME"]
+
+NAME = "2_nvm_table"
+
+BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text", "1-NN own domain")
+
+TABLE = Settings(
+    devices=("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6"),
+    methods=tuple(pipeline.METHODS),
+    baselines=BASELINES,
+    end_to_end_steps=40,
+)
+
+CONFIGS = {
+    "full": {"table": TABLE},
+    "tiny": {
+        "table": changed(TINY, devices=("FeFET3", "FeFET6"), baselines=("frozen", "latest", "1-NN text")),
+    },
+}
+"""`full`: the rows of the paper's table, two bounds on any search, and baselines without a device."""
+
+assert set(TABLE.methods) <= set(METHODS)
+
+
+if __name__ == "__main__":
+    main(NAME, CONFIGS)

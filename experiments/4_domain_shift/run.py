@@ -1,0 +1,41 @@
+"""What domain shift costs: accuracy on every domain after every buffer, for one prompt and for routed prompts.
+
+Command:  python -m experiments.4_domain_shift.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
+          python -m experiments.4_domain_shift.plot FOLDER   (both in the root of the repository)
+Time:     about 6 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+
+R[t, i] is the accuracy on domain i after block t. `block`: four domains, one after the other; `return`: the first comes
+back after every other. One prompt is tuned on the latest buffer, sequentially, or jointly on all buffers so far (which
+no device with bounded memory can); NVCiM-PT keeps a prompt of every representative and searches.
+
+Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+and the same `--out` share the work; a run that was stopped goes on where it was.
+"""
+
+from experiments.shift.measure import main
+from experiments.shift.settings import TINY, Settings, changed
+
+__all__ = ["CONFIGS", "NAME"]
+
+NAME = "4_domain_shift"
+
+BLOCK = Settings(
+    methods=("NVCiM-PT", "oracle route", "random route"),
+    baselines=("latest", "sequential", "joint", "1-NN text"),
+    every_block=True,
+    digital=False,
+)
+
+CONFIGS = {
+    "full": {"block": BLOCK, "return": changed(BLOCK, kind="return")},
+    "tiny": {
+        "block": changed(TINY, every_block=True, methods=("NVCiM-PT",), baselines=("latest",)),
+        "return": changed(TINY, every_block=True, methods=("NVCiM-PT",), baselines=("latest",), kind="return"),
+    },
+}
+"""The same records in two orders."""
+
+
+if __name__ == "__main__":
+    main(NAME, CONFIGS, columns=("accuracy", "hit", "gap", "forgetting", "previously_seen"))

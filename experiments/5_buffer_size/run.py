@@ -1,0 +1,41 @@
+"""Accuracy against the size of a buffer, 10 to 50 records, on FeFET3 at sigma 0.1.
+
+Command:  python -m experiments.5_buffer_size.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
+          python -m experiments.5_buffer_size.plot FOLDER   (both in the root of the repository)
+Time:     about 7 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+
+The number of prompts of a buffer grows with the root of its size. The records of a small buffer are the first of a
+large one, so that sizes are compared on the same streams.
+
+Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+and the same `--out` share the work; a run that was stopped goes on where it was.
+"""
+
+from experiments.shift.measure import main
+from experiments.shift.settings import TINY, Settings, changed
+
+__all__ = ["CONFIGS", "NAME"]
+
+NAME = "5_buffer_size"
+
+SIZES = (10, 20, 25, 30, 40, 50)
+
+BASE = Settings(
+    methods=("NVP*(MIPS)", "NVCiM-PT", "oracle route"),
+    baselines=("latest", "1-NN text"),
+    digital=False,
+)
+
+CONFIGS = {
+    "full": {f"buffer-{size}": changed(BASE, buffer_size=size) for size in SIZES},
+    "tiny": {
+        f"buffer-{size}": changed(TINY, buffer_size=size, methods=("NVCiM-PT",), baselines=("1-NN text",))
+        for size in (4, 6)
+    },
+}
+"""One variant a size."""
+
+
+if __name__ == "__main__":
+    main(NAME, CONFIGS)

@@ -1,0 +1,50 @@
+"""What the search is made of: measure, axis, weights, storage and kind of key, with the cells that each takes.
+
+Command:  python -m experiments.6_ssa_ablation.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
+          python -m experiments.6_ssa_ablation.plot FOLDER   (both in the root of the repository)
+Time:     about 7 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+
+Prompts are tuned noise-aware on FeFET3 at sigma 0.1. `hit` is the number to look at: the share of queries that find a
+prompt of their own domain, among four. The published method does not say which axis is pooled, how scales are stored,
+or what is stored as the key.
+
+Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+and the same `--out` share the work; a run that was stopped goes on where it was.
+"""
+
+from experiments.shift.measure import main
+from experiments.shift.settings import METHODS, TINY, Settings, changed
+
+__all__ = ["CONFIGS", "NAME"]
+
+NAME = "6_ssa_ablation"
+
+KEYS = {
+    "prompt": {"key": "prompt"},
+    "anchored": {"key": "anchored", "anchor": 1.0},
+    "contrastive": {"key": "contrastive"},
+    "representative": {"key": "representative"},
+}
+
+SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
+"""Axis, storage and weights of the scales 1, 2, 4, all on the same stored prompts."""
+
+BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-aware, SSA"), num_test=5)
+
+CONFIGS = {
+    "full": {
+        **{f"key-{name}": changed(BASE, **key) for name, key in KEYS.items()},
+        # Pooling over tokens needs keys of several tokens.
+        "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
+    },
+    "tiny": {
+        "key-representative": changed(TINY, methods=("noise-aware, SSA",)),
+        "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
+    },
+}
+"""Four kinds of keys, each with three measures; twelve ways of the scaled search on the representative's features."""
+
+
+if __name__ == "__main__":
+    main(NAME, CONFIGS, columns=("hit", "accuracy", "cells"))

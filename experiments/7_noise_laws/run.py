@@ -1,0 +1,44 @@
+"""Which noise to train with: none, value-level, cell-level or censored, with and without a bound on prompts.
+
+Command:  python -m experiments.7_noise_laws.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
+          python -m experiments.7_noise_laws.plot FOLDER   (both in the root of the repository)
+Time:     about 8 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+
+Training meets sigma 0.1 of FeFET3 in the form that is named; the test is always cell by cell, at sigma 0 and 0.1. The
+route of the oracle shows the prompts alone, that of NVCiM-PT the search as well.
+
+Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+and the same `--out` share the work; a run that was stopped goes on where it was.
+"""
+
+from experiments.shift.measure import main
+from experiments.shift.settings import TINY, Settings, changed
+
+__all__ = ["CONFIGS", "NAME"]
+
+NAME = "7_noise_laws"
+
+LAWS = ("none", "value", "cell", "censored")
+BOUNDS = {"bounded": 0.4, "free": float("inf")}
+
+BASE = Settings(
+    sigmas=(0.0, 0.1),
+    train_sigma=0.1,
+    methods=("NVCiM-PT", "oracle route"),
+    digital=False,
+    num_test=5,
+)
+
+CONFIGS = {
+    "full": {f"{law}-{name}": changed(BASE, noise=law, bound=bound) for law in LAWS for name, bound in BOUNDS.items()},
+    "tiny": {
+        f"{law}-bounded": changed(TINY, sigmas=(0.0, 0.1), train_sigma=0.1, noise=law, methods=("NVCiM-PT",))
+        for law in ("none", "value")
+    },
+}
+"""Four laws by two bounds."""
+
+
+if __name__ == "__main__":
+    main(NAME, CONFIGS)

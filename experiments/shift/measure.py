@@ -1,0 +1,175 @@
+"""What every experiment on domain shift does: measure the variants of its settings, keep and show the records."""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import nvcim_jax as nv
+from experiments.shift.settings import METHODS, Settings, device_list, language_model, options, streams
+from nvcim_jax import checks, pipeline
+
+__all__ = ["collect", "main", "measure", "read", "summaries", "table"]
+
+Record = dict[str, Any]
+
+
+def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *, quiet: bool = False) -> list[Record]:
+    """Measure every variant on some streams, each in a folder of its own, and return all records in `out`.
+
+    Several processes may work on different streams of one `out` side by side; what is finished is not done again.
+
+    Args:
+        variants: Name -> settings.
+        out: Folder of the experiment.
+        seeds: Seeds of the streams.
+        quiet: Whether to print no progress.
+    """
+    started = time.perf_counter()
+    for name, settings in variants.items():
+        lm, key, places = language_model(settings), jax.random.key(settings.seed), device_list(settings)
+        _save_cells(settings, lm, out / "parts" / name)
+        for stream in streams(settings, seeds):
+            about = options(settings)
+            number, done = len(pipeline.plan([stream], places, **about)), 0
+
+            def advance(count: int, note: str, name: str = name, number: int = number) -> None:
+                nonlocal done
+                done += count
+                if not quiet:
+                    passed = time.perf_counter() - started
+                    print(f"{passed:7.0f} s  {name}: {done}/{number} of stream, {note}", flush=True)
+
+            folder = out / "parts" / name / f"stream-{stream.seed}"
+            pipeline.run_study(folder, key, [stream], lm, places, **about, advance=advance)
+    return collect(out)
+
+
+def _save_cells(settings: Settings, lm: Any, folder: Path) -> None:
+    """Write how many cells a full store of each method takes on the first device."""
+    device = device_list(settings)[0]
+    memory = dataclasses.replace(
+        settings.memory, arrays=pipeline.crossbar_for(device.num_levels, settings.memory.arrays)
+    )
+    methods = {name: pipeline.methods_config(memory, METHODS[name]) for name in settings.methods}
+    cells = {name: pipeline.capacity(lm.config, config).cells for name, config in methods.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+
+
+def collect(out: Path) -> list[Record]:
+    """Return the records of all parts that are finished, each with its variant and the cells of a full store."""
+    records = []
+    for path in sorted((out / "parts").glob("*/stream-*/records.csv")):
+        folder = path.parent.parent
+        cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
+        own = pipeline.read_study(path.parent)
+        records += [{"variant": folder.name, **record, "cells": cells.get(record["method"])} for record in own]
+    return records
+
+
+def _save(records: list[Record], about: Record, out: Path) -> list[Path]:
+    """Write the records and what they rest on, each file under another name first."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, [*records[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    contents = {
+        "records.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+        "records.csv": sink.getvalue(),
+        "run.json": json.dumps(about, indent=1, default=str) + "\n",
+    }
+    for name, content in contents.items():
+        temporary = out / f".{name}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(out / name)
+    return [out / name for name in contents]
+
+
+def read(folder: Path) -> list[Record]:
+    """Return the records that `main` has written.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run run.py first.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summaries(records: Sequence[Record], **options: Any) -> list[Record]:
+    """Return the summary of every variant, with its name."""
+    names = dict.fromkeys(record["variant"] for record in records)
+    cells = {(record["variant"], record["method"]): record["cells"] for record in records}
+    return [
+        {"variant": name, **row, "cells": cells[name, row["method"]]}
+        for name in names
+        for row in pipeline.summary([r for r in records if r["variant"] == name], **options)
+    ]
+
+
+def _cell(row: Record, name: str) -> str:
+    mean, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
+    if mean is None or isinstance(mean, int):
+        return "-" if mean is None else str(mean)
+    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def table(rows: Sequence[Record], columns: Sequence[str] = ("accuracy", "hit", "gap", "difference")) -> str:
+    """Return rows of a summary as a Markdown table: means with their 95 % intervals."""
+    names = ["kind", "variant", "device", "sigma", "trained_for", "method"]
+    names = [name for name in names if name == "method" or len({row[name] for row in rows}) > 1]
+    lines = [[*names, *columns], ["---"] * (len(names) + len(columns))]
+    lines += [[*(str(row[name]) for name in names), *(_cell(row, column) for column in columns)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(
+    experiment: str,
+    variants: Mapping[str, Mapping[str, Settings]],
+    arguments: Sequence[str] | None = None,
+    *,
+    columns: Sequence[str] = ("accuracy", "hit", "gap", "difference"),
+) -> None:
+    """Run an experiment from the command line.
+
+    Args:
+        experiment: Name of its folder.
+        variants: Name of a configuration ("full", "tiny") -> its variants.
+        arguments: Words of the command line; those of the process by default.
+        columns: Columns of the table that is printed.
+    """
+    parser = argparse.ArgumentParser(description=f"Measure {experiment}.")
+    parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
+    parser.add_argument("--out", type=Path, help=f"folder of the records; runs/{experiment}/NAME by default")
+    parser.add_argument("--streams", type=int, nargs="+", help="seeds of the streams of this process; all by default")
+    parser.add_argument("--model", help="checkpoint to use in place of the settings'")
+    chosen = parser.parse_args(arguments)
+    name = "tiny" if chosen.tiny else "full"
+    made = dict(variants[name])
+    if chosen.model is not None:
+        made = {key: dataclasses.replace(value, language_model=chosen.model) for key, value in made.items()}
+    out = chosen.out or Path("runs") / experiment / name
+    seeds = chosen.streams or range(max(settings.num_streams for settings in made.values()))
+    started = time.perf_counter()
+    records = measure(made, out, seeds, quiet=chosen.tiny)
+    about = {
+        "command": shlex.join(["python", "-m", f"experiments.{experiment}.run", *(arguments or sys.argv[1:])]),
+        "settings": {key: dataclasses.asdict(value) for key, value in made.items()},  # type: ignore[call-overload]
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "device": jax.devices()[0].device_kind,
+    }
+    print(table(summaries(records), columns))
+    print("Written:", *(str(path) for path in _save(records, about, out)), sep="\n  ")

@@ -1,0 +1,203 @@
+"""The numbers that all experiments on domain shift share, in one place, and how they become streams and options."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nvcim_jax import checks, data, devices, models, pipeline, tuning
+
+__all__ = ["METHODS", "TINY", "Settings", "changed", "device_list", "language_model", "options", "streams"]
+
+
+def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> pipeline.Method:
+    return pipeline.Method(training="noise", measure="ssa", axis=axis, storage=storage, weights=weights)
+
+
+METHODS = {
+    **pipeline.METHODS,
+    "plain, MIPS": pipeline.Method(),
+    "noise-aware, cosine": pipeline.Method(training="noise", measure="cosine"),
+    "noise-aware, MIPS": pipeline.Method(training="noise"),
+    "noise-aware, SSA": pipeline.Method(training="noise", measure="ssa"),
+    **{
+        f"SSA {axis}, {storage}, {name}": _ssa(axis, storage, weights)
+        for axis in ("features", "tokens")
+        for storage in ("shared", "apart")
+        for name, weights in {"1 .8 .6": None, "1 1 1": (1.0, 1.0, 1.0), "0 0 1": (0.0, 0.0, 1.0)}.items()
+    },
+}
+"""The methods of the main table, combinations of training and search, and every way of the scaled search."""
+
+MEMORY = pipeline.Config(
+    num_virtual=8,
+    noise="value",
+    tuning=tuning.Options(num_steps=40, batch=3),
+    capacity=40,
+)
+"""The pipeline of the experiments; what is not named here is the library's default."""
+
+
+@checks.frozen_config
+class Settings:
+    """What one variant of an experiment measures.
+
+    Attributes:
+        name: Name of the configuration.
+        data: `clinc5` (five intents of four domains), or `builtin`, which needs no file.
+        language_model: `bundled`, `random` (one small random layer behind the bundled tokenizer), or a checkpoint.
+        kind: Kind of the streams.
+        num_streams: Streams; their seeds are 0, 1, ...
+        num_instances: Chips of each device.
+        num_test: Test queries of a domain.
+        buffer_size: Records of a buffer.
+        devices: Names of the devices.
+        sigmas: Programming noise, relative to full scale, of each device.
+        train_sigma: The sigma that noise-aware training meets, on the first device; None: the device and sigma that are
+            measured.
+        memory: Options of the pipeline.
+        learning_rate: Of prompt tuning.
+        bound: Largest entry of a prompt.
+        anchor: Weight of the distance to the representative, for anchored keys.
+        lipschitz: Weight of the penalty of CorrectNet; 0: the library's default.
+        methods: Names out of `METHODS`.
+        baselines: Names out of `pipeline.BASELINES`.
+        end_to_end_steps: Steps of joint training through the noisy pipeline; 0 leaves it out.
+        end_to_end_rate: Its learning rate.
+        every_block: Whether to measure after every block.
+        digital: Whether to measure in exact memory, too.
+        seed: Seed of everything but the streams.
+    """
+
+    name: str = "full"
+    data: str = "clinc5"
+    language_model: str = "bundled"
+    kind: str = "block"
+    num_streams: int = 5
+    num_instances: int = 10
+    num_test: int = 8
+    buffer_size: int = 25
+    devices: tuple[str, ...] = ("FeFET3",)
+    sigmas: tuple[float, ...] = (0.1,)
+    train_sigma: float | None = None
+    memory: pipeline.Config = MEMORY
+    learning_rate: float = 2e-2
+    bound: float = 0.4
+    anchor: float = 0.0
+    lipschitz: float = 0.0
+    methods: tuple[str, ...] = ("No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT", "oracle route", "random route")
+    baselines: tuple[str, ...] = ()
+    end_to_end_steps: int = 0
+    end_to_end_rate: float = 2e-3
+    every_block: bool = False
+    digital: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        checks.choice("data", self.data, ("clinc5", "builtin"))
+        for name in self.methods:
+            checks.choice("methods", name, METHODS)
+
+
+TINY = Settings(
+    name="tiny",
+    data="builtin",
+    language_model="random",
+    num_streams=2,
+    num_instances=2,
+    num_test=4,
+    buffer_size=6,
+    memory=dataclasses.replace(
+        MEMORY,
+        num_virtual=4,
+        num_prompts=1,
+        capacity=8,
+        codec="identity",
+        tuning=tuning.Options(num_steps=2, batch=2),
+    ),
+    methods=("No-Miti(MIPS)", "NVCiM-PT", "oracle route"),
+    digital=False,
+)
+"""A few small numbers, to see that all of an experiment works; its accuracies mean nothing."""
+
+
+def changed(settings: Settings, **fields: Any) -> Settings:
+    """Return settings with some fields replaced; a name of `pipeline.Config` is replaced in `memory`.
+
+    A dictionary replaces fields of a part: `changed(settings, search={"axis": "tokens"})`.
+    """
+    memory = settings.memory
+    for name in [name for name in fields if hasattr(memory, name)]:
+        value = fields.pop(name)
+        part = dataclasses.replace(getattr(memory, name), **value) if isinstance(value, dict) else value
+        memory = dataclasses.replace(memory, **{name: part})
+    return dataclasses.replace(settings, memory=memory, **fields)
+
+
+def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
+    """Return the streams of some seeds.
+
+    Raises:
+        ValueError: If the data folder is not there.
+    """
+    if settings.data == "builtin":
+        make = partial(
+            data.builtin_users,
+            kind=settings.kind,
+            num_users=2,
+            num_topics=2,
+            num_train=4 * settings.buffer_size,
+            num_test=settings.num_test,
+            buffer_size=settings.buffer_size,
+            num_words=3,
+            own_words=True,
+        )
+        return [make(seed) for seed in seeds]
+    folder = data.data_folder("clinc150")
+    if folder is None:
+        checks.fail("NVCIM_DATA", "name a folder that holds clinc150", "none is there", "Or run the tiny variant.")
+    rows = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")))
+    shape = {"domains": data.CLINC5_DOMAINS, "buffer_size": settings.buffer_size, "num_test": settings.num_test}
+    return [data.stream(rows, kind=settings.kind, seed=seed, **shape) for seed in seeds]
+
+
+def language_model(settings: Settings) -> models.LM:
+    """Return the language model of the settings."""
+    bundled = Path(models.__file__).parent / "bundled"
+    if settings.language_model != "random":
+        return models.load(bundled if settings.language_model == "bundled" else settings.language_model)
+    tokenizer = models.load(bundled).tokenizer
+    config = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
+    return models.LM(models.init(jax.random.key(settings.seed), config=config), config, tokenizer)
+
+
+def device_list(settings: Settings) -> list[devices.Device]:
+    """Return every device at every sigma."""
+    return [devices.get(name, sigma=sigma) for name in settings.devices for sigma in settings.sigmas]
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Return the options of `pipeline.run_study`."""
+    joint, taught = settings.end_to_end_steps, settings.train_sigma
+    rates = tuning.Rates(
+        learning_rate=settings.learning_rate,
+        bound=settings.bound,
+        anchor=settings.anchor,
+        lipschitz=settings.lipschitz,
+    )
+    return {
+        "config": settings.memory,
+        "rates": rates,
+        "methods": {name: METHODS[name] for name in settings.methods},
+        "baselines": settings.baselines,
+        "num_instances": settings.num_instances,
+        "every_block": settings.every_block,
+        "digital": settings.digital,
+        "end_to_end": pipeline.EndToEnd(num_steps=joint, batch=10) if joint else None,
+        "end_to_end_rates": tuning.Rates(learning_rate=settings.end_to_end_rate, bound=settings.bound),
+        "train_device": None if taught is None else devices.get(settings.devices[0], sigma=taught),
+    }

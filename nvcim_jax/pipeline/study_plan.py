@@ -1,0 +1,156 @@
+"""What a study measures: its units, in order, and the check of its arguments."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nvcim_jax import checks, devices, tuning
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.objective import EndToEnd
+from nvcim_jax.pipeline.protocol import METHODS, Method
+
+__all__ = [
+    "BASELINES",
+    "DEFAULT_BASELINES",
+    "DIGITAL",
+    "END_TO_END",
+    "SEARCHED",
+    "Settings",
+    "Unit",
+    "check",
+    "plan",
+    "trainings",
+    "units",
+]
+
+BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text", "1-NN own domain")
+"""What needs no memory device: the model alone, one prompt, and the nearest text of all buffers or the right ones."""
+
+DEFAULT_BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text")
+
+DIGITAL = "digital"
+"""Name of the device of what is kept exactly."""
+
+END_TO_END = "end-to-end"
+"""Name of the row of joint training through the noisy pipeline, which goes beyond the paper."""
+
+SEARCHED = Method(training="noise", measure="ssa")
+"""What is done with the chip in that row."""
+
+
+class Unit(NamedTuple):
+    """Name what is finished, skipped or repeated as a whole: one method on one stream and device.
+
+    Attributes:
+        kind: Kind of the stream.
+        stream: Seed of the stream.
+        device: Name of the device, or "digital" for exact memory and for methods without any.
+        sigma: Its programming noise, relative to full scale; 0 for "digital".
+        trained_for: Device and sigma whose noise the training met, empty for none.
+        method: Name of the method or baseline.
+    """
+
+    kind: str
+    stream: int
+    device: str
+    sigma: float
+    trained_for: str
+    method: str
+
+
+class Settings(NamedTuple):
+    """Hold the arguments of `study` that stay the same for all streams."""
+
+    config: Config
+    rates: tuning.Rates
+    methods: Mapping[str, Method]
+    baselines: tuple[str, ...]
+    num_instances: int
+    every_block: bool
+    end_to_end: EndToEnd | None
+    end_to_end_rates: tuning.Rates
+    digital: bool
+    train_device: devices.Device | None
+
+
+def sigma_of(device: devices.Device) -> float:
+    return float(f"{float(device.sigma):.6g}")
+
+
+def _label(device: devices.Device) -> str:
+    return f"{device.name} {sigma_of(device):g}"
+
+
+def trainings(settings: Settings) -> dict[str, Method]:
+    """Return the methods that need a store, the joint training among them."""
+    extra = {END_TO_END: SEARCHED} if settings.end_to_end is not None else {}
+    return {**settings.methods, **extra}
+
+
+def units(stream: Any, device_list: Sequence[devices.Device], settings: Settings) -> dict[Unit, Any]:
+    """Return the units of one stream in order, each with the device to measure on and the one of the training."""
+    kind, seed = getattr(stream, "kind", "stream"), int(getattr(stream, "seed", 0))
+    found: dict[Unit, Any] = {Unit(kind, seed, DIGITAL, 0.0, "", name): (None, None) for name in settings.baselines}
+    for device in device_list:
+        taught = settings.train_device if settings.train_device is not None else device
+        for name, method in trainings(settings).items():
+            trained = _label(taught) if method.training == "noise" else ""
+            if settings.digital:
+                found.setdefault(Unit(kind, seed, DIGITAL, 0.0, trained, name), (None, taught))
+            found[Unit(kind, seed, device.name, sigma_of(device), trained, name)] = (device, taught)
+    return found
+
+
+def plan(
+    streams: Sequence[Any],
+    device_list: Sequence[devices.Device],
+    *,
+    methods: Mapping[str, Method] = METHODS,
+    baselines: Sequence[str] = DEFAULT_BASELINES,
+    end_to_end: EndToEnd | None = None,
+    digital: bool = True,
+    train_device: devices.Device | None = None,
+    **others: Any,
+) -> tuple[Unit, ...]:
+    """Return the units of `study` for the same arguments, in order; `study` advances by one for each.
+
+    Args:
+        streams: The streams.
+        device_list: The devices.
+        methods: As for `study`.
+        baselines: As for `study`.
+        end_to_end: As for `study`.
+        digital: As for `study`.
+        train_device: As for `study`.
+        **others: Further arguments of `study`, which do not change the plan.
+
+    Example:
+        >>> from nvcim_jax import data, devices
+        >>> made = plan([data.builtin_users(0)], [devices.get("FeFET3")], baselines=("frozen",))
+        >>> len(made), made[0].method  # one baseline, 8 methods, each in exact memory and on one device
+        (17, 'frozen')
+    """
+    del others
+    settings = Settings(
+        Config(), tuning.Rates(), methods, tuple(baselines), 1, False, end_to_end, tuning.Rates(), digital, train_device
+    )
+    return tuple(unit for stream in streams for unit in units(stream, device_list, settings))
+
+
+def check(streams: Sequence[Any], device_list: Sequence[devices.Device], settings: Settings) -> None:
+    """Name what is wrong before anything is trained."""
+    checks.integer("num_instances", settings.num_instances)
+    for name in settings.baselines:
+        checks.choice("baselines", name, BASELINES)
+    clash = sorted({*BASELINES, END_TO_END} & set(settings.methods))
+    if clash:
+        checks.fail("methods", f"not be named {', '.join(clash)}", "has one that is", "That name is a baseline's.")
+    if not streams:
+        checks.fail("streams", "hold at least one stream", "is empty")
+    places = [(device.name, sigma_of(device)) for device in device_list]
+    if len(set(places)) < len(places):
+        checks.fail("device_list", "hold each name and sigma once", f"holds {places}")
+    names = [(getattr(s, "kind", "stream"), int(getattr(s, "seed", 0))) for s in streams]
+    if len(set(names)) < len(names):
+        checks.fail("streams", "have a seed of their own for each kind", f"have {names}")
+    if any(not stream.labels for stream in streams):
+        checks.fail("streams", "have labels to choose from", "has one of free text", "Use `pipeline.answer` for it.")
