@@ -213,3 +213,20 @@ def test_censored_noise_has_the_moments_of_its_closed_form():
         assert abs(z.var() - variance) < 5 * np.sqrt(np.square(np.square(z - mean) - variance).mean() / z.size)
     grad = jax.grad(lambda v: tuning.censored_noise(jax.random.key(0), v, sigma=0.1).sum())(values[:5])
     np.testing.assert_array_equal(grad, jnp.ones(5))
+
+
+def test_computing_blocks_again_changes_memory_and_not_the_prompts(params) -> None:
+    batch = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
+    found = [
+        tuning.tune(
+            jax.random.key(0),
+            starts(params, 2),
+            params,
+            batch,
+            jnp.eye(2),
+            config=CONFIG,
+            options=tuning.Options(num_steps=3, remat=remat),
+        )[0]
+        for remat in (False, True)
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
