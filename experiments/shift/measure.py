@@ -154,10 +154,15 @@ def main(
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--out", type=Path, help=f"folder of the records; runs/{experiment}/NAME by default")
     parser.add_argument("--streams", type=int, nargs="+", help="seeds of the streams of this process; all by default")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to measure; all by default")
     parser.add_argument("--model", help="checkpoint to use in place of the settings'")
     chosen = parser.parse_args(arguments)
     name = "tiny" if chosen.tiny else "full"
     made = dict(variants[name])
+    for variant in chosen.variants or ():
+        checks.choice("--variants", variant, made)
+    if chosen.variants:
+        made = {key: made[key] for key in chosen.variants}
     if chosen.model is not None:
         made = {key: dataclasses.replace(value, language_model=chosen.model) for key, value in made.items()}
     out = chosen.out or Path("runs") / experiment / name

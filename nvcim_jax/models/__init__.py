@@ -4,7 +4,7 @@ from nvcim_jax.models.block import KeysValues
 from nvcim_jax.models.config import Config, Rope
 from nvcim_jax.models.forward import Info, forward, head, hidden
 from nvcim_jax.models.generate import Generation, generate, generate_tokens, prepend
-from nvcim_jax.models.load import LM, load, load_config
+from nvcim_jax.models.load import BUNDLED, LM, load, load_config
 from nvcim_jax.models.loss import IGNORE, LossInfo, loss, token_losses
 from nvcim_jax.models.params import embed, init, num_params, shapes
 from nvcim_jax.models.quantised import Quantised, dequantise
@@ -13,6 +13,7 @@ from nvcim_jax.models.sampling import Sampling, keep_top, sample
 from nvcim_jax.models.save import save
 
 __all__ = [
+    "BUNDLED",
     "IGNORE",
     "LM",
     "Candidates",

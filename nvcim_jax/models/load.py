@@ -20,9 +20,12 @@ from nvcim_jax.models.quantised import Quantised, unpack_awq, unpack_gptq
 from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
 from nvcim_jax.types import PyTree
 
-__all__ = ["LM", "Packing", "load", "load_config"]
+__all__ = ["BUNDLED", "LM", "Packing", "load", "load_config"]
 
 logger = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Folder of the small language model that ships with the package."""
 
 CHUNK_BYTES = 8 << 20
 """Most bytes of a file that are held at a time."""

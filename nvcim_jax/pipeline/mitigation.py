@@ -23,7 +23,7 @@ MITIGATIONS = ("none", "swv", "cxdnn", "correctnet")
 """No mitigation; selective write-verify; column factors; affine compensation of the scores."""
 
 
-@partial(jax.jit, static_argnames=("model", "num_probes"))
+@partial(jax.jit, static_argnames=("model", "num_probes", "num_examples"))
 def curvature(
     key: Key,
     prompts: Float[Array, "prompts virtual width"],
@@ -32,7 +32,8 @@ def curvature(
     weights: Float[Array, "prompts examples"],
     *,
     model: models.Config,
-    num_probes: int = 8,
+    num_probes: int = 4,
+    num_examples: int | None = 8,
 ) -> Float[Array, "prompts virtual width"]:
     """Return the diagonal of the second derivative of each prompt's loss, by which SWV ranks what to verify.
 
@@ -46,6 +47,7 @@ def curvature(
         weights: How much each example counts for each prompt.
         model: The model.
         num_probes: Draws of z.
+        num_examples: Examples of the largest weight that are looked at for each prompt; None for all.
 
     Returns:
         The estimate, of the shape of the prompts, nats.
@@ -56,13 +58,16 @@ def curvature(
     """
 
     def one(key: Key, prompt: jax.Array, weights: jax.Array) -> jax.Array:
-        grad = jax.grad(lambda p: tuning.prompt_loss(p, params, batch, weights, config=model))
+        chosen = jnp.argsort(-weights, stable=True)[:num_examples]
+        part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
+        grad = jax.grad(lambda p: tuning.prompt_loss(p, params, part, weights[chosen], config=model))
 
         def probe(key: Key) -> jax.Array:
             z = jax.random.rademacher(key, prompt.shape, prompt.dtype)
             return z * jax.jvp(grad, (prompt,), (z,))[1]
 
-        return jax.lax.map(probe, jax.random.split(key, num_probes)).mean(axis=0)
+        # Not over split keys: mapped twice, they count as used twice.
+        return jax.lax.map(lambda i: probe(jax.random.fold_in(key, i)), jnp.arange(num_probes)).mean(axis=0)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
     return jax.vmap(one)(keys, prompts, weights)
