@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nvcim_jax import checks, devices, models, tuning
+from nvcim_jax import checks, devices, models, selection, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, read_prompts, search
@@ -225,6 +225,8 @@ def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, 
 def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rates, kind: str) -> Iterator[jax.Array]:
     """Tune one prompt for a whole stream, and yield it after every block, (1, virtual tokens, width).
 
+    It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
+
     Args:
         key: A key.
         stream: The stream.
@@ -241,6 +243,10 @@ def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.R
     prompt = None
     every = [record for block in stream.blocks for record in block.records]
     seen = 0
+    options = config.tuning
+    if options.batch is not None:
+        num = config.num_prompts or selection.num_representatives(len(stream.blocks[0].records))
+        options = dataclasses.replace(options, batch=options.batch * num)
     for t, block in enumerate(stream.blocks):
         seen += len(block.records)
         # Joint tuning keeps one table of all records and weighs those not seen yet with 0: one compilation.
@@ -256,7 +262,7 @@ def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.R
             weights.astype(jnp.float32),
             rates,
             config=lm.config,
-            options=config.tuning,
+            options=options,
         )
         yield prompt
 
