@@ -1,0 +1,261 @@
+"""Studies: records against the pieces they are made of, independence of what else is measured, resume, summaries."""
+
+import csv
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import devices, models, montecarlo, pipeline, tuning
+from nvcim_jax.data import Record
+from nvcim_jax.pipeline.protocol import chip_metric
+from nvcim_jax.pipeline.study import _on_chip
+
+BANK = ("pay card", "bank loan", "card bank", "pay loan", "loan card", "pay bank")
+FOOD = ("oven soup", "salt cook", "soup salt", "cook oven", "cook soup", "oven salt")
+RATES = tuning.Rates(learning_rate=0.1, bound=1.0)
+METHODS = {
+    "plain": pipeline.Method(),
+    "oracle route": pipeline.Method(route="oracle"),
+    "CxDNN": pipeline.Method(mitigation="cxdnn"),
+}
+BASELINES = ("frozen", "latest", "1-NN text", "1-NN own domain")
+
+
+class Block(NamedTuple):
+    domain: str
+    records: tuple[Record, ...]
+
+
+class Stream(NamedTuple):
+    seed: int
+    blocks: tuple[Block, ...]
+    test: dict[str, tuple[Record, ...]]
+    labels: tuple[str, ...] = ("yes", "no", "maybe")
+    domains: tuple[str, ...] = ("money", "kitchen")
+    kind: str = "block"
+    unseen: str | None = None
+
+
+def rows(domain: str, texts: tuple[str, ...], answer: str, split: str) -> tuple[Record, ...]:
+    return tuple(Record(f"{domain}-{split}-{i}", domain, "t", text, answer, split) for i, text in enumerate(texts))
+
+
+def stream(seed: int) -> Stream:
+    bank, food = (tuple(np.roll(np.array(texts), seed).tolist()) for texts in (BANK, FOOD))
+    return Stream(
+        seed,
+        (
+            Block("money", rows("money", bank[:4], "yes", "train")),
+            Block("kitchen", rows("kitchen", food[:4], "no", "train")),
+        ),
+        {"money": rows("money", bank[4:], "yes", "test"), "kitchen": rows("kitchen", food[4:], "no", "test")},
+    )
+
+
+def options(config: pipeline.Config, **others: Any) -> dict[str, Any]:
+    found = {"config": config, "rates": RATES, "methods": METHODS, "baselines": BASELINES}
+    return found | {"num_instances": 2, "every_block": True} | others
+
+
+@pytest.fixture(scope="module")
+def streams() -> list[Stream]:
+    return [stream(3), stream(4)]
+
+
+@pytest.fixture(scope="module")
+def places() -> list[devices.Device]:
+    return [devices.get("FeFET3", sigma=sigma) for sigma in (0.1, 0.3)]
+
+
+@pytest.fixture(scope="module")
+def records(lm, streams, places, config) -> list[dict[str, Any]]:
+    return list(pipeline.study(jax.random.key(5), streams, lm, places, **options(config)))
+
+
+def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
+    return [r for r in records if all(r[name] == value for name, value in fields.items())]
+
+
+def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams, places) -> None:
+    plan = pipeline.plan(streams, places, methods=METHODS, baselines=BASELINES)
+    assert len(plan) == 2 * (4 + 3 + 2 * 3)
+    found = [pipeline.Unit(*(r[name] for name in pipeline.Unit._fields)) for r in records]
+    assert list(dict.fromkeys(found)) == list(plan)
+    for unit in plan:
+        assert found.count(unit) == 2 * 2 * (1 if unit.device == "digital" else 2)
+    assert json.loads(json.dumps(records)) == records
+    places_of = {(r["block"], r["domain"]): r["role"] for r in records}
+    assert places_of == {(0, "money"): "current", (0, "kitchen"): "later"} | {
+        (1, "money"): "previous",
+        (1, "kitchen"): "current",
+    }
+
+
+def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm) -> None:
+    learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(5), 4), 4)
+    learned = pipeline.learn(learn_key, streams[1], lm, None, config=config, rates=RATES)
+    for name in ("oracle route", "CxDNN"):
+        method = METHODS[name]
+        own = pipeline.methods_config(config, method)
+        asked = pipeline.ask(streams[1], lm, config=own)
+        args = (lm.params, learned.stores[-1], learned.curvature, learned.calibration, asked, places[0])
+        stats = montecarlo.run(chip_metric(lm.config, own, method), chip_key, 2, args=args)
+        chips = chosen(records, stream=4, method=name, device="FeFET3", sigma=0.1, block=1)
+        for value in ("accuracy", "hit"):
+            np.testing.assert_array_equal(np.array([r[value] for r in chips]), stats.values[value].ravel())
+
+
+def test_the_frozen_model_is_asked_without_a_prompt(records, streams, config, lm) -> None:
+    asked = pipeline.ask(streams[0], lm, config=config)
+
+    @jax.jit
+    def rank(params: Any, asked: Any) -> jax.Array:
+        x = models.embed(params, asked.ids, config=lm.config)
+        return models.rank(params, x, asked.mask, asked.answers, config=lm.config)
+
+    right = np.asarray(jnp.argmax(rank(lm.params, asked), axis=1) == asked.truth)
+    found = [r["accuracy"] for r in chosen(records, stream=3, method="frozen", block=1)]
+    assert found == [right[:2].mean(), right[2:].mean()]
+    assert {r["hit"] for r in chosen(records, method="frozen")} == {None}
+
+
+def test_the_oracle_always_hits_what_was_stored(records) -> None:
+    own = chosen(records, method="oracle route")
+    assert {r["hit"] for r in own if r["role"] in ("current", "previous")} == {1.0}
+    assert {r["hit"] for r in own if r["role"] == "later"} == {None}
+
+
+def test_the_nearest_text_has_the_words_of_the_query(records) -> None:
+    # every test word was seen in its own domain's buffer with the one answer of that domain, and in no other
+    assert {r["accuracy"] for r in chosen(records, method="1-NN text", block=1)} == {1.0}
+    assert {r["hit"] for r in chosen(records, method="1-NN own domain", block=1)} == {1.0}
+    assert {r["accuracy"] for r in chosen(records, method="1-NN text", role="later")} == {0.0}
+
+
+def test_what_else_is_measured_changes_nothing(records, streams, places, config, lm) -> None:
+    alone = options(config, methods={"oracle route": METHODS["oracle route"]}, baselines=("latest",))
+    found = list(pipeline.study(jax.random.key(5), streams[1:], lm, places[:1], **alone))
+    assert found == [r for r in records if r in found]
+    assert len(found) == 2 * 2 * (1 + 1 + 2)
+
+
+def test_a_sweep_of_sigma_is_compiled_once(records, config) -> None:
+    assert len({r["sigma"] for r in records}) == 3
+    fn = _on_chip(pipeline.methods_config(config, METHODS["plain"]), METHODS["plain"])
+    kept = montecarlo.engine.compiled_map(
+        fn, 2, "loop", montecarlo.engine._plan(jax.random.key(0), 2, "loop", None).mesh
+    )
+    assert kept._cache_size() == 1
+
+
+class Stop(Exception):
+    """The process is killed."""
+
+
+def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, lm, tmp_path) -> None:
+    def kill(count: int, note: str) -> None:
+        if "oracle route, FeFET3 0.1" in note and count:
+            raise Stop
+
+    arguments = (tmp_path, jax.random.key(5), streams[:1], lm, places)
+    with pytest.raises(Stop):
+        pipeline.run_study(*arguments, **options(config), advance=kill)
+    kept = pipeline.read_study(tmp_path)
+    assert 0 < len(kept) < len(records) / 2
+    with (tmp_path / "records.jsonl").open("a") as file:  # a unit that was half written, and half a line
+        file.write(json.dumps(kept[-1] | {"method": "CxDNN"}) + '\n{"kind": "blo')
+    seen: list[str] = []
+    found = pipeline.run_study(*arguments, **options(config), advance=lambda count, note: seen.append(note))
+    assert found == chosen(records, stream=3) == pipeline.read_study(tmp_path)
+    assert not any("latest" in note for note in seen)
+    with (tmp_path / "records.csv").open() as file:
+        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [r["accuracy"] for r in found]
+    with pytest.raises(ValueError, match=r"hold the same study, but differs in config\.num_instances \(2 there, 3"):
+        pipeline.run_study(*arguments, **options(config, num_instances=3))
+
+
+def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, lm) -> None:
+    taught = {"noisy": pipeline.Method(training="noise")}
+    others = {"methods": taught, "baselines": (), "every_block": False, "num_instances": 1}
+    joint = pipeline.EndToEnd(num_steps=1, batch=2)
+    found = list(
+        pipeline.study(
+            jax.random.key(5),
+            streams[:1],
+            lm,
+            places,
+            **options(config, **others, end_to_end=joint, train_device=places[0]),
+        )
+    )
+    assert {r["trained_for"] for r in found} == {"FeFET3 0.1"}
+    assert {(r["method"], r["device"], r["sigma"]) for r in found} == {
+        (method, device, sigma)
+        for method in ("noisy", "end-to-end")
+        for device, sigma in (("digital", 0.0), ("FeFET3", 0.1), ("FeFET3", 0.3))
+    }
+
+
+def test_the_summary_is_the_table_by_hand() -> None:
+    def record(method: str, seed: int, chip: int, block: int, domain: str, accuracy: float) -> dict[str, Any]:
+        role = "current" if domain == "ab"[block] else ("previous" if block else "later")
+        place = {"kind": "block", "stream": seed, "device": "X", "sigma": 0.1, "trained_for": "", "method": method}
+        where = {"block": block, "current": "ab"[block], "instance": chip, "domain": domain, "role": role}
+        return place | where | {"accuracy": accuracy, "hit": 1.0}
+
+    values = {"oracle route": 0.9, "NVCiM-PT": 0.7, "other": 0.6}
+    made = [
+        record(method, seed, chip, block, domain, value + 0.1 * seed * (chip == 0) - 0.2 * (domain != "ab"[block]))
+        for method, value in values.items()
+        for seed in (0, 1)
+        for chip in (0, 1)
+        for block in (0, 1)
+        for domain in "ab"
+    ]
+    oracle, main, other = pipeline.summary(made)
+    # streams: value - .1, and .05 more for the second one; t(.95, 1) = 12.706, half width t * .05 / 2
+    assert oracle["accuracy"] == pytest.approx(0.825)
+    assert oracle["accuracy_high"] - oracle["accuracy"] == pytest.approx(12.7062 * 0.025, rel=1e-4)
+    assert (main["gap"], main["gap_low"], other["gap"]) == pytest.approx((0.2, 0.2, 0.3))
+    assert (main["difference"], other["difference"]) == pytest.approx((0.0, -0.1))
+    assert main["previously_seen"] == pytest.approx(0.7 - 0.2 + 0.025)
+    assert main["forgetting"] == pytest.approx(0.2)
+    assert (main["hit"], main["unseen"], main["streams"], main["instances"]) == (1.0, None, 2, 2)
+    R, blocks, domains = pipeline.shift_matrix(made, "other", device="X")
+    np.testing.assert_allclose(R, [[0.625, 0.425], [0.425, 0.625]])
+    assert (blocks, domains) == (["a", "b"], ["a", "b"])
+    with pytest.raises(ValueError, match="have the same instances of every stream"):
+        pipeline.summary([r for r in made if (r["stream"], r["instance"]) != (1, 1)])
+
+
+def test_the_nearest_text_is_that_of_scikit_learn() -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text", reason="scikit-learn is not installed")
+    rng = np.random.default_rng(0)
+    draw = lambda num: [" ".join(rng.choice(list("abcdefghij"), 5)) for _ in range(num)]  # noqa: E731
+    texts, queries = draw(30), draw(20)
+    reference = text.TfidfVectorizer(token_pattern=r"\S+")
+    similar = (reference.fit_transform(texts), reference.transform(queries))
+    scores = (similar[1] @ similar[0].T).toarray()
+    found = pipeline.nearest_text(texts, queries)
+    np.testing.assert_allclose(scores[np.arange(20), found], scores.max(axis=1), rtol=1e-12)
+
+
+def test_wrong_arguments_are_named(streams, places, config, lm) -> None:
+    def run(streams: list[Any] = streams, places: list[Any] = places, **others: Any) -> None:
+        next(pipeline.study(jax.random.key(0), streams, lm, places, **options(config, **others)))
+
+    with pytest.raises(ValueError, match=r"`baselines` must be one of .*Did you mean 'frozen'"):
+        run(baselines=("frozn",))
+    with pytest.raises(ValueError, match="`methods` must not be named latest"):
+        run(methods={"latest": pipeline.Method()})
+    with pytest.raises(ValueError, match="`streams` must have labels"):
+        run([streams[0]._replace(labels=())])
+    with pytest.raises(ValueError, match="`streams` must have a seed of their own"):
+        run([streams[0], streams[0]])
+    with pytest.raises(ValueError, match="`device_list` must hold each name and sigma once"):
+        run(places=[places[0], places[0]])
+    with pytest.raises(ValueError, match="`streams` must hold at least one"):
+        run([])
