@@ -132,9 +132,9 @@ def program_selected(
 
 def _affine(found: jax.Array, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return gain and offset of each column that bring `found` nearest to `exact`."""
-    centred, target = found - found.mean(axis=0), exact - exact.mean(axis=0)
-    gain = crossbar.column_factors(centred, target)
-    return gain, exact.mean(axis=0) - gain * found.mean(axis=0)
+    mean, aim = found.mean(axis=0), exact.mean(axis=0)
+    gain = crossbar.column_factors(found - mean[None, :], exact - aim[None, :])
+    return gain, aim - gain * mean
 
 
 def calibrated(
