@@ -2,9 +2,11 @@
 
 Command:  python -m experiments.2_nvm_table.plot FOLDER   (the folder that run.py has written)
 Time:     3 s.
-Expect:   nvm_table.png and table.md in FOLDER.
+Expect:   nvm_table.png (prompts behind the autoencoder), identity.png (prompts as they are) and table.md in
+          FOLDER.
 """
 
+from functools import partial
 from typing import Any
 
 from experiments.shift.draw import levels_of, main, of_device
@@ -15,14 +17,18 @@ __all__ = ["FIGURES"]
 Record = dict[str, Any]
 
 
-def bars(records: list[Record], rows: list[Record]) -> Any:
+def bars(records: list[Record], rows: list[Record], variants: tuple[str, ...]) -> Any:
     """Draw the accuracy of every method on every device, with baselines that need none."""
     del records
-    levels = levels_of(rows, ("frozen", "latest", "1-NN text"))
-    return plots.accuracy_bars(of_device(rows), levels=levels, ylabel="accuracy over all domains")
+    chosen = [row for row in rows if row["variant"] in variants]
+    levels = levels_of(chosen, ("frozen", "latest", "1-NN text"))
+    return plots.accuracy_bars(of_device(chosen), levels=levels, ylabel="accuracy over all domains")
 
 
-FIGURES = {"nvm_table": bars}
+FIGURES = {
+    "nvm_table": partial(bars, variants=("autoencoder", "table")),
+    "identity": partial(bars, variants=("identity", "table")),
+}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ TABLE = Settings(
 
 CONFIGS = {
     "full": {
-        "identity": changed(TABLE, end_to_end_steps=0),
+        "identity": changed(TABLE, devices=("FeFET3",)),
         "autoencoder": changed(TABLE, codec="autoencoder"),
     },
     "tiny": {

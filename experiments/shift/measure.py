@@ -96,16 +96,27 @@ def _save(records: list[Record], about: Record, out: Path) -> list[Path]:
     return [out / name for name in contents]
 
 
+WHOLE = ("stream", "block", "instance", "queries", "cells")
+REAL = ("sigma", "accuracy", "hit")
+
+
 def read(folder: Path) -> list[Record]:
-    """Return the records that `main` has written.
+    """Return the records that `main` has written, from records.jsonl, or from records.csv where that was kept alone.
 
     Raises:
         ValueError: If there are none.
     """
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines, values = folder / "records.jsonl", folder / "records.csv"
+    if lines.is_file():
+        return [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    if not values.is_file():
+        checks.fail("folder", "hold records.jsonl or records.csv", f"{folder} does not", "Run run.py first.")
+    with values.open(encoding="utf-8", newline="") as file:
+        records: list[Record] = list(csv.DictReader(file))
+    for record in records:
+        record |= {name: int(record[name]) if record[name] else None for name in WHOLE}
+        record |= {name: float(record[name]) if record[name] else None for name in REAL}
+    return records
 
 
 def summaries(records: Sequence[Record], **options: Any) -> list[Record]:
