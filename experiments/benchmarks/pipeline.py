@@ -1,0 +1,224 @@
+"""What the pipeline costs: five prompts together against one by one, a hundred chips searched, one buffer, one answer.
+
+    python -m experiments.benchmarks.pipeline          # some ten minutes on two cores
+    python -m experiments.benchmarks.pipeline --tiny   # a minute; a random model, checks that everything runs
+
+*Tuning*: the five prompts of one buffer (25 examples of the built-in users, batches of 5) in one call, against five
+calls with one prompt each, in turn; the median of the rounds' ratios. *Retrieval*: 100 chips, each programmed and
+searched by 50 queries over 100 stored prompts (FeFET3, sigma 0.1, 16 bits on 2-bit cells, 8-bit converters), through
+`montecarlo.run`, seconds after the compile: with keys of 1 x 48 values of their own; with the prompts' own 8 x 48
+values as keys; and with those read back for every query as well. Every cell is drawn: FeFET3 cells are cut at 0, so one
+number a pair would not be exact. *Stages*: `observe` of a buffer and `answer` of one query, cold and warm.
+
+Prints a table and writes `results/pipeline.json`; the committed file says what to expect.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.benchmarks import common
+from nvcim_jax import checks, data, devices, models, montecarlo, pipeline, selection, tuning
+
+__all__ = ["Benchmark", "run"]
+
+_MODULE = "experiments.benchmarks.pipeline"
+_TOGETHER, _RETRIEVAL_S = 0.5, 1.0
+CODE = 48
+
+
+@checks.frozen_config
+class Benchmark:
+    """Settings of the benchmark.
+
+    Attributes:
+        rounds: Times that every case is run, in turn.
+        num_steps: Steps of a tuning.
+        num_instances: Chips of a retrieval.
+        model: Folder of the language model; None for the bundled one.
+        out: File of the records; None: results/pipeline.json beside this file.
+        tiny: Run a random model, few steps and few chips in two rounds, and write nothing unless `out` is given.
+    """
+
+    rounds: int = 5
+    num_steps: int = 20
+    num_instances: int = 100
+    model: Path | None = None
+    out: Path | None = None
+    tiny: bool = False
+
+
+def _seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Return processor and wall seconds of a call, until its arrays are there."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    jax.block_until_ready(work())
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def _in_turn(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, common.Samples]:
+    """Run every case once a round, every second round in the opposite order, after a warm-up."""
+    for work in cases.values():
+        jax.block_until_ready(work())
+    found = {name: common.Samples([], []) for name in cases}
+    for number in range(rounds):
+        for name in list(cases) if number % 2 == 0 else list(reversed(cases)):
+            cpu, wall = _seconds(cases[name])
+            found[name].cpu_s.append(round(cpu, 4))
+            found[name].wall_s.append(round(wall, 4))
+    return found
+
+
+def _language_model(config: Benchmark) -> models.LM:
+    folder = config.model or Path(models.__file__).parent / "bundled"
+    lm = models.load(folder)
+    if not config.tiny:
+        return lm
+    shape = models.Config(
+        vocab_size=lm.config.vocab_size, width=64, num_layers=1, num_heads=4, mlp_width=64, bos_id=lm.config.bos_id,
+        eos_ids=lm.config.eos_ids, pad_id=lm.config.pad_id,
+    )  # fmt: skip
+    return models.LM(models.init(jax.random.key(0), config=shape), shape, lm.tokenizer)
+
+
+def _tuning(lm: models.LM, config: Benchmark) -> dict[str, common.Samples]:
+    """Time five prompts of one buffer tuned together, and one after another."""
+    records = data.builtin_users(0).blocks[0].records
+    options = pipeline.Config(tuning=tuning.Options(num_steps=config.num_steps, batch=5))
+    buffer = pipeline.make_buffer(records, lm, config=options)
+    starts = models.embed(lm.params, buffer.starts[:5], config=lm.config)
+    weights = (jnp.arange(25)[None, :] % 5 == jnp.arange(5)[:, None]).astype(jnp.float32)
+
+    def tuned(first: int, num: int) -> jax.Array:
+        here = slice(first, first + num)
+        return tuning.tune(
+            jax.random.key(0), starts[here], lm.params, buffer.examples, weights[here], config=lm.config,
+            options=options.tuning,
+        )[0]  # fmt: skip
+
+    return _in_turn({"together": lambda: tuned(0, 5), "one by one": lambda: [tuned(i, 1) for i in range(5)]},
+                    config.rounds)  # fmt: skip
+
+
+def _retrieval_case(width: int, options: pipeline.Config, config: Benchmark, read: bool) -> Callable[[], Any]:
+    """Return a run over chips: each programs the store, finds the prompt of 50 queries, and may read it back."""
+    slots, num_queries = options.capacity, 50
+    keys = jax.random.split(jax.random.key(1), 4)
+    prompts = jax.random.normal(keys[0], (slots, options.num_virtual, width))
+    features = jax.random.normal(keys[1], (slots, options.search_tokens, width))
+    queries = jax.random.normal(keys[2], (num_queries, options.search_tokens, width))
+    shape = models.Config(vocab_size=8, width=width, num_layers=1, num_heads=4, mlp_width=8)
+    store, _ = pipeline.insert(pipeline.empty_store(shape, options), prompts, features, config=options)
+    store = store._replace(codec=selection.codec_init(keys[3], width, code=CODE))
+    device = devices.get("FeFET3", sigma=0.1)
+
+    def chip(key: jax.Array, store: Any, queries: jax.Array, device: Any) -> Any:
+        # What is not returned is not computed: without the read-back a separate chip of prompts is never drawn.
+        chip_key, read_key = jax.random.split(key)
+        arrays = pipeline.program_store(chip_key, store, device, config=options)
+        prompts, found = pipeline.retrieve(read_key, queries, store, arrays, device, config=options)
+        return (found.slots, jnp.square(prompts).sum(axis=(1, 2))) if read else found.slots
+
+    return lambda: montecarlo.run(
+        chip, jax.random.key(2), config.num_instances, args=(store, queries, device), progress=False
+    )
+
+
+def _retrieval(config: Benchmark) -> dict[str, common.Samples]:
+    """Time the retrieval of 50 queries over 100 stored prompts on many chips."""
+    own = pipeline.Config(capacity=100)
+    same = dataclasses.replace(own, key="prompt", unit_keys=False)
+    quiet = dataclasses.replace(own, arrays=dataclasses.replace(own.arrays, adc_bits=None))
+    width = 64 if config.tiny else 256
+    cases = {
+        "keys of 1 x 48": _retrieval_case(width, own, config, read=False),
+        "keys of 1 x 48, ideal converters of outputs": _retrieval_case(width, quiet, config, read=False),
+        "prompts of 8 x 48 as keys": _retrieval_case(width, same, config, read=False),
+        "prompts of 8 x 48 as keys, read back": _retrieval_case(width, same, config, read=True),
+    }
+    return _in_turn(cases, config.rounds)
+
+
+def _stages(lm: models.LM, config: Benchmark) -> dict[str, Any]:
+    """Time `observe` and `answer`, the first call with its compiles, and then again."""
+    stream = data.builtin_users(0)
+    options = pipeline.Config(capacity=20, tuning=tuning.Options(num_steps=config.num_steps, batch=5))
+    device, labels = devices.get("FeFET3", sigma=0.1), list(stream.labels)
+    state = pipeline.init(jax.random.key(0), lm, device, config=options)
+    observed, answered = [], []
+    for number, block in enumerate(stream.blocks[:3]):
+        start = time.perf_counter()
+        state, _ = pipeline.observe(jax.random.fold_in(jax.random.key(1), number), state, block.records, lm,
+                                    config=options)  # fmt: skip
+        jax.block_until_ready(state)
+        observed.append(round(time.perf_counter() - start, 3))
+    question = next(iter(stream.test.values()))[0].input
+    for number in range(config.rounds + 1):
+        start = time.perf_counter()
+        pipeline.answer(jax.random.fold_in(jax.random.key(2), number), state, question, lm, config=options,
+                        labels=labels)  # fmt: skip
+        answered.append(round(time.perf_counter() - start, 4))
+    return {"num_steps": config.num_steps, "observe_s": observed, "answer_s": answered}
+
+
+def run(config: Benchmark) -> str:
+    """Measure everything, write the record, and return the table."""
+    if config.tiny:
+        config = Benchmark(rounds=2, num_steps=2, num_instances=3, model=config.model, out=config.out, tiny=True)
+    lm = _language_model(config)
+    machine = common.machine()
+    tuned, retrieved, stages = _tuning(lm, config), _retrieval(config), _stages(lm, config)
+    ratio = common.ratio(tuned["together"].wall_s, tuned["one by one"].wall_s)
+    out = config.out or (None if config.tiny else Path(__file__).parent / "results" / "pipeline.json")
+    if out is not None:
+        record = {
+            "command": f"python -m {_MODULE}",
+            "settings": {"rounds": config.rounds, "num_steps": config.num_steps, "num_instances": config.num_instances},
+            "machine": machine,
+            "versions": common.versions("jax", "jaxlib", "numpy"),
+            "model": {
+                "width": lm.config.width,
+                "num_layers": lm.config.num_layers,
+                "num_params": models.num_params(lm.config),
+            },
+            "tuning": {name: samples._asdict() for name, samples in tuned.items()} | {"ratio_wall": ratio._asdict()},
+            "retrieval": {name: samples._asdict() for name, samples in retrieved.items()},
+            "stages": stages,
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return _table(ratio, tuned, retrieved, stages, config)
+
+
+def _table(ratio: common.Ratio, tuned: dict, retrieved: dict, stages: dict[str, Any], config: Benchmark) -> str:
+    together, apart = (statistics.median(tuned[name].wall_s) for name in ("together", "one by one"))
+    rows = [
+        [
+            f"five prompts together / one by one ({together:.2f} s / {apart:.2f} s)",
+            f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})",
+            f"<= {_TOGETHER}",
+            "yes" if ratio.median <= _TOGETHER else "no",
+        ]
+    ]
+    for name, samples in retrieved.items():
+        wall, cpu = statistics.median(samples.wall_s), statistics.median(samples.cpu_s)
+        met = "yes" if wall < _RETRIEVAL_S else "no"
+        rows.append(
+            [f"{config.num_instances} chips: {name}", f"{wall:.2f} s ({cpu:.2f} s cpu)", f"< {_RETRIEVAL_S:g} s", met]
+        )
+    first, *_, last = stages["observe_s"]
+    rows.append([f"observe, {config.num_steps} steps: first, third buffer", f"{first:.2f} s, {last:.2f} s", "", ""])
+    first, *rest = stages["answer_s"]
+    rows.append(["answer: first, then", f"{first:.2f} s, {statistics.median(rest) * 1e3:.1f} ms", "", ""])
+    return common.table(["", "measured", "target", "met"], rows)
+
+
+if __name__ == "__main__":
+    print(run(tyro.cli(Benchmark)))
