@@ -32,7 +32,7 @@ def matrices(records: list[Record], rows: list[Record], kind: str) -> Any:
     panels = [
         plots.Panel(title, *pipeline.shift_matrix(own, name)) for name, title in METHODS.items() if name in measured
     ]
-    return plots.shift_heatmaps(panels)
+    return plots.shift_heatmaps(panels) if panels else None
 
 
 FIGURES = {f"domain_shift_{kind}": partial(matrices, kind=kind) for kind in ("block", "return")}

@@ -34,7 +34,8 @@ def main(
     """Draw the figures of a folder that run.py has written, write its table, and return the paths.
 
     Args:
-        figures: Name of each file -> function of the records and of the rows of their summary.
+        figures: Name of each file -> function of the records and of the rows of their summary; None where nothing of
+            it was measured.
         arguments: Words of the command line; those of the process by default.
         columns: Columns of the table.
     """
@@ -45,8 +46,10 @@ def main(
     rows = summaries(records)
     paths = []
     for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        paths[-1].write_bytes(plots.png(figure(records, rows)))
+        drawn = figure(records, rows)
+        if drawn is not None:
+            paths.append(folder / f"{name}.png")
+            paths[-1].write_bytes(plots.png(drawn))
     paths.append(folder / "table.md")
     paths[-1].write_text(table(rows, columns) + "\n", encoding="utf-8")
     print("Written:", *paths, sep="\n  ")
