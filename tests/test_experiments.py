@@ -14,9 +14,21 @@ TINY = sorted(
     for path in (ROOT / "experiments").glob("*/run.py")
     if "--tiny" in path.read_text(encoding="utf-8") and "--out" in path.read_text(encoding="utf-8")
 )
+SHIFT = [name for name in TINY if "experiments.shift" in (ROOT / "experiments" / name / "run.py").read_text("utf-8")]
+
+# One process for all experiments on domain shift, so that what they share is compiled once.
+RUN_ALL = """
+import importlib, pathlib, sys
+from experiments.shift import draw, measure
+for name in sys.argv[2:]:
+    out = str(pathlib.Path(sys.argv[1], name))
+    run, plot = (importlib.import_module(f"experiments.{name}.{part}") for part in ("run", "plot"))
+    measure.main(run.NAME, run.CONFIGS, ["--tiny", "--out", out])
+    draw.main(plot.FIGURES, [out])
+"""
 
 
-def _python(words: list[str | Path]) -> str:
+def _python(words: list[str | Path], seconds: float = 300.0) -> str:
     """Run Python in the root of the repository, as a reader would, and return what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     ran = subprocess.run(
@@ -25,7 +37,7 @@ def _python(words: list[str | Path]) -> str:
         env=environment | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -36,22 +48,47 @@ def test_there_are_experiments_to_run() -> None:
     assert "1_output_error" in TINY
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if name not in SHIFT])
 def test_the_tiny_variant_writes_records_and_figures(name: str, tmp_path: Path) -> None:
     folder = ROOT / "experiments" / name
     _python([folder / "run.py", "--tiny", "--out", tmp_path])
-    records = [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".parquet")]
-    assert records
-    assert all(path.stat().st_size > 0 for path in records)
     if not list(tmp_path.rglob("*.png")):
         _python([folder / "plot.py", tmp_path])
-    figures = list(tmp_path.rglob("*.png"))
+    _check_files(tmp_path)
+    if name == "1_output_error":
+        _check_output_error(tmp_path)
+
+
+def _check_files(folder: Path) -> None:
+    """Check that there are records and figures, and that none is empty."""
+    records = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".parquet")]
+    assert records
+    assert all(path.stat().st_size > 0 for path in records)
+    figures = list(folder.rglob("*.png"))
     assert figures
     for path in figures:
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert path.stat().st_size > 5000  # more than empty axes
-    if name == "1_output_error":
-        _check_output_error(tmp_path)
+
+
+def test_the_tiny_variants_on_domain_shift_write_records_and_figures(tmp_path: Path) -> None:
+    assert [name[0] for name in SHIFT] == ["2", "3", "4", "5", "6", "7"]
+    _python(["-c", RUN_ALL, tmp_path, *SHIFT], seconds=900.0)
+    for name in SHIFT:
+        _check_files(tmp_path / name)
+        lines = (tmp_path / name / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        for record in map(json.loads, lines):
+            assert 0.0 <= record["accuracy"] <= 1.0
+            if record["method"] == "oracle route" and record["role"] in ("current", "previous"):
+                assert record["hit"] == 1.0
+        assert f"experiments.{name}.run" in json.loads((tmp_path / name / "run.json").read_text("utf-8"))["command"]
+
+
+@pytest.mark.parametrize("name", SHIFT)
+def test_the_head_names_the_command(name: str) -> None:
+    for part in ("run", "plot"):
+        text = (ROOT / "experiments" / name / f"{part}.py").read_text(encoding="utf-8")
+        assert f"Command:  python -m experiments.{name}.{part} " in text
 
 
 def _check_output_error(folder: Path) -> None:

@@ -23,7 +23,7 @@ NAME = "6_ssa_ablation"
 KEYS = {
     "prompt": {"key": "prompt"},
     "anchored": {"key": "anchored", "anchor": 1.0},
-    "contrastive": {"key": "contrastive"},
+    "contrastive": {"key": "contrastive", "codec": "autoencoder"},
     "representative": {"key": "representative"},
 }
 

@@ -120,6 +120,7 @@ TINY = Settings(
         num_prompts=1,
         capacity=8,
         codec="identity",
+        template=pipeline.Template(max_input=8),  # so that all streams have texts of one length
         tuning=tuning.Options(num_steps=2, batch=2),
     ),
     methods=("No-Miti(MIPS)", "NVCiM-PT", "oracle route"),
@@ -134,10 +135,11 @@ def changed(settings: Settings, **fields: Any) -> Settings:
     A dictionary replaces fields of a part: `changed(settings, search={"axis": "tokens"})`.
     """
     memory = settings.memory
-    for name in [name for name in fields if hasattr(memory, name)]:
-        value = fields.pop(name)
-        part = dataclasses.replace(getattr(memory, name), **value) if isinstance(value, dict) else value
-        memory = dataclasses.replace(memory, **{name: part})
+    parts = {name: fields.pop(name) for name in [name for name in fields if hasattr(memory, name)]}
+    for name, value in parts.items():
+        if isinstance(value, dict):
+            parts[name] = dataclasses.replace(getattr(memory, name), **value)
+    memory = dataclasses.replace(memory, **parts)
     return dataclasses.replace(settings, memory=memory, **fields)
 
 

@@ -39,6 +39,9 @@ __all__ = ["LIPSCHITZ", "study"]
 LIPSCHITZ = 0.01
 """Weight of the Lipschitz penalty for CorrectNet where the rates have none: this library's choice [I]."""
 
+UNSEEN = ("ids", "mask", "answers")
+"""Fields of the test rows that a chip does not see."""
+
 _ROWS = 32  # queries that are ranked in one call, whatever the method: one compilation, and no row depends on others
 
 Record = dict[str, Any]
@@ -323,8 +326,11 @@ def _method(bench: _Bench, unit: Unit, device: devices.Device | None, taught: de
         method = dataclasses.replace(method, mitigation="none")
     name, stores, curvatures = _stores(bench, unit, method, taught)
     config = methods_config(_fitted(bench.settings.config, device), method)
-    # Texts are not looked at on the chip: without them streams of longer texts share one compilation.
-    asked = bench.asked._replace(ids=bench.asked.ids[:, :0], mask=bench.asked.mask[:, :0])
+    # Texts and labels are not looked at on the chip: without them streams share one compilation.
+    none = {
+        name: jax.tree.map(lambda a: a[:, :0] if a.ndim > 1 else a[:0], getattr(bench.asked, name)) for name in UNSEEN
+    }
+    asked = bench.asked._replace(**none)
     num = 1 if device is None else bench.settings.num_instances
     for block in _blocks(bench):
         store = stores[block]
