@@ -126,7 +126,7 @@ def column_factors(
 
     Example:
         >>> exact = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-        >>> print(column_factors(exact * jnp.array([0.5, 2.0]), exact).round(3))
+        >>> print(column_factors(exact * jnp.array([[0.5, 2.0]]), exact).round(3))
         [2.  0.5]
 
     References:
