@@ -8,11 +8,11 @@ does falls on both. A ratio above 1 means that this library is faster. Records g
 file.
 
 The model is a random Llama of 10 M parameters: 6 layers, width 320, 5 heads, feed-forward 880, vocabulary 8192, tied.
-Batch 8 of 128 tokens, 20 virtual tokens before them. Expect (results/models.json, two cores of an EPYC that other work
-used at the same time, which hurts torch's two threads more than XLA's): soft-prompt step 1.5-1.7, decoding 2.3 at batch
-8, compilation at 24 layers under 3 s of processor time, bf16 slower than float32, remat a fifth of the memory at no
-measurable time. Forward (4.8) and decoding at batch 1 (18) were timed while the load was highest; repeat them on an
-idle machine before quoting them.
+Batch 8 of 128 tokens, 20 virtual tokens before them. Expect (results/models.json, two idle cores of an EPYC): forward
+1.9, soft-prompt step 1.5 to 1.7, greedy decoding of 64 tokens 3.4 at batch 1 and 1.8 at batch 8, short of the five that
+were aimed at: a step of 1.5 ms reads 40 MB of float32 weights, the machine's memory bandwidth, and at batch 8 both
+sides wait for the same matrix products. Compilation at 24 layers .3 s forward and 1.3 s with gradients; bf16 slower than
+float32; remat a fifth of the memory at no measurable time.
 """
 
 import argparse
