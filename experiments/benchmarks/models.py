@@ -10,7 +10,7 @@ file.
 The model is a random Llama of 10 M parameters: 6 layers, width 320, 5 heads, feed-forward 880, vocabulary 8192, tied.
 Batch 8 of 128 tokens, 20 virtual tokens before them. Expect (results/models.json, two idle cores of an EPYC): forward
 1.9, soft-prompt step 1.5 to 1.7, greedy decoding of 64 tokens 3.4 at batch 1 and 1.8 at batch 8, short of the five that
-were aimed at: a step of 1.5 ms reads 40 MB of float32 weights, the machine's memory bandwidth, and at batch 8 both
+were aimed at: a step of 1.5 ms reads 40 MB of float32 weights, 27 GB/s, and at batch 8 both
 sides wait for the same matrix products. Compilation at 24 layers .3 s forward and 1.3 s with gradients; bf16 slower
 than float32; remat a fifth of the memory at no measurable time.
 """
