@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.3_sigma_sweep.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.3_sigma_sweep.plot FOLDER   (both in the root of the repository)
-Time:     about 5 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Time:     about 4 minutes on two cores in two processes; --tiny: a few seconds after compiling.
 Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
 
 Noise-aware training meets sigma 0.1 whatever sigma it is tested at. All points of a stream share their chips, scaled.
