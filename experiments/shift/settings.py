@@ -41,7 +41,7 @@ MEMORY = pipeline.Config(
 )
 """The pipeline of the experiments; what is not named here is the library's default.
 
-Prompts are stored as they are: an autoencoder of 48 values a token costs a third of the accuracy (2_nvm_table)."""
+Prompts are stored as they are: an autoencoder of 48 values a token costs .11 of .49 at sigma 0.1 (2_nvm_table)."""
 
 
 @checks.frozen_config
