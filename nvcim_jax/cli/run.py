@@ -196,7 +196,8 @@ def _config(options: Options) -> Any:
     """Return the options of the pipeline, which checks their values."""
     from nvcim_jax import data, pipeline, selection, tuning
 
-    for name in ("instances", "num_users", "buffer_size", "streams", "max_new_tokens", "predictions"):
+    checks.integer("--instances", options.instances, high=pipeline.MOST_CHIPS)
+    for name in ("num_users", "buffer_size", "streams", "max_new_tokens", "predictions"):
         checks.integer(f"--{name.replace('_', '-')}", getattr(options, name))
     checks.integer("--seed", options.seed, low=0, high=2**31)
     checks.choice("--kind", options.kind, data.KINDS)

@@ -42,7 +42,7 @@ from nvcim_jax.pipeline.stages import (
 from nvcim_jax.pipeline.store import Capacity, Inserted, Store, capacity, empty_store, insert
 from nvcim_jax.pipeline.study import study
 from nvcim_jax.pipeline.study_folder import read_study, run_study
-from nvcim_jax.pipeline.study_plan import BASELINES, END_TO_END, Unit, plan
+from nvcim_jax.pipeline.study_plan import BASELINES, END_TO_END, MOST_CHIPS, Unit, plan
 from nvcim_jax.pipeline.summary import shift_matrix, summary
 from nvcim_jax.pipeline.text import Queries, label_candidates, make_examples, make_queries, text_features
 
@@ -51,6 +51,7 @@ __all__ = [
     "END_TO_END",
     "METHODS",
     "MITIGATIONS",
+    "MOST_CHIPS",
     "AnswerInfo",
     "Arrays",
     "Asked",

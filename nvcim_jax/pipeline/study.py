@@ -42,6 +42,7 @@ LIPSCHITZ = 0.01
 UNSEEN = ("ids", "mask", "answers")
 """Fields of the test rows that a chip does not see."""
 
+_CHIPS = 64  # chips whose prompts are held at a time
 _ROWS = 32  # queries that are ranked in one call, whatever the method: one compilation, and no row depends on others
 
 Record = dict[str, Any]
@@ -328,7 +329,8 @@ def _method(bench: _Bench, unit: Unit, device: devices.Device | None, taught: de
     config = methods_config(_fitted(bench.settings.config, device), method)
     # Texts and labels are not looked at on the chip: without them streams share one compilation.
     none = {
-        name: jax.tree.map(lambda a: a[:, :0] if a.ndim > 1 else a[:0], getattr(bench.asked, name)) for name in UNSEEN
+        field: jax.tree.map(lambda a: a[:, :0] if a.ndim > 1 else a[:0], getattr(bench.asked, field))
+        for field in UNSEEN
     }
     asked = bench.asked._replace(**none)
     num = 1 if device is None else bench.settings.num_instances
@@ -338,25 +340,28 @@ def _method(bench: _Bench, unit: Unit, device: devices.Device | None, taught: de
         # The noise of training is no part of what a chip computes: methods that differ in it share one compilation.
         fn = _on_chip(dataclasses.replace(config, noise="none"), dataclasses.replace(method, training="plain"))
         parts = montecarlo.stream(
-            fn, _keys(bench)[1], range(num), chunk=num, args=(store, curvatures[block], features, asked, device)
+            fn,
+            _keys(bench)[1],
+            range(num),
+            chunk=min(num, _CHIPS),
+            args=(store, curvatures[block], features, asked, device),
         )
-        values = [part.values for part in parts]
-        slots = np.concatenate([value["slots"] for value in values])
-        prompts = np.concatenate([value["prompts"] for value in values])
         known = bench.made.setdefault((name, block, unit.device, unit.sigma, method.mitigation), {})
-        right = _answered(bench, slots, prompts, known)
+        # The prompts of all chips together would fill the memory: each part is answered before the next is read.
+        found = [(part.values["slots"], _answered(bench, part.first, known=known, **part.values)) for part in parts]
+        slots, right = (np.concatenate(rows) for rows in zip(*found, strict=True))
         owner = np.asarray(bench.asked.domain_of_block)[np.maximum(np.asarray(store.block)[slots], 0)]
         yield from _records(bench, unit, block, right, owner == np.asarray(bench.asked.domain)[None, :])
 
 
 def _answered(
-    bench: _Bench, slots: np.ndarray, prompts: np.ndarray, known: dict[tuple[int, int, int], bool]
+    bench: _Bench, first: int, *, slots: np.ndarray, prompts: np.ndarray, known: dict[tuple[int, int, int], bool]
 ) -> np.ndarray:
-    """Return what is right (instances, queries); what another method found on the same chips is not ranked again."""
-    asked = [(i, q, int(slot)) for i, row in enumerate(slots) for q, slot in enumerate(row)]
+    """Return what is right (chips, queries) from chip `first` on; what was found there before is not ranked again."""
+    asked = [(first + i, q, int(slot)) for i, row in enumerate(slots) for q, slot in enumerate(row)]
     missing = [entry for entry in asked if entry not in known]
     if missing:
-        rows = np.stack([prompts[i, slot] for i, _, slot in missing])
+        rows = np.stack([prompts[i - first, slot] for i, _, slot in missing])
         found = _right(bench, rows, np.asarray([q for _, q, _ in missing]))
         known.update(zip(missing, map(bool, found), strict=True))
     return np.asarray([known[entry] for entry in asked]).reshape(slots.shape)

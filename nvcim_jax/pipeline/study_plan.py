@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT_BASELINES",
     "DIGITAL",
     "END_TO_END",
+    "MOST_CHIPS",
     "SEARCHED",
     "Settings",
     "Unit",
@@ -26,6 +27,9 @@ BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text", "1-NN own d
 """What needs no memory device: the model alone, one prompt, and the nearest text of all buffers or the right ones."""
 
 DEFAULT_BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text")
+
+MOST_CHIPS = 100_000
+"""Chips of a device that one study may measure: the records of all are held together."""
 
 DIGITAL = "digital"
 """Name of the device of what is kept exactly."""
@@ -138,7 +142,9 @@ def plan(
 
 def check(streams: Sequence[Any], device_list: Sequence[devices.Device], settings: Settings) -> None:
     """Name what is wrong before anything is trained."""
-    checks.integer("num_instances", settings.num_instances)
+    checks.integer(
+        "num_instances", settings.num_instances, high=MOST_CHIPS, fix="Split a larger study by the seed of `key`."
+    )
     for name in settings.baselines:
         checks.choice("baselines", name, BASELINES)
     clash = sorted({*BASELINES, END_TO_END} & set(settings.methods))

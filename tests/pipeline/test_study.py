@@ -1,6 +1,7 @@
 """Studies: records against the pieces they are made of, independence of what else is measured, resume, summaries."""
 
 import csv
+import importlib
 import json
 from typing import Any, NamedTuple
 
@@ -93,6 +94,31 @@ def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams,
         (1, "money"): "previous",
         (1, "kitchen"): "current",
     }
+
+
+def test_how_many_chips_are_held_at_a_time_changes_nothing(
+    streams, places, config, lm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = importlib.import_module("nvcim_jax.pipeline.study")  # the face of the room hides the module
+    own = options(config, methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
+    rank, ranked = study._right, []
+    monkeypatch.setattr(
+        study, "_right", lambda bench, prompts, queries: (ranked.append(prompts), rank(bench, prompts, queries))[1]
+    )
+    found = []
+    for held in (64, 1):
+        monkeypatch.setattr(study, "_CHIPS", held)
+        ranked.clear()
+        records = list(pipeline.study(jax.random.key(5), streams[:1], lm, places[:1], **own))
+        found.append((records, np.concatenate(ranked)))
+    assert found[0][0] == found[1][0]
+    # the same prompts of the same chips are put before the model, those of one chip after those of the other
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, config, lm) -> None:
+    with pytest.raises(ValueError, match=r"num_instances.*at most 100000"):
+        next(pipeline.study(jax.random.key(5), streams, lm, places, **options(config, num_instances=10**11)))
 
 
 def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm) -> None:
