@@ -210,6 +210,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
         return ["--capacity", "3"], "`--capacity` must be at least 6, the prompts of all buffers, but is 3"
     if name == "small budget":
         return ["--memory-budget-mb", "1", "--model", str(tiny)], "`--memory-budget-mb` must be at least about"
+    if name == "huge number":
+        return ["--instances", "99999999999"], "`--instances` must be an integer of at least 1 and at most 100000"
     if name == "unknown method":
         return ["--methods", "NVCiM"], "Did you mean 'NVCiM-PT'"
     if name == "unknown device":
@@ -221,7 +223,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
 
 BAD = (
     "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
-    "no tokenizer", "no model", "full store", "small budget", "unknown method", "unknown device", "too few users",
+    "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
+    "too few users",
 )  # fmt: skip
 
 
