@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from experiments.pretrain.episodes import EpisodeBatch
+from experiments.pretrain.episodes import LABEL_DECAY, EpisodeBatch
+from nvcim_jax import models
 from nvcim_jax.models import Config, embed, head, hidden
 from nvcim_jax.types import Key, PyTree, Scalar
 
-__all__ = ["SOFT_SIZE", "answer_loss", "cross_entropy", "episode_inputs", "soft_tokens", "text_loss"]
+__all__ = ["SOFT_SIZE", "answer_loss", "cross_entropy", "episode_inputs", "layout", "soft_tokens", "text_loss"]
 
 SOFT_SIZE = 0.2
 """Root mean square of a soft token's entries."""
@@ -29,6 +30,15 @@ def mean_direction(params: PyTree, bags: Any, weights: Any, channels: int, *, co
     return unit((rows * weights[..., None]).sum(-2))
 
 
+def layout(width: int) -> models.SoftTokens:
+    """Return where the model reads what: the label in the first half of the channels, the examples in the last quarter.
+
+    The third quarter belongs to what a query is about.
+    """
+    examples = (3 * (width // 4), 4 * (width // 4))
+    return models.SoftTokens(label=(0, width // 2), examples=examples, label_decay=LABEL_DECAY, size=SOFT_SIZE)
+
+
 def soft_tokens(
     params: PyTree,
     bags: Int[Array, "*slots bag"],
@@ -39,29 +49,25 @@ def soft_tokens(
     *,
     config: Config,
 ) -> Float[Array, "*slots width"]:
-    """Return soft tokens that hold examples and a label side by side.
-
-    `s = 0.2 sqrt(width) unit([b unit(sum_j v_j e_j) | 0 | a unit(sum_i w_i e_i)])`: e_i the embeddings of the examples'
-    words, of which the first quarter of the channels is kept, in the last quarter of s; e_j those of the label's, of
-    which the first half is kept.
+    """Return soft tokens that hold examples and a label side by side, see `nvcim_jax.models.soft_tokens`.
 
     Args:
         params: Parameters.
         bags: Tokens of the examples (..., bag).
-        bag_weights: Their weights w, >= 0, 0 for padding.
+        bag_weights: Their weights, >= 0, 0 for padding.
         labels: Tokens of the label (..., label).
-        label_weights: Their weights v, >= 0, 0 for padding.
-        shares: Amounts a and b (..., 2).
+        label_weights: Their weights, >= 0, 0 for padding.
+        shares: Amounts of examples and of label (..., 2).
         config: The model.
 
     Returns:
         (..., width).
     """
-    quarter = config.width // 4
-    examples = mean_direction(params, bags, bag_weights, quarter, config=config)
-    label = mean_direction(params, labels, label_weights, 2 * quarter, config=config)
-    mixed = [shares[..., 1:] * label, jnp.zeros_like(examples), shares[..., :1] * examples]
-    return SOFT_SIZE * config.width**0.5 * unit(jnp.concatenate(mixed, -1))
+    examples, label = (
+        (embed(params, ids, config=config) * jnp.asarray(weights)[..., None]).sum(-2)
+        for ids, weights in ((bags, bag_weights), (labels, label_weights))
+    )
+    return models.soft_tokens(examples, label, shares, layout=layout(config.width))
 
 
 def episode_inputs(params: PyTree, batch: EpisodeBatch, *, config: Config) -> Float[Array, "rows tokens width"]:

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from tokenizers import Tokenizer
 
-from experiments.pretrain import data
+from experiments.pretrain import data, objective
 from experiments.pretrain.train import Recipe, TrainState, make_start, make_step, model_config, restore, save
 from nvcim_jax import models
 
@@ -59,7 +59,8 @@ def export(folder: Path, state: TrainState, tokenizer: Tokenizer, recipe: Recipe
     special = {f"{name}_id": tokenizer.token_to_id(token) for name, token in (("bos", "<s>"), ("pad", "<pad>"))}
     ends = (tokenizer.token_to_id("</s>"),)
     config = dataclasses.replace(model_config(recipe), **special, eos_ids=ends)
-    models.save(folder, models.LM(state.params, config), dtype=jnp.bfloat16)
+    lm = models.LM(state.params, config, soft_tokens=objective.layout(recipe.width))
+    models.save(folder, lm, dtype=jnp.bfloat16)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
 

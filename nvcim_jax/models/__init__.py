@@ -11,6 +11,7 @@ from nvcim_jax.models.quantised import Quantised, dequantise
 from nvcim_jax.models.ranking import Candidates, candidates, rank
 from nvcim_jax.models.sampling import Sampling, keep_top, sample
 from nvcim_jax.models.save import save
+from nvcim_jax.models.soft_tokens import SoftTokens, soft_tokens
 
 __all__ = [
     "BUNDLED",
@@ -25,6 +26,7 @@ __all__ = [
     "Quantised",
     "Rope",
     "Sampling",
+    "SoftTokens",
     "candidates",
     "dequantise",
     "embed",
@@ -44,5 +46,6 @@ __all__ = [
     "sample",
     "save",
     "shapes",
+    "soft_tokens",
     "token_losses",
 ]

@@ -1,5 +1,6 @@
 """Load a Hugging Face checkpoint, tensor by tensor, without torch."""
 
+import dataclasses
 import logging
 import math
 import re
@@ -17,6 +18,7 @@ from nvcim_jax.models.families import family
 from nvcim_jax.models.hf_config import config_from_hf, read_json
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.quantised import Quantised, unpack_awq, unpack_gptq
+from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
 from nvcim_jax.types import PyTree
 
@@ -47,11 +49,13 @@ class LM(NamedTuple):
         params: The parameters, see `shapes`.
         config: The static description.
         tokenizer: transformers' tokenizer, or None where the checkpoint has none.
+        soft_tokens: How it was taught to read soft tokens; by default any channel may hold anything.
     """
 
     params: PyTree
     config: Config
     tokenizer: Any = None
+    soft_tokens: SoftTokens = SoftTokens()
 
 
 class Packing(NamedTuple):
@@ -290,6 +294,15 @@ def _announce(
     )
 
 
+def _soft_tokens(raw: dict[str, Any]) -> SoftTokens:
+    """Return the layout of soft tokens that config.json names, if it does."""
+    found = raw.get("soft_tokens", {})
+    known = [field.name for field in dataclasses.fields(SoftTokens)]
+    for name in found:
+        checks.choice("config.json: soft_tokens", name, known)
+    return SoftTokens(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
 def _tokenizer(folder: Path) -> Any:
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in files):
@@ -353,4 +366,4 @@ def load(
             made = _plain(place, [found[name] for name in _names(place, config.num_layers)], target)
         branch = params["layers"] if place.layered else params
         branch[path.removeprefix("layers.")] = made
-    return LM(params, config, _tokenizer(folder) if tokenizer else None)
+    return LM(params, config, _tokenizer(folder) if tokenizer else None, _soft_tokens(raw))

@@ -1,5 +1,6 @@
 """Save a model as a Hugging Face checkpoint."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.load import LM
 from nvcim_jax.models.params import shapes
 from nvcim_jax.models.quantised import Quantised, dequantise
+from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import write_tensors
 from nvcim_jax.types import PyTree
 
@@ -62,6 +64,8 @@ def save(folder: str | Path, lm: LM, *, dtype: Any = None) -> None:
     target = np.dtype(lm.params["embedding"].dtype if dtype is None else dtype)
     _check(lm.params, config)
     raw = config_to_hf(config) | {"dtype": target.name}
+    if lm.soft_tokens != SoftTokens():
+        raw["soft_tokens"] = dataclasses.asdict(lm.soft_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[tuple[str, Place, int]]] = {}
     for path, place in places(config).items():

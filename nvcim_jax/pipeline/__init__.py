@@ -37,6 +37,7 @@ from nvcim_jax.pipeline.stages import (
     fit_codec,
     init,
     make_buffer,
+    make_starts,
     observe,
 )
 from nvcim_jax.pipeline.store import Capacity, Inserted, Store, capacity, empty_store, insert
@@ -92,6 +93,7 @@ __all__ = [
     "make_buffer",
     "make_examples",
     "make_queries",
+    "make_starts",
     "methods_config",
     "nearest_text",
     "objective",

@@ -49,8 +49,9 @@ class Config:
         template: How a record becomes text.
         num_virtual: Virtual tokens of a prompt.
         num_prompts: Prompts a buffer; None is max(1, round(sqrt(buffer))).
-        init: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`, or
-            `activations` of that text (see `tuning.INITS`).
+        init: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`,
+            `activations` of that text, or all `examples` that it is tuned on, several in each virtual token, in the
+            way the model was taught to read them (see `tuning.INITS`).
         train_on: Examples that a prompt is tuned on: those of its `cluster`, or the whole `buffer`.
         noise: What a prompt meets in training: `none`, the `value`-level noise of the device, the noise of single
             `cell`s of its bit-sliced mapping, or right-`censored` Gaussian noise of the device's sigma.

@@ -17,7 +17,7 @@ from nvcim_jax.models import LM
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, read_prompts, search
 from nvcim_jax.pipeline.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
-from nvcim_jax.pipeline.stages import Buffer, State, init, make_buffer, observe
+from nvcim_jax.pipeline.stages import Buffer, State, init, make_buffer, make_starts, observe
 from nvcim_jax.pipeline.store import Store
 from nvcim_jax.pipeline.text import label_candidates, make_queries, text_features
 from nvcim_jax.types import Key
@@ -251,15 +251,17 @@ def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.R
         seen += len(block.records)
         # Joint tuning keeps one table of all records and weighs those not seen yet with 0: one compilation.
         buffer = make_buffer(every if kind == "joint" else block.records, lm, config=config)
-        weights = (jnp.arange(len(buffer.starts)) < (seen if kind == "joint" else len(block.records)))[None, :]
+        known = jnp.arange(len(buffer.starts)) < (seen if kind == "joint" else len(block.records))
+        weights = known[None, :].astype(jnp.float32)
+        start_key, tune_key = jax.random.split(jax.random.fold_in(key, t))
         if prompt is None or kind != "sequential":
-            prompt = models.embed(lm.params, buffer.starts[:1], config=lm.config)
+            prompt = make_starts(start_key, buffer, jnp.zeros(1, jnp.int32), weights, lm, config=config)
         prompt, _ = tuning.tune(
-            jax.random.fold_in(key, t),
+            tune_key,
             prompt,
             lm.params,
             buffer.examples,
-            weights.astype(jnp.float32),
+            weights,
             rates,
             config=lm.config,
             options=options,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks, devices, models, selection, tuning
 from nvcim_jax.models import LM
@@ -15,10 +15,30 @@ from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Arrays, Retrieved, program_store, retrieve
 from nvcim_jax.pipeline.noise import training_noise
 from nvcim_jax.pipeline.store import Inserted, Store, empty_store, insert
-from nvcim_jax.pipeline.text import answer_ids, label_candidates, make_examples, make_queries, query_ids, text_features
+from nvcim_jax.pipeline.text import (
+    Words,
+    answer_ids,
+    label_candidates,
+    make_examples,
+    make_queries,
+    make_words,
+    query_ids,
+    text_features,
+)
 from nvcim_jax.types import Key, PyTree
 
-__all__ = ["AnswerInfo", "Buffer", "ObserveInfo", "State", "answer", "fit_codec", "init", "make_buffer", "observe"]
+__all__ = [
+    "AnswerInfo",
+    "Buffer",
+    "ObserveInfo",
+    "State",
+    "answer",
+    "fit_codec",
+    "init",
+    "make_buffer",
+    "make_starts",
+    "observe",
+]
 
 
 class State(NamedTuple):
@@ -43,12 +63,16 @@ class Buffer(NamedTuple):
         features: Features by which texts are searched (records, key tokens, width).
         centres: Features by which they are clustered (records, width).
         starts: Token ids that a prompt may start from, for each record, (records, virtual tokens).
+        words: Sums of embeddings that a prompt may start from; None unless `config.init` is `examples`.
+        answers: Answer of each record.
     """
 
     examples: tuning.Examples
     features: jax.Array
     centres: jax.Array
     starts: jax.Array
+    words: Words | None
+    answers: tuple[str, ...]
 
 
 class ObserveInfo(NamedTuple):
@@ -117,11 +141,37 @@ def make_buffer(records: Sequence[Any], lm: LM, *, config: Config) -> Buffer:
     # The answer first: it is the part that a prompt must not lose when the text is longer than the prompt.
     texts = [[*answer_ids(r.output, lm, config.template), *query_ids(r.input, lm, config.template)] for r in records]
     starts = np.stack([np.resize(np.asarray(text, np.int32), config.num_virtual) for text in texts])
-    return Buffer(make_examples(records, lm, config.template), look(), look(num=1)[:, 0], jnp.asarray(starts))
+    return Buffer(
+        make_examples(records, lm, config.template),
+        look(),
+        look(num=1)[:, 0],
+        jnp.asarray(starts),
+        make_words(records, lm, config.template) if config.init == "examples" else None,
+        tuple(record.output for record in records),
+    )
 
 
-def _starts(key: Key, buffer: Buffer, chosen: jax.Array, lm: LM, config: Config) -> jax.Array:
-    """Return where the prompts of the chosen representatives start."""
+def make_starts(
+    key: Key, buffer: Buffer, chosen: Int[Array, " prompts"], weights: Float[Array, "prompts records"], lm: LM,
+    *, config: Config,
+) -> Float[Array, "prompts virtual width"]:  # fmt: skip
+    """Return where the prompts of a buffer start.
+
+    Args:
+        key: A key; used by `config.init="vocabulary"` alone.
+        buffer: The buffer.
+        chosen: Record whose text each prompt starts from.
+        weights: Records that each prompt is tuned on, > 0; it starts from them where `config.init` is `examples`.
+        lm: The language model.
+        config: Options of the pipeline.
+    """
+    if config.init == "examples":
+        assert buffer.words is not None
+        held = np.zeros((len(chosen), config.num_virtual, len(buffer.answers)), np.float32)
+        for one, row in zip(held, np.asarray(weights) > 0, strict=True):
+            one[:, row] = tuning.deal_examples([buffer.answers[i] for i in np.flatnonzero(row)], config.num_virtual)
+        start = partial(tuning.init_examples, layout=lm.soft_tokens, size=buffer.words.size)
+        return jax.vmap(start, in_axes=(None, None, 0))(buffer.words.inputs, buffer.words.answers, jnp.asarray(held))
     if config.init == "vocabulary":
         draw = partial(tuning.init_vocabulary, params=lm.params, num=config.num_virtual, config=lm.config)
         return jnp.stack([draw(jax.random.fold_in(key, i)) for i in range(len(chosen))])
@@ -174,14 +224,15 @@ def observe(
     cluster_key, start_key, tune_key, codec_key, chip_key = jax.random.split(key, 5)
     chosen, clusters = selection.representative(cluster_key, buffer.centres, num=config.num_prompts)
     anchors = _anchors(buffer, chosen, config)
-    starts = _starts(start_key, buffer, chosen, lm, config) if anchors is None else anchors
     member = (clusters.assignment[None, :] == jnp.arange(len(chosen))[:, None]).astype(jnp.float32)
+    weights = member if config.train_on == "cluster" else jnp.ones_like(member)
+    starts = make_starts(start_key, buffer, chosen, weights, lm, config=config) if anchors is None else anchors
     prompts, tuned = tuning.tune(
         tune_key,
         starts,
         lm.params,
         buffer.examples,
-        member if config.train_on == "cluster" else jnp.ones_like(member),
+        weights,
         rates,
         config=lm.config,
         options=config.tuning,

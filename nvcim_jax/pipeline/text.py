@@ -13,7 +13,17 @@ from nvcim_jax import checks, models, selection, tuning
 from nvcim_jax.pipeline.config import Config, Template
 from nvcim_jax.types import PyTree
 
-__all__ = ["Queries", "answer_ids", "label_candidates", "make_examples", "make_queries", "query_ids", "text_features"]
+__all__ = [
+    "Queries",
+    "Words",
+    "answer_ids",
+    "label_candidates",
+    "make_examples",
+    "make_queries",
+    "make_words",
+    "query_ids",
+    "text_features",
+]
 
 
 class Queries(NamedTuple):
@@ -106,6 +116,53 @@ def make_examples(records: Sequence[Any], lm: models.LM, template: Template, *, 
     longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
     room = max(map(len, answers))
     return tuning.examples(texts, answers, num_tokens=-(-longest // multiple) * multiple, num_answer=-(-room // 4) * 4)
+
+
+class Words(NamedTuple):
+    """Hold what the words of records add up to.
+
+    Attributes:
+        inputs: Sum of the embeddings of each input's tokens (records, width).
+        answers: The same of the answers, later tokens weighted down as the model's soft tokens have it.
+        size: Root mean square of the embeddings' entries.
+    """
+
+    inputs: jax.Array
+    answers: jax.Array
+    size: jax.Array
+
+
+@partial(jax.jit, static_argnames="model")
+def _word_sums(
+    params: PyTree, ids: jax.Array, weights: jax.Array, *, model: models.Config
+) -> tuple[jax.Array, jax.Array]:
+    """Return the weighted sum of each row's embeddings, and the root mean square of those that count."""
+    x = models.embed(params, ids, config=model).astype(jnp.float32)
+    real = (weights > 0).astype(jnp.float32)
+    mean = (jnp.square(x).mean(axis=-1) * real).sum() / jnp.maximum(real.sum(), 1.0)
+    return (x * weights[..., None]).sum(axis=1), jnp.sqrt(mean)
+
+
+def make_words(records: Sequence[Any], lm: models.LM, template: Template, *, multiple: int = 8) -> Words:
+    """Add up the embeddings of the words of each record: what `init="examples"` starts from.
+
+    Args:
+        records: Things with `input` and `output`.
+        lm: The model with its tokenizer.
+        template: The text form of the task.
+        multiple: Lengths are rounded up to it, so that buffers share one compilation.
+    """
+
+    def sums(rows: list[list[int]], decay: float) -> tuple[jax.Array, jax.Array]:
+        size = -(-max(1, *map(len, rows)) // multiple) * multiple
+        ids, weights = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), np.float32)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], weights[i, : len(row)] = row, decay ** np.arange(len(row))
+        return _word_sums(lm.params, jnp.asarray(ids), jnp.asarray(weights), model=lm.config)
+
+    inputs, size = sums([_tokens(lm, record.input)[: template.max_input] for record in records], 1.0)
+    answers, _ = sums([answer_ids(record.output, lm, template) for record in records], lm.soft_tokens.label_decay)
+    return Words(inputs, answers, size)
 
 
 def label_candidates(labels: Sequence[str], lm: models.LM, template: Template) -> models.Candidates:

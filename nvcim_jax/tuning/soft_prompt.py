@@ -8,27 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import embed, head, hidden, token_losses
 from nvcim_jax.tuning.examples import Examples, draw_batch
 from nvcim_jax.types import Key, Perturb, PyTree, Scalar
 
-__all__ = [
-    "INITS",
-    "Info",
-    "Options",
-    "Rates",
-    "init_activations",
-    "init_text",
-    "init_vocabulary",
-    "prompt_loss",
-    "tune",
-]
-
-INITS = ("text", "vocabulary", "activations")
-"""Where a prompt starts: rows of a text's tokens, rows drawn from the vocabulary, or hidden states of a text."""
+__all__ = ["Info", "Options", "Rates", "prompt_loss", "tune"]
 
 SCHEDULES = ("constant", "linear", "cosine")
 Leaf = jax.Array | float | Any
@@ -44,6 +31,8 @@ class Options:
         schedule: Learning rate after the warm-up: `constant`, or falling to zero in a `linear` or `cosine` way.
         warmup: Share of the updates over which the learning rate rises from zero, in [0, 1).
         noise_rise: Share of the updates over which the noise rises from nothing to its full size, in [0, 1].
+        hide: Share of a text's tokens, its first and its last excepted, that the model does not see in an update, drawn
+            afresh for every example (word dropout): against learning a few examples by heart. In [0, 1).
         remat: Whether the backward pass computes each block of the model again: the same prompts, in less memory (one
             block's activations and, for packed weights, one block's floats instead of all) and more time.
 
@@ -56,6 +45,7 @@ class Options:
     schedule: str = "linear"
     warmup: float = 0.05
     noise_rise: float = 0.5
+    hide: float = 0.0
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +56,7 @@ class Options:
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.number("warmup", self.warmup, low=0.0, high=0.99)
         checks.number("noise_rise", self.noise_rise, low=0.0, high=1.0)
+        checks.number("hide", self.hide, low=0.0, high=0.99)
 
 
 @struct.dataclass
@@ -105,52 +96,6 @@ class Info(NamedTuple):
     largest: jax.Array
 
 
-def init_text(
-    params: PyTree, ids: Int[Array, " tokens"], num: int, *, config: models.Config
-) -> Float[Array, "num width"]:
-    """Return the embeddings of a text's tokens, repeated or cut to `num`.
-
-    Args:
-        params: Parameters of the model.
-        ids: Tokens of the text.
-        num: Virtual tokens.
-        config: The model.
-    """
-    checks.integer("num", num)
-    return embed(params, jnp.resize(ids, (num,)), config=config)
-
-
-def init_vocabulary(key: Key, params: PyTree, num: int, *, config: models.Config) -> Float[Array, "num width"]:
-    """Return the embeddings of `num` different tokens drawn from the vocabulary.
-
-    Args:
-        key: A key.
-        params: Parameters of the model.
-        num: Virtual tokens, at most the vocabulary.
-        config: The model.
-    """
-    checks.integer("num", num, high=config.vocab_size)
-    return embed(params, jax.random.permutation(key, config.vocab_size)[:num], config=config)
-
-
-def init_activations(
-    params: PyTree, ids: Int[Array, " tokens"], num: int, *, config: models.Config, stop: int
-) -> Float[Array, "num width"]:
-    """Return the residual stream of a text's first `num` tokens after `stop` blocks, at the size of its embeddings.
-
-    Args:
-        params: Parameters of the model.
-        ids: Tokens of the text, repeated if there are fewer than `num`.
-        num: Virtual tokens.
-        config: The model.
-        stop: Blocks to run.
-    """
-    rows = init_text(params, ids, num, config=config)
-    states, _ = hidden(params, rows, config=config, stop=stop)
-    size = jnp.linalg.norm(rows, axis=-1).mean() / jnp.linalg.norm(states, axis=-1).mean()
-    return states * size
-
-
 def prompt_loss(
     prompt: Float[Array, "virtual width"],
     params: PyTree,
@@ -158,6 +103,7 @@ def prompt_loss(
     weights: Float[Array, " examples"],
     *,
     config: models.Config,
+    seen: Bool[Array, "examples tokens"] | None = None,
     remat: bool = False,
 ) -> Scalar:
     """Return the loss of the answers behind a prompt.
@@ -171,6 +117,7 @@ def prompt_loss(
         batch: Texts and answers.
         weights: Weight of each example, >= 0.
         config: The model.
+        seen: Tokens that the model sees; the others are as if they were not there. All by default.
         remat: Whether the backward pass computes each block again, see `Options`.
 
     Returns:
@@ -187,11 +134,21 @@ def prompt_loss(
     """
     text = embed(params, batch.ids, config=config)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
-    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, remat=remat)
+    mask = None if seen is None else jnp.pad(seen, ((0, 0), (prompt.shape[0], 0)), constant_values=True)
+    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, mask=mask, remat=remat)
     states = jnp.take_along_axis(states, (batch.where + prompt.shape[0])[..., None], axis=1)
     losses = token_losses(head(params, states, config=config), batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
     return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)
+
+
+def _seen(key: Key, batch: Examples, hide: float) -> jax.Array | None:
+    """Draw which tokens of each text are seen; the first, the last and the answer always are."""
+    if not hide:
+        return None
+    place = jnp.arange(batch.ids.shape[1])[None, :]
+    free = (place > 0) & (place < batch.where[:, :1])
+    return ~(free & jax.random.bernoulli(key, hide, free.shape))
 
 
 def _unchanged(key: Key, prompt: jax.Array) -> jax.Array:
@@ -233,14 +190,15 @@ def _tune_one(
 
     def objective(prompt: jax.Array, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise_key, batch_key = jax.random.split(key)
+        batch_key, hide_key = jax.random.split(batch_key) if options.hide else (batch_key, batch_key)
         share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
         noisy = prompt + share * (perturb(noise_key, prompt) - prompt)
-        if options.batch is None:
-            value = prompt_loss(noisy, params, batch, weights, config=config, remat=options.remat)
-        else:
+        part, own = batch, weights
+        if options.batch is not None:
             chosen = draw_batch(batch_key, weights, options.batch)
-            part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
-            value = prompt_loss(noisy, params, part, jnp.ones(options.batch), config=config, remat=options.remat)
+            part, own = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch), jnp.ones(options.batch)
+        seen = _seen(hide_key, part, options.hide)
+        value = prompt_loss(noisy, params, part, own, config=config, seen=seen, remat=options.remat)
         return value + _penalties(prompt, anchor, rates), value
 
     def update(carry: tuple[jax.Array, Any], step: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:
