@@ -25,6 +25,7 @@ KEYS = {
     "anchored": {"key": "anchored", "anchor": 1.0},
     "contrastive": {"key": "contrastive", "codec": "autoencoder"},
     "representative": {"key": "representative"},
+    "centroid": {"key": "centroid"},
 }
 
 SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
@@ -43,7 +44,7 @@ CONFIGS = {
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
     },
 }
-"""Four kinds of keys, each with three measures; twelve ways of the scaled search on the representative's features."""
+"""Five kinds of keys, each with three measures; twelve ways of the scaled search on the mean features of a cluster."""
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class Options:
     features: str = "last"
     """How texts are compared: embedding, hidden, last."""
     key: str = "representative"
-    """What is searched: prompt, anchored, contrastive, representative."""
+    """What is searched: prompt, anchored, contrastive, representative, centroid."""
     codec: str = "identity"
     """Between prompt and memory: autoencoder, identity."""
     search_axis: str = "features"

@@ -5,11 +5,12 @@ import dataclasses
 from nvcim_jax import checks, crossbar, selection
 from nvcim_jax.tuning import INITS, Options
 
-__all__ = ["Config", "Template", "crossbar_for"]
+__all__ = ["SEPARATE_KEYS", "Config", "Template", "crossbar_for"]
 
 CODECS = ("autoencoder", "identity")
 FEATURES = ("embedding", "hidden", "last")
-KEYS = ("prompt", "anchored", "contrastive", "representative")
+KEYS = ("prompt", "anchored", "contrastive", "representative", "centroid")
+SEPARATE_KEYS = ("representative", "centroid")
 NOISES = ("none", "value", "cell", "censored")
 POLICIES = ("refuse", "oldest", "least_used")
 TRAIN_ON = ("cluster", "buffer")
@@ -61,7 +62,8 @@ class Config:
         feature_layers: Blocks below the hidden states; None is all of them.
         key: What is stored to be searched: the `prompt` itself (the paper's), a prompt held near its representative
             while it is tuned (`anchored`), the prompt through a codec trained so that queries meet it (`contrastive`),
-            or the features of the `representative`, apart from the prompt.
+            or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
+            `centroid`).
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
         unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
         search: Options of the search.
@@ -127,14 +129,14 @@ class Config:
         """Tokens of a query and of a key."""
         if self.key_tokens is not None:
             return self.key_tokens
-        return 1 if self.key == "representative" else self.num_virtual
+        return 1 if self.key in SEPARATE_KEYS else self.num_virtual
 
     @property
     def shares_arrays(self) -> bool:
         """Whether the search runs on the very cells that hold the prompts."""
         pooled_apart = self.search.measure == "ssa" and self.search.storage == "apart"
         plain = self.search.measure != "cosine" and not self.unit_keys and not pooled_apart
-        return plain and self.key != "representative" and self.search_tokens == self.num_virtual
+        return plain and self.key not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
 
 
 def crossbar_for(device_levels: int | None, config: crossbar.Config) -> crossbar.Config:

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, crossbar, devices, selection
-from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.config import SEPARATE_KEYS, Config
 from nvcim_jax.pipeline.store import Store
 from nvcim_jax.types import Key
 
@@ -85,7 +85,7 @@ def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
         store: The store.
         config: `key` says what is stored, `search` how it is laid out.
     """
-    if config.key == "representative":
+    if config.key in SEPARATE_KEYS:
         tokens = store.features
     else:
         every = jnp.ones(config.num_virtual, bool)

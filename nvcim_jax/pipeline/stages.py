@@ -239,7 +239,10 @@ def observe(
         perturb=training_noise(state.device, config),
         anchors=anchors,
     )
-    store, inserted = insert(state.store, prompts, buffer.features[chosen], config=config)
+    found_by = buffer.features[chosen]
+    if config.key == "centroid":
+        found_by = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)
+    store, inserted = insert(state.store, prompts, found_by, config=config)
     store, fitted = fit_codec(codec_key, store, buffer, inserted.slots[clusters.assignment], config=config)
     arrays = _program(chip_key, store, state.device, config=config)
     return State(store, arrays, state.device), ObserveInfo(clusters, chosen, tuned, inserted, fitted)

@@ -119,13 +119,13 @@ def test_a_wrong_number_of_key_tokens_is_named(lm, config):
         pipeline.search(jax.random.key(4), jnp.zeros((2, 3, WIDTH)), store, arrays, None, config=config)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative"])
+@pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative", "centroid"])
 def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, kind):
     codec = "identity" if kind in ("prompt", "anchored") else "autoencoder"
     config = dataclasses.replace(config, key=kind, codec=codec, code=8)
     state = pipeline.init(jax.random.key(0), lm, None, config=config)
     state, info = pipeline.observe(jax.random.key(1), state, buffers[0], lm, config=config)
-    assert state.store.features.shape == (4, 1 if kind == "representative" else 2, 32)
+    assert state.store.features.shape == (4, 1 if kind in ("representative", "centroid") else 2, 32)
     assert (info.codec is None) == (codec == "identity")
     keys = key_matrix(state.store, config=config)
     if kind == "representative":
@@ -133,6 +133,12 @@ def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, ki
         texts = [buffers[0][int(i)].input for i in info.representatives]
         _, found = pipeline.answer(jax.random.key(2), state, texts, lm, config=config, labels=["yes", "no"])
         np.testing.assert_array_equal(found.found.slots, info.inserted.slots)
+    elif kind == "centroid":
+        # the key is the mean of its cluster's texts
+        features = pipeline.make_buffer(buffers[0], lm, config=config).features
+        for i, slot in enumerate(info.inserted.slots):
+            truth = features[info.clusters.assignment == i].mean(axis=0)
+            np.testing.assert_allclose(state.store.features[slot], truth, rtol=1e-5, atol=1e-6)
     elif codec == "identity":
         norm = jnp.linalg.norm(value_matrix(state.store), axis=0)
         np.testing.assert_allclose(keys * norm[None], value_matrix(state.store), rtol=1e-4, atol=1e-6)

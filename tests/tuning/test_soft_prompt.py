@@ -169,7 +169,9 @@ def test_hidden_tokens_are_as_if_they_were_not_there(params):
     whole = tuning.examples([[1, 9, 10, 11]], [[12, 13, 2]])
     seen = jnp.array([[True, False, True, True, True, True]])
     found = tuning.prompt_loss(prompt, params, whole, jnp.ones(1), config=CONFIG, seen=seen)
-    truth = tuning.prompt_loss(prompt, params, tuning.examples([[1, 10, 11]], [[12, 13, 2]]), jnp.ones(1), config=CONFIG)
+    truth = tuning.prompt_loss(
+        prompt, params, tuning.examples([[1, 10, 11]], [[12, 13, 2]]), jnp.ones(1), config=CONFIG
+    )
     np.testing.assert_allclose(found, truth, rtol=2e-6)
 
 
