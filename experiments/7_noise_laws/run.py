@@ -27,7 +27,6 @@ BASE = Settings(
     train_sigma=0.1,
     methods=("NVCiM-PT", "oracle route"),
     digital=False,
-    num_test=5,
 )
 
 CONFIGS = {

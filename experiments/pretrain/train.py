@@ -62,10 +62,10 @@ class Recipe:
     num_heads: int = 4
     mlp_width: int = 512
     rope_theta: float = 1e6
-    num_steps: int = 4600
+    num_steps: int = 9000
     hard_from: int = 2400
     warmup: int = 30
-    decay: int = 1300
+    decay: int = 3000
     learning_rate: float = 2e-3
     embedding_rate: float = 1e-3
     weight_decay: float = 0.05

@@ -33,7 +33,9 @@ METHODS = {
 """The methods of the main table, combinations of training and search, and every way of the scaled search."""
 
 MEMORY = pipeline.Config(
-    num_virtual=8,
+    num_virtual=10,
+    init="examples",
+    key="centroid",
     noise="value",
     codec="identity",
     tuning=tuning.Options(num_steps=40, batch=3),
@@ -41,7 +43,7 @@ MEMORY = pipeline.Config(
 )
 """The pipeline of the experiments; what is not named here is the library's default.
 
-Prompts are stored as they are: an autoencoder of 48 values a token costs .11 of .49 at sigma 0.1 (2_nvm_table)."""
+Prompts are stored as they are; 2_nvm_table says what an autoencoder of 48 values a token costs."""
 
 
 @checks.frozen_config
@@ -81,13 +83,13 @@ class Settings:
     kind: str = "block"
     num_streams: int = 5
     num_instances: int = 10
-    num_test: int = 8
+    num_test: int = 20
     buffer_size: int = 25
     devices: tuple[str, ...] = ("FeFET3",)
     sigmas: tuple[float, ...] = (0.1,)
     train_sigma: float | None = None
     memory: pipeline.Config = MEMORY
-    learning_rate: float = 2e-2
+    learning_rate: float = 5e-2
     bound: float = 0.4
     anchor: float = 0.0
     lipschitz: float = 0.0

@@ -82,8 +82,6 @@ class Options:
     init: str | None = None
     """Where a prompt starts: text, vocabulary, activations, examples. None: examples, which the bundled model was
     taught to read; text with any other model."""
-    hide: float = 0.0
-    """Share of a text's tokens that an update does not see."""
     train_on: str = "cluster"
     """Examples of a prompt: those of its cluster, or the whole buffer."""
     features: str = "last"
@@ -214,7 +212,7 @@ def _config(options: Options) -> Any:
         init=options.init or ("examples" if options.model == "bundled" else "text"),
         train_on=options.train_on,
         noise=options.noise,
-        tuning=tuning.Options(num_steps=options.steps, batch=options.batch, hide=options.hide, remat=options.remat),
+        tuning=tuning.Options(num_steps=options.steps, batch=options.batch, remat=options.remat),
         features=options.features,
         key=options.key,
         search=selection.SearchConfig(axis=options.search_axis, storage=options.search_storage),

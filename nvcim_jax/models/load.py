@@ -300,7 +300,8 @@ def _soft_tokens(raw: dict[str, Any]) -> SoftTokens:
     known = [field.name for field in dataclasses.fields(SoftTokens)]
     for name in found:
         checks.choice("config.json: soft_tokens", name, known)
-    return SoftTokens(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return SoftTokens(**fields)
 
 
 def _tokenizer(folder: Path) -> Any:

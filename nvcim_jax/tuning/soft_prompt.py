@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import embed, head, hidden, token_losses
@@ -31,8 +31,6 @@ class Options:
         schedule: Learning rate after the warm-up: `constant`, or falling to zero in a `linear` or `cosine` way.
         warmup: Share of the updates over which the learning rate rises from zero, in [0, 1).
         noise_rise: Share of the updates over which the noise rises from nothing to its full size, in [0, 1].
-        hide: Share of a text's tokens, its first and its last excepted, that the model does not see in an update, drawn
-            afresh for every example (word dropout): against learning a few examples by heart. In [0, 1).
         remat: Whether the backward pass computes each block of the model again: the same prompts, in less memory (one
             block's activations and, for packed weights, one block's floats instead of all) and more time.
 
@@ -45,7 +43,6 @@ class Options:
     schedule: str = "linear"
     warmup: float = 0.05
     noise_rise: float = 0.5
-    hide: float = 0.0
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +53,6 @@ class Options:
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.number("warmup", self.warmup, low=0.0, high=0.99)
         checks.number("noise_rise", self.noise_rise, low=0.0, high=1.0)
-        checks.number("hide", self.hide, low=0.0, high=0.99)
 
 
 @struct.dataclass
@@ -103,7 +99,6 @@ def prompt_loss(
     weights: Float[Array, " examples"],
     *,
     config: models.Config,
-    seen: Bool[Array, "examples tokens"] | None = None,
     remat: bool = False,
 ) -> Scalar:
     """Return the loss of the answers behind a prompt.
@@ -117,7 +112,6 @@ def prompt_loss(
         batch: Texts and answers.
         weights: Weight of each example, >= 0.
         config: The model.
-        seen: Tokens that the model sees; the others are as if they were not there. All by default.
         remat: Whether the backward pass computes each block again, see `Options`.
 
     Returns:
@@ -134,21 +128,11 @@ def prompt_loss(
     """
     text = embed(params, batch.ids, config=config)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
-    mask = None if seen is None else jnp.pad(seen, ((0, 0), (prompt.shape[0], 0)), constant_values=True)
-    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, mask=mask, remat=remat)
+    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, remat=remat)
     states = jnp.take_along_axis(states, (batch.where + prompt.shape[0])[..., None], axis=1)
     losses = token_losses(head(params, states, config=config), batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
     return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)
-
-
-def _seen(key: Key, batch: Examples, hide: float) -> jax.Array | None:
-    """Draw which tokens of each text are seen; the first, the last and the answer always are."""
-    if not hide:
-        return None
-    place = jnp.arange(batch.ids.shape[1])[None, :]
-    free = (place > 0) & (place < batch.where[:, :1])
-    return ~(free & jax.random.bernoulli(key, hide, free.shape))
 
 
 def _unchanged(key: Key, prompt: jax.Array) -> jax.Array:
@@ -190,15 +174,13 @@ def _tune_one(
 
     def objective(prompt: jax.Array, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise_key, batch_key = jax.random.split(key)
-        batch_key, hide_key = jax.random.split(batch_key) if options.hide else (batch_key, batch_key)
         share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
         noisy = prompt + share * (perturb(noise_key, prompt) - prompt)
         part, own = batch, weights
         if options.batch is not None:
             chosen = draw_batch(batch_key, weights, options.batch)
             part, own = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch), jnp.ones(options.batch)
-        seen = _seen(hide_key, part, options.hide)
-        value = prompt_loss(noisy, params, part, own, config=config, seen=seen, remat=options.remat)
+        value = prompt_loss(noisy, params, part, own, config=config, remat=options.remat)
         return value + _penalties(prompt, anchor, rates), value
 
     def update(carry: tuple[jax.Array, Any], step: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:

@@ -164,43 +164,6 @@ def test_noise_rises_to_its_full_size(params):
     assert not np.isclose(shifted.losses[0, 0], full, rtol=1e-5)
 
 
-def test_hidden_tokens_are_as_if_they_were_not_there(params):
-    prompt = starts(params, 1)[0]
-    whole = tuning.examples([[1, 9, 10, 11]], [[12, 13, 2]])
-    seen = jnp.array([[True, False, True, True, True, True]])
-    found = tuning.prompt_loss(prompt, params, whole, jnp.ones(1), config=CONFIG, seen=seen)
-    truth = tuning.prompt_loss(
-        prompt, params, tuning.examples([[1, 10, 11]], [[12, 13, 2]]), jnp.ones(1), config=CONFIG
-    )
-    np.testing.assert_allclose(found, truth, rtol=2e-6)
-
-
-def test_hiding_spares_the_ends_and_hides_the_share_asked_for(params):
-    # The model sees the text's first and last token and the answer whatever is hidden: of a text of two, all.
-    short = tuning.examples([[1, 5], [1, 7]], [[8, 2], [9, 2]])
-    rates = tuning.Rates(learning_rate=0.05)
-    both = [
-        tuning.tune(
-            jax.random.key(0), starts(params, 1), params, short, jnp.ones((1, 2)), rates, config=CONFIG,
-            options=tuning.Options(num_steps=3, hide=hide),
-        )[0]
-        for hide in (0.0, 0.9)
-    ]  # fmt: skip
-    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
-    # Without updates, the mean loss of a text with one free token lies between those of seeing it and not, by `hide`.
-    batch = tuning.examples([[1, 9, 11]], [[12, 2]])
-    _, info = tuning.tune(
-        jax.random.key(1), starts(params, 1), params, batch, jnp.ones((1, 1)), tuning.Rates(learning_rate=0.0),
-        config=CONFIG, options=tuning.Options(num_steps=400, hide=0.3),
-    )  # fmt: skip
-    one = jnp.ones(1)
-    seen = tuning.prompt_loss(starts(params, 1)[0], params, batch, one, config=CONFIG)
-    without = tuning.examples([[1, 11]], [[12, 2]])
-    not_seen = tuning.prompt_loss(starts(params, 1)[0], params, without, one, config=CONFIG)
-    share = (info.losses.mean() - seen) / (not_seen - seen)
-    assert abs(float(share) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 400)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,8 +185,6 @@ def test_options_are_checked():
         tuning.Options(schedule="linaer")
     with pytest.raises(TypeError, match="num_steps"):
         tuning.Options(num_step=3)
-    with pytest.raises(ValueError, match="hide"):
-        tuning.Options(hide=1.0)
     with pytest.raises(ValueError, match="num_tokens"):
         tuning.examples([[1, 2, 3]], [[4]], num_tokens=2)
     with pytest.raises(ValueError, match="one answer"):
