@@ -36,6 +36,7 @@ MEMORY = pipeline.Config(
     num_virtual=10,
     init="examples",
     key="centroid",
+    key_clip=1.5,
     noise="value",
     codec="identity",
     tuning=tuning.Options(num_steps=40, batch=3),

@@ -65,6 +65,8 @@ class Config:
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
+        key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell grows
+            with the largest entry of its column, so a few large ones drown all others. None clips nothing.
         unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
         search: Options of the search.
         pick: How scores become a choice: `hard`, `soft`, `straight_through`.
@@ -90,6 +92,7 @@ class Config:
     feature_layers: int | None = None
     key: str = "representative"
     key_tokens: int | None = None
+    key_clip: float | None = None
     unit_keys: bool = True
     search: selection.SearchConfig = selection.SearchConfig()
     pick: str = "hard"
@@ -121,6 +124,8 @@ class Config:
                 checks.integer(name, getattr(self, name))
         if self.feature_layers is not None:
             checks.integer("feature_layers", self.feature_layers, low=0)
+        if self.key_clip is not None:
+            checks.number("key_clip", self.key_clip, low=0.0, low_open=True)
         if self.key == "contrastive" and self.codec == "identity":
             checks.fail("codec", "be 'autoencoder' with key='contrastive'", "is 'identity', which learns nothing")
 
@@ -135,7 +140,8 @@ class Config:
     def shares_arrays(self) -> bool:
         """Whether the search runs on the very cells that hold the prompts."""
         pooled_apart = self.search.measure == "ssa" and self.search.storage == "apart"
-        plain = self.search.measure != "cosine" and not self.unit_keys and not pooled_apart
+        changed = self.unit_keys or self.key_clip is not None
+        plain = self.search.measure != "cosine" and not changed and not pooled_apart
         return plain and self.key not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
 
 

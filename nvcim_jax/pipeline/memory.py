@@ -91,6 +91,9 @@ def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
         every = jnp.ones(config.num_virtual, bool)
         tokens = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
     codes = selection.encode(store.codec, tokens)
+    if config.key_clip is not None:
+        size = jnp.sqrt(jnp.square(codes).mean(axis=(1, 2), keepdims=True))
+        codes = jnp.clip(codes, -config.key_clip * size, config.key_clip * size)
     if config.unit_keys:
         codes = jax.vmap(_unit)(codes)
     columns = jax.vmap(lambda code: selection.key_vector(code, config=config.search))(codes)

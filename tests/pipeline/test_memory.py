@@ -119,6 +119,34 @@ def test_a_wrong_number_of_key_tokens_is_named(lm, config):
         pipeline.search(jax.random.key(4), jnp.zeros((2, 3, WIDTH)), store, arrays, None, config=config)
 
 
+def test_clipped_keys_lose_less_to_noise(lm, config, device):
+    config = dataclasses.replace(config, key_clip=1.5, unit_keys=False, arrays=IDEAL)
+    free = dataclasses.replace(config, key_clip=None)
+    store = filled_store(lm, config)
+    # keys with a few entries far larger than the rest, as the embeddings of rare words have
+    large = jnp.where(jnp.arange(WIDTH) < 2, 8.0, 1.0)
+    store = store._replace(features=store.features * large[None, None, :])
+    plain, clipped = (key_matrix(store, config=c) for c in (free, config))
+    size = jnp.sqrt(jnp.square(plain).mean(axis=0, keepdims=True))
+    np.testing.assert_allclose(clipped, jnp.clip(plain, -1.5 * size, 1.5 * size), rtol=1e-6)
+
+    def noise(c) -> float:
+        """Return the noise of scores over chips, relative to the spread of the scores over keys."""
+
+        def chip(key):
+            program_key, read_key = jax.random.split(key)
+            arrays = pipeline.program_store(program_key, store, device, config=c)
+            return pipeline.search(read_key, queries(c), store, arrays, device, config=c)[:, :FILLED]
+
+        scores = jax.lax.map(chip, jax.random.split(jax.random.key(7), 200))
+        return float(scores.std(axis=0).mean() / scores.mean(axis=0).std(axis=1).mean())
+
+    assert noise(config) < 0.8 * noise(free)
+    assert not config.shares_arrays
+    with pytest.raises(ValueError, match="key_clip"):
+        dataclasses.replace(config, key_clip=0.0)
+
+
 @pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative", "centroid"])
 def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, kind):
     codec = "identity" if kind in ("prompt", "anchored") else "autoencoder"
