@@ -65,8 +65,8 @@ class Config:
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
-        key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell grows
-            with the largest entry of its column, so a few large ones drown all others. None clips nothing.
+        key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell
+            grows with the largest entry of its column, so a few large ones drown all others. None clips nothing.
         unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
         search: Options of the search.
         pick: How scores become a choice: `hard`, `soft`, `straight_through`.

@@ -120,7 +120,7 @@ def test_a_wrong_number_of_key_tokens_is_named(lm, config):
 
 
 def test_clipped_keys_lose_less_to_noise(lm, config, device):
-    config = dataclasses.replace(config, key_clip=1.5, unit_keys=False, arrays=IDEAL)
+    config = dataclasses.replace(config, key_clip=1.5, unit_keys=False)
     free = dataclasses.replace(config, key_clip=None)
     store = filled_store(lm, config)
     # keys with a few entries far larger than the rest, as the embeddings of rare words have
