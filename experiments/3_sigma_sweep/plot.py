@@ -18,8 +18,8 @@ Record = dict[str, Any]
 def curves(records: list[Record], rows: list[Record]) -> Any:
     """Draw the mean accuracy of every method with the band of its interval."""
     del records
-    free = {"variant": "free"}.items()
-    named = [row | {"method": f"{row['method']}, no bound"} if free <= row.items() else row for row in of_device(rows)]
+    kinds = {"bounded": "", "free": ", no bound", "free-long": ", no bound, 160 updates"}
+    named = [row | {"method": row["method"] + kinds[row["variant"]]} for row in of_device(rows)]
     return plots.accuracy_curves(named, ylabel="accuracy over all domains")
 
 

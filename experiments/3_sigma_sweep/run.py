@@ -6,7 +6,7 @@ Time:     about 4 minutes on two cores in two processes; --tiny: a few seconds a
 Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
 
 Noise-aware training meets sigma 0.1 whatever sigma it is tested at. All points of a stream share their chips, scaled.
-`bounded`: prompts are clipped; `free`: they are not, as without any mitigation.
+`bounded`: prompts are clipped; `free`: they are not, as without any mitigation; `free-long`: four times the updates.
 
 Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
@@ -27,16 +27,17 @@ BOUNDED = Settings(
     methods=("plain, MIPS", "NVP*(MIPS)", "NVCiM-PT", "oracle route"),
     digital=False,
 )
-FREE = changed(BOUNDED, bound=float("inf"), methods=("No-Miti(MIPS)",))
+FREE = changed(BOUNDED, bound=float("inf"), methods=("No-Miti(MIPS)", "NVP*(MIPS)"))
+LONG = changed(FREE, tuning={"num_steps": 160})
 
 CONFIGS = {
-    "full": {"bounded": BOUNDED, "free": FREE},
+    "full": {"bounded": BOUNDED, "free": FREE, "free-long": LONG},
     "tiny": {
         "bounded": changed(TINY, sigmas=(0.0, 0.1), train_sigma=0.1),
         "free": changed(TINY, sigmas=(0.0, 0.1), bound=float("inf"), methods=("No-Miti(MIPS)",)),
     },
 }
-"""One device, two ways to hold prompts in."""
+"""One device; prompts that are held in and not, tuned shortly and for longer."""
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ SIZES = (10, 20, 25, 30, 40, 50)
 
 BASE = Settings(
     methods=("NVP*(MIPS)", "NVCiM-PT", "oracle route"),
-    baselines=("latest", "1-NN text"),
+    baselines=("1-NN text",),
     digital=False,
+    num_test=10,
 )
 
 CONFIGS = {

@@ -31,7 +31,7 @@ KEYS = {
 SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
 """Axis, storage and weights of the scales 1, 2, 4, all on the same stored prompts."""
 
-BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-aware, SSA"))
+BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-aware, SSA"), num_test=10)
 
 CONFIGS = {
     "full": {

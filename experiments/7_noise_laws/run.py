@@ -27,6 +27,7 @@ BASE = Settings(
     train_sigma=0.1,
     methods=("NVCiM-PT", "oracle route"),
     digital=False,
+    num_test=10,
 )
 
 CONFIGS = {
