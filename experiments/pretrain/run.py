@@ -3,7 +3,7 @@
     NVCIM_DATA=<data folder> python -m experiments.pretrain.run --out runs/pretrain  # the shipped checkpoint
     python -m experiments.pretrain.run --tiny --out runs/pretrain_tiny  # hand-written text, 20 seconds
 
-Run from the repository's root. The full run takes about 50 minutes of one core (XLA_FLAGS
+Run from the repository's root. The full run takes about 95 minutes of one core (XLA_FLAGS
 "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" keeps it to one). It can be killed at any moment
 and started again with the same command: it goes on from the last checkpoint, and the result is the same, bit for bit on
 one machine with one number of threads (OPENBLAS_NUM_THREADS too: the word vectors are a factorisation). It writes
