@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.2_nvm_table.plot FOLDER   (the folder that run.py has written)
 Time:     3 s.
-Expect:   nvm_table.png (prompts behind the autoencoder), identity.png (prompts as they are) and table.md in
-          FOLDER.
+Expect:   nvm_table.png (all devices), identity.png (one device, more rows), autoencoder.png, each where it was measured,
+          and table.md in FOLDER.
 """
 
 from functools import partial
@@ -21,13 +21,16 @@ def bars(records: list[Record], rows: list[Record], variants: tuple[str, ...]) -
     """Draw the accuracy of every method on every device, with baselines that need none."""
     del records
     chosen = [row for row in rows if row["variant"] in variants]
+    if not chosen:
+        return None
     levels = levels_of(chosen, ("frozen", "latest", "1-NN text"))
     return plots.accuracy_bars(of_device(chosen), levels=levels, ylabel="accuracy over all domains")
 
 
 FIGURES = {
-    "nvm_table": partial(bars, variants=("autoencoder", "table")),
+    "nvm_table": partial(bars, variants=("devices", "table")),
     "identity": partial(bars, variants=("identity", "table")),
+    "autoencoder": partial(bars, variants=("autoencoder", "table")),
 }
 
 

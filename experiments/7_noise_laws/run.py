@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.7_noise_laws.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.7_noise_laws.plot FOLDER   (both in the root of the repository)
-Time:     about 8 minutes on two cores in two processes (estimated); --tiny: a few seconds after compiling.
+Time:     about 10 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
 Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
 
 Training meets sigma 0.1 of FeFET3 in the form that is named; the test is always cell by cell, at sigma 0 and 0.1. The
