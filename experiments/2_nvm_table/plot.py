@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.2_nvm_table.plot FOLDER   (the folder that run.py has written)
 Time:     3 s.
-Expect:   nvm_table.png (all devices), identity.png (one device, more rows), autoencoder.png, each where it was measured,
-          and table.md in FOLDER.
+Expect:   nvm_table.png (all devices), identity.png (one device, more rows), autoencoder.png, each where it was
+          measured, and table.md in FOLDER.
 """
 
 from functools import partial

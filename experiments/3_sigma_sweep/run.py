@@ -4,8 +4,8 @@ Command:  python -m experiments.3_sigma_sweep.run [--tiny] [--out FOLDER] [--str
           python -m experiments.3_sigma_sweep.plot FOLDER   (both in the root of the repository)
 Time:     about 10 minutes for `bounded` and `free` on two busy cores in two processes; `free-long` is longer;
           --tiny: a few seconds after compiling.
-Expect:   the table and the records of `bounded` and `free` are in `results/` beside this file, with the command that made
-          them in `run.json`. `free-long` was not measured in full.
+Expect:   the table and the records of `bounded` and `free` are in `results/` beside this file, with the command that
+          made them in `run.json`. `free-long` was not measured in full.
 
 Noise-aware training meets sigma 0.1 whatever sigma it is tested at. All points of a stream share their chips, scaled.
 `bounded`: prompts are clipped; `free`: they are not, as without any mitigation; `free-long`: four times the updates.

@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.4_domain_shift.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.4_domain_shift.plot FOLDER   (both in the root of the repository)
-Time:     about 6 minutes for `block` on two busy cores in two processes; `return` is longer; --tiny: a few seconds after
-          compiling.
+Time:     about 6 minutes for `block` on two busy cores in two processes; `return` is longer; --tiny: a few seconds
+          after compiling.
 Expect:   the table and the records of `block` are in `results/` beside this file, with the command that made them in
           `run.json`. `return` was not measured in full.
 
