@@ -26,6 +26,7 @@ KEYS = {
     "contrastive": {"key": "contrastive", "codec": "autoencoder"},
     "representative": {"key": "representative"},
     "centroid": {"key": "centroid"},
+    "centroid-unclipped": {"key": "centroid", "key_clip": None},
 }
 
 SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
@@ -44,7 +45,8 @@ CONFIGS = {
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
     },
 }
-"""Five kinds of keys, each with three measures; twelve ways of the scaled search on the mean features of a cluster."""
+"""Five kinds of keys, one of them also without clipping, each with three measures; twelve ways of the scaled search on
+the mean features of a cluster."""
 
 
 if __name__ == "__main__":
