@@ -26,7 +26,6 @@ KEYS = {
     "contrastive": {"key": "contrastive", "codec": "autoencoder"},
     "representative": {"key": "representative"},
     "centroid": {"key": "centroid"},
-    "centroid-unclipped": {"key": "centroid", "key_clip": None},
 }
 
 SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
@@ -37,6 +36,7 @@ BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-awar
 CONFIGS = {
     "full": {
         **{f"key-{name}": changed(BASE, **key) for name, key in KEYS.items()},
+        "key-centroid-unclipped": changed(BASE, key="centroid", key_clip=None, methods=("noise-aware, MIPS",)),
         # Pooling over tokens needs keys of several tokens.
         "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
     },
