@@ -36,7 +36,6 @@ BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-awar
 CONFIGS = {
     "full": {
         **{f"key-{name}": changed(BASE, **key) for name, key in KEYS.items()},
-        "key-centroid-unclipped": changed(BASE, key="centroid", key_clip=None, methods=("noise-aware, MIPS",)),
         # Pooling over tokens needs keys of several tokens.
         "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
     },
@@ -45,8 +44,7 @@ CONFIGS = {
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
     },
 }
-"""Five kinds of keys, one of them also without clipping, each with three measures; twelve ways of the scaled search on
-the mean features of a cluster."""
+"""Five kinds of keys, each with three measures; twelve ways of the scaled search on the mean features of a cluster."""
 
 
 if __name__ == "__main__":
