@@ -19,8 +19,9 @@ def keys(records: list[Record], rows: list[Record]) -> Any:
     """Draw the hit rate of each kind of key, with each measure."""
     del records
     own = [row for row in of_device(rows) if row["variant"].startswith("key-")]
-    named = [row | {"variant": row["variant"].removeprefix("key-")} for row in own]
-    return plots.accuracy_bars(named, group="variant", value="hit", ylabel="queries that find their own domain (hit@1)")
+    cut = {"variant": "key-", "method": "noise-aware, "}
+    named = [row | {name: row[name].removeprefix(start) for name, start in cut.items()} for row in own]
+    return plots.accuracy_bars(named, group="variant", value="hit", ylabel="own domain found (hit@1)")
 
 
 def searches(records: list[Record], rows: list[Record]) -> Any:
@@ -28,7 +29,7 @@ def searches(records: list[Record], rows: list[Record]) -> Any:
     del records
     own = [row for row in rows if row["variant"] == "search"]
     named = [row | {"device": f"{row['device']}, σ = {row['sigma']:g}"} for row in own]
-    return plots.accuracy_bars(named, group="device", value="hit", ylabel="queries that find their own domain (hit@1)")
+    return plots.accuracy_bars(named, group="device", value="hit", ylabel="own domain found (hit@1)")
 
 
 FIGURES = {"ssa_keys": keys, "ssa_search": searches}
