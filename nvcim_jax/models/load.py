@@ -296,7 +296,7 @@ def _announce(
 
 def _soft_tokens(raw: dict[str, Any]) -> SoftTokens:
     """Return the layout of soft tokens that config.json names, if it does."""
-    found = raw.get("soft_tokens", {})
+    found = raw.get("soft_tokens") or {}
     known = [field.name for field in dataclasses.fields(SoftTokens)]
     for name in found:
         checks.choice("config.json: soft_tokens", name, known)

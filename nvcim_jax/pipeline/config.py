@@ -15,6 +15,9 @@ NOISES = ("none", "value", "cell", "censored")
 POLICIES = ("refuse", "oldest", "least_used")
 TRAIN_ON = ("cluster", "buffer")
 
+MOST_VIRTUAL, MOST_PROMPTS = 4096, 100_000
+"""Largest prompt and largest store: more is a slip of the finger, and would fill the memory before it is noticed."""
+
 ARRAYS = crossbar.Config(
     rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows", weight_scale="column", dac_bits=8, adc_bits=8
 )
@@ -117,8 +120,8 @@ class Config:
         }
         for name, known in choices.items():
             checks.choice(name, getattr(self, name), known)
-        for name in ("num_virtual", "code", "capacity"):
-            checks.integer(name, getattr(self, name))
+        for name, most in (("num_virtual", MOST_VIRTUAL), ("code", None), ("capacity", MOST_PROMPTS)):
+            checks.integer(name, getattr(self, name), high=most)
         for name in ("num_prompts", "key_tokens"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices, pipeline, selection
+from nvcim_jax import crossbar, devices, models, pipeline, selection, tuning
 from nvcim_jax.pipeline.memory import key_matrix, value_matrix
+from nvcim_jax.pipeline.text import answer_ids
 
 WIDTH, SLOTS, FILLED = 32, 4, 3
 
@@ -145,6 +146,33 @@ def test_clipped_keys_lose_less_to_noise(lm, config, device):
     assert not config.shares_arrays
     with pytest.raises(ValueError, match="key_clip"):
         dataclasses.replace(config, key_clip=0.0)
+
+
+def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, buffers, config):
+    config = dataclasses.replace(config, init="examples")
+    buffer = pipeline.make_buffer(buffers[0], lm, config=config)
+    weights = jnp.zeros((2, len(buffers[0]))).at[0, 0].set(1.0).at[1, :].set(1.0)
+    found = pipeline.make_starts(jax.random.key(0), buffer, jnp.array([0, 0]), weights, lm, config=config)
+    for i, start in enumerate(found):
+        own = [j for j in range(len(buffers[0])) if weights[i, j] > 0]
+        for token, row in zip(start, tuning.deal_examples([buffers[0][j].output for j in own], 2), strict=True):
+            held = [own[j] for j in range(len(own)) if row[j]]
+            words, answers = (
+                sum(models.embed(lm.params, jnp.asarray(ids), config=lm.config).sum(axis=0) for ids in texts)
+                for texts in (
+                    [lm.tokenizer(buffers[0][j].input, add_special_tokens=False)["input_ids"] for j in held],
+                    [answer_ids(buffers[0][j].output, lm, config.template) for j in held],
+                )
+            )
+            truth = models.soft_tokens(words, answers, layout=lm.soft_tokens, size=buffer.words.size)
+            np.testing.assert_allclose(token, truth, rtol=1e-4, atol=1e-6)
+    assert not jnp.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("change", [{"num_virtual": 10**11}, {"capacity": 10**11}])
+def test_a_slip_of_the_finger_is_named(config, change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(config, **change)
 
 
 @pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative", "centroid"])
