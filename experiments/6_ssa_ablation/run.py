@@ -26,7 +26,13 @@ KEYS = {
     "contrastive": {"key": "contrastive", "codec": "autoencoder"},
     "representative": {"key": "representative"},
     "centroid": {"key": "centroid"},
+    "centroid-not-centred": {"key": "centroid", "key_centre": False},
+    "centroid-not-clipped": {"key": "centroid", "key_clip": None},
+    "centroid-by-input": {"key": "centroid", "cluster_by": "input"},
+    "centroid-by-input-not-centred": {"key": "centroid", "cluster_by": "input", "key_centre": False},
 }
+"""Kinds of keys, centred and clipped; the last of them without one or the other, and of clusters by inputs alone."""
+
 
 SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
 """Axis, storage and weights of the scales 1, 2, 4, all on the same stored prompts."""
@@ -44,7 +50,7 @@ CONFIGS = {
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
     },
 }
-"""Five kinds of keys, each with three measures; twelve ways of the scaled search on the mean features of a cluster."""
+"""Kinds of keys, each with three measures; twelve ways of the scaled search on the mean features of a cluster."""
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ METHODS = {
 
 MEMORY = pipeline.Config(
     num_virtual=10,
+    cluster_by="record",
     init="examples",
     key="centroid",
+    key_centre=True,
     key_clip=1.5,
     noise="value",
     codec="identity",

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import rotate
 
-__all__ = ["Context", "Contract", "KeysValues", "apply_block", "attend", "normalise", "product"]
+__all__ = ["Context", "Contract", "KeysValues", "apply_block", "attend", "normalise", "product", "rows_at"]
 
 WEIGHT = "...i,io->...o"
 """How every product with a weight is asked for: rows are inputs, columns outputs."""
@@ -106,6 +106,27 @@ def product(layer: dict[str, Any], name: str, x: jax.Array, contract: Contract) 
     return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
 
 
+def rows_at(x: Shaped[Array, "#batch tokens rest"], at: Int[Array, "batch positions"] | None) -> jax.Array:
+    """Return the rows of x at some positions of each sequence; x as it is where there are none named.
+
+    Args:
+        x: (batch or 1, tokens, anything).
+        at: Positions (batch, positions), or None for all.
+
+    Returns:
+        (batch, positions, anything).
+
+    Example:
+        >>> rows_at(jnp.arange(6).reshape(1, 3, 2), jnp.array([[2], [0]]))[:, 0]
+        Array([[4, 5],
+               [0, 1]], dtype=int32)
+    """
+    if at is None:
+        return x
+    whole = jnp.broadcast_to(x, (len(at), *x.shape[1:]))
+    return jnp.take_along_axis(whole, at[..., None], axis=1)
+
+
 def attend(
     q: Float[Array, "batch queries heads channels"],
     own: KeysValues,
@@ -167,21 +188,22 @@ def _attention(
     past: KeysValues | None,
     allowed: jax.Array,
     rotary: tuple[jax.Array, jax.Array] | None,
+    at: jax.Array | None,
     *,
     config: Config,
     contract: Contract,
 ) -> tuple[jax.Array, KeysValues]:
-    batch, tokens = x.shape[:2]
+    seen = {"q": rows_at(x, at), "k": x, "v": x}
     q, k, v = (
-        product(layer, name, x, contract).reshape(batch, tokens, -1, config.head_width) for name in ("q", "k", "v")
+        product(layer, name, y, contract).reshape(*y.shape[:2], -1, config.head_width) for name, y in seen.items()
     )
     if config.qk_norm:
         q = normalise(q, layer["q_norm"], config=config)
         k = normalise(k, layer["k_norm"], config=config)
     if rotary is not None:
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = rotate(q, *(rows_at(a, at) for a in rotary)), rotate(k, *rotary)
     own = KeysValues(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-    return product(layer, "o", attend(q, own, past, allowed, config=config), contract), own
+    return product(layer, "o", attend(q, own, past, rows_at(allowed, at), config=config), contract), own
 
 
 def _activate(name: str, x: jax.Array) -> jax.Array:
@@ -223,10 +245,11 @@ def apply_block(
     context: Context,
     past: KeysValues | None = None,
     slides: jax.Array | None = None,
+    at: Int[Array, "batch positions"] | None = None,
     *,
     config: Config,
     contract: Contract = jnp.einsum,
-) -> tuple[Float[Array, "batch tokens width"], KeysValues]:
+) -> tuple[Float[Array, "batch out width"], KeysValues]:
     """Apply one block to the residual stream.
 
     Sequential: `x += attention(norm(x)); x += mlp(norm(x))`. Parallel: `x += attention(norm(x)) + mlp(norm(x))`.
@@ -237,15 +260,17 @@ def apply_block(
         context: Masks and rotary tables.
         past: Keys and values from before the call's own tokens.
         slides: Whether this layer has the sliding window (a traced bool), where only some have it.
+        at: Positions whose rows are wanted; of the others only keys and values are computed. None: all.
         config: The model.
         contract: The product with a weight.
 
     Returns:
-        The residual stream after the block, and the keys and values of its own tokens.
+        The residual stream after the block (at those positions), and the keys and values of its own tokens.
     """
     allowed, rotary = _select(slides, context, config)
     attended = _norm(layer, "attention_norm", x, config)
-    y, own = _attention(layer, attended, past, allowed, rotary, config=config, contract=contract)
+    y, own = _attention(layer, attended, past, allowed, rotary, at, config=config, contract=contract)
+    x, attended = rows_at(x, at), rows_at(attended, at)
     if config.post_norms:
         y = _norm(layer, "attention_post_norm", y, config)
     if config.parallel:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks
-from nvcim_jax.models.block import WEIGHT, Context, Contract, KeysValues, apply_block, normalise
+from nvcim_jax.models.block import WEIGHT, Context, Contract, KeysValues, apply_block, normalise, rows_at
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import causal_mask, rotary_table, sliding_mask
 from nvcim_jax.models.quantised import Quantised, dequantise
@@ -46,9 +46,11 @@ def run_layers(
     stop: int | None = None,
     exits: Sequence[int] = (),
     keep: bool = False,
+    at: Int[Array, "batch positions"] | None = None,
     contract: Contract = jnp.einsum,
     remat: bool = False,
-) -> tuple[Float[Array, "batch tokens width"], Info]:
+    unroll: int = 1,
+) -> tuple[Float[Array, "batch out width"], Info]:
     """Scan the blocks `start` to `stop` over the residual stream; the blocks outside are not computed.
 
     Args:
@@ -61,29 +63,36 @@ def run_layers(
         stop: One past the last block; None: all.
         exits: Layer counts in [start, stop] after which the residual stream is kept.
         keep: Whether to return the keys and values of the call's tokens.
+        at: Positions whose rows are wanted (batch, positions), without `exits` and `keep`; None: all.
         contract: The product with a weight.
         remat: Whether to compute each block again in the backward pass instead of keeping what is inside it.
+        unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.
 
     Returns:
         The residual stream after block `stop - 1`, and the info.
     """
     stop = config.num_layers if stop is None else stop
+    # Of the other positions the block before the rows wanted has to give keys and values alone.
+    alone = at is not None and stop > start
     slides = jnp.asarray(config.sliding) if config.mixes_windows else None
     stacked = (layers, past, slides)
 
-    def body(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
+    def body(x: jax.Array, item: Any, at: jax.Array | None = None) -> tuple[jax.Array, Any]:
         layer, past, slides = item
-        y, own = apply_block(unpack(layer, x.dtype), x, context, past, slides, config=config, contract=contract)
+        y, own = apply_block(unpack(layer, x.dtype), x, context, past, slides, at, config=config, contract=contract)
         return y, (y if exits else None, own if keep else None)
 
-    def indexed(x: jax.Array, i: jax.Array) -> tuple[jax.Array, Any]:
+    def indexed(x: jax.Array, i: jax.Array | int, at: jax.Array | None = None) -> tuple[jax.Array, Any]:
         # Slicing the stack would copy every weight of the range; one layer at a time is what the scan reads anyway.
-        return body(x, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), stacked))
+        return body(x, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), stacked), at)
 
-    whole = start == 0 and stop == config.num_layers
+    whole = start == 0 and stop == config.num_layers and not alone
     step: Any = body if whole else indexed
-    items: Any = stacked if whole else jnp.arange(start, stop)
-    y, (states, own) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, items)
+    items: Any = stacked if whole else jnp.arange(start, stop - alone)
+    step = jax.checkpoint(step) if remat else step
+    y, (states, own) = jax.lax.scan(step, x, items, unroll=unroll)
+    if at is not None:
+        return step(y, stop - 1, at)[0] if alone else rows_at(y, at), Info(None, None)
     if not exits:
         return y, Info(None, own)
     kept = [x if e == start else states[e - start - 1] for e in exits]
@@ -176,15 +185,23 @@ def hidden(
     stop: int | None = None,
     exits: Sequence[int] = (),
     keep_keys_values: bool = False,
+    at: Int[Array, "..."] | None = None,
     contract: Contract = jnp.einsum,
     remat: bool = False,
-) -> tuple[Float[Array, "*batch tokens width"], Info]:
+    unroll: int = 1,
+) -> tuple[Float[Array, "*batch out width"], Info]:
     """Return the residual stream after block `stop - 1`, before the final norm and the head.
 
-    Args: as `forward`.
+    Args: as `forward`, and:
+        at: The positions whose states are wanted (..., positions), which spares the last block all else; without
+            `exits` and `keep_keys_values`.
+        unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.
 
     Returns:
-        The residual stream (..., tokens, width), and the info.
+        The residual stream (..., tokens or positions, width), and the info.
+
+    Raises:
+        ValueError: As `forward`, or if `at` has the wrong shape or does not go together with what else is asked for.
 
     Example:
         >>> from nvcim_jax import models
@@ -204,6 +221,11 @@ def hidden(
         mask = None if mask is None else mask[None]
         positions = None if positions is None else positions[None]
     batch, tokens = x.shape[:2]
+    if at is not None:
+        if exits or keep_keys_values:
+            checks.fail("at", "be None with exits or keep_keys_values", "names positions", "Those need all of them.")
+        at = at[None] if single else at
+        checks.shape("at", at, (batch, at.shape[-1]), "(batch, positions)")
     prefix = check_prefix(prefix, config)
     past = 0 if prefix is None else prefix.keys.shape[3]
     if mask is not None:
@@ -223,8 +245,10 @@ def hidden(
         stop=stop,
         exits=tuple(exits),
         keep=keep_keys_values,
+        at=at,
         contract=contract,
         remat=remat,
+        unroll=unroll,
     )
     if not single:
         return y, info

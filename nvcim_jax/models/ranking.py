@@ -110,12 +110,21 @@ def rank(
     whole = jnp.concatenate([x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
     of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     places = jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
-    states, _ = hidden(params, whole, config=config, mask=_tree(mask, answers), positions=places, contract=contract)
-    last = jnp.argmax(jnp.where(mask, jnp.arange(stem)[None, :], -1), axis=1)
-    of_last = head(params, states[jnp.arange(batch), last], config=config, contract=contract)
+    last = jnp.argmax(jnp.where(mask, jnp.arange(stem)[None, :], -1), axis=1).astype(jnp.int32)
+    branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
+    states, _ = hidden(
+        params,
+        whole,
+        config=config,
+        mask=_tree(mask, answers),
+        positions=places,
+        at=jnp.concatenate([last[:, None], branched], axis=1),
+        contract=contract,
+    )
+    of_last = head(params, states[:, 0], config=config, contract=contract)
     of_first = jax.nn.log_softmax(of_last.astype(jnp.float32))[:, answers.first]
     following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
-    of_rest = -token_losses(head(params, states[:, stem:], config=config, contract=contract), following)
+    of_rest = -token_losses(head(params, states[:, 1:], config=config, contract=contract), following)
     return of_first.at[:, answers.owner].add(of_rest)
 
 

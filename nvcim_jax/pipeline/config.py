@@ -13,6 +13,7 @@ KEYS = ("prompt", "anchored", "contrastive", "representative", "centroid")
 SEPARATE_KEYS = ("representative", "centroid")
 NOISES = ("none", "value", "cell", "censored")
 POLICIES = ("refuse", "oldest", "least_used")
+CLUSTER_BY = ("input", "record")
 TRAIN_ON = ("cluster", "buffer")
 
 MOST_VIRTUAL, MOST_PROMPTS = 4096, 100_000
@@ -53,6 +54,8 @@ class Config:
         template: How a record becomes text.
         num_virtual: Virtual tokens of a prompt.
         num_prompts: Prompts a buffer; None is max(1, round(sqrt(buffer))).
+        cluster_by: What the records of a buffer are clustered by: the features of the `input`, or of the whole
+            `record`, input and answer side by side, each at unit length, which gathers records with alike answers.
         init: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`,
             `activations` of that text, or all `examples` that it is tuned on, several in each virtual token, in the
             way the model was taught to read them (see `tuning.INITS`).
@@ -68,6 +71,8 @@ class Config:
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
+        key_centre: Whether keys and queries are taken relative to the mean of what is stored: what all texts have in
+            common tells none apart, and takes room that the cells need for the rest.
         key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell
             grows with the largest entry of its column, so a few large ones drown all others. None clips nothing.
         unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
@@ -87,6 +92,7 @@ class Config:
     template: Template = Template()
     num_virtual: int = 8
     num_prompts: int | None = None
+    cluster_by: str = "input"
     init: str = "text"
     train_on: str = "cluster"
     noise: str = "none"
@@ -95,6 +101,7 @@ class Config:
     feature_layers: int | None = None
     key: str = "representative"
     key_tokens: int | None = None
+    key_centre: bool = False
     key_clip: float | None = None
     unit_keys: bool = True
     search: selection.SearchConfig = selection.SearchConfig()
@@ -109,6 +116,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check every option, then those that may not go together."""
         choices = {
+            "cluster_by": CLUSTER_BY,
             "init": INITS,
             "train_on": TRAIN_ON,
             "noise": NOISES,
@@ -143,7 +151,7 @@ class Config:
     def shares_arrays(self) -> bool:
         """Whether the search runs on the very cells that hold the prompts."""
         pooled_apart = self.search.measure == "ssa" and self.search.storage == "apart"
-        changed = self.unit_keys or self.key_clip is not None
+        changed = self.unit_keys or self.key_centre or self.key_clip is not None
         plain = self.search.measure != "cosine" and not changed and not pooled_apart
         return plain and self.key not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
 

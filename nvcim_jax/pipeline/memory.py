@@ -78,6 +78,12 @@ def _unit(code: jax.Array) -> jax.Array:
     return code * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(code)), 1e-12))
 
 
+def _common(codes: jax.Array, store: Store) -> jax.Array:
+    """Return the mean of the filled slots' codes (tokens, code)."""
+    weights = store.filled.astype(codes.dtype)
+    return jnp.einsum("s,stc->tc", weights, codes, precision="highest") / jnp.maximum(weights.sum(), 1.0)
+
+
 def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
     """Return what is searched, one key a column; zeros for an empty slot.
 
@@ -91,6 +97,8 @@ def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
         every = jnp.ones(config.num_virtual, bool)
         tokens = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
     codes = selection.encode(store.codec, tokens)
+    if config.key_centre:
+        codes = codes - _common(codes, store)[None]
     if config.key_clip is not None:
         size = jnp.sqrt(jnp.square(codes).mean(axis=(1, 2), keepdims=True))
         codes = jnp.clip(codes, -config.key_clip * size, config.key_clip * size)
@@ -102,6 +110,8 @@ def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
 
 def _query_rows(features: jax.Array, store: Store, config: Config) -> jax.Array:
     codes = selection.encode(store.codec, features)
+    if config.key_centre:  # queries about the features that were stored, whatever the keys are
+        codes = codes - _common(selection.encode(store.codec, store.features), store)[None]
     if config.unit_keys:
         codes = jax.vmap(_unit)(codes)
     return jax.vmap(lambda code: selection.query_vector(code, store.scale_weights, config=config.search))(codes)

@@ -22,6 +22,7 @@ from nvcim_jax.pipeline.text import (
     make_examples,
     make_queries,
     make_words,
+    pad_rows,
     query_ids,
     text_features,
 )
@@ -61,7 +62,7 @@ class Buffer(NamedTuple):
     Attributes:
         examples: Texts and answers.
         features: Features by which texts are searched (records, key tokens, width).
-        centres: Features by which they are clustered (records, width).
+        centres: What they are clustered by (records, width), or twice the width with `cluster_by='record'`.
         starts: Token ids that a prompt may start from, for each record, (records, virtual tokens).
         words: Sums of embeddings that a prompt may start from; None unless `config.init` is `examples`.
         answers: Answer of each record.
@@ -144,11 +145,21 @@ def make_buffer(records: Sequence[Any], lm: LM, *, config: Config) -> Buffer:
     return Buffer(
         make_examples(records, lm, config.template),
         look(),
-        look(num=1)[:, 0],
+        _grouped_by(records, look(num=1)[:, 0], lm, config),
         jnp.asarray(starts),
         make_words(records, lm, config.template) if config.init == "examples" else None,
         tuple(record.output for record in records),
     )
+
+
+def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, config: Config) -> jax.Array:
+    """Return what records are clustered by (records, width or twice the width)."""
+    if config.cluster_by == "input":
+        return inputs
+    ids, mask = pad_rows([answer_ids(record.output, lm, config.template) for record in records])
+    answers = text_features(lm.params, ids, mask, model=lm.config, config=config, num=1)[:, 0]
+    parts = [a / jnp.maximum(jnp.linalg.norm(a, axis=1, keepdims=True), 1e-6) for a in (inputs, answers)]
+    return jnp.concatenate(parts, axis=1)
 
 
 def make_starts(

@@ -21,6 +21,7 @@ __all__ = [
     "make_examples",
     "make_queries",
     "make_words",
+    "pad_rows",
     "query_ids",
     "text_features",
 ]
@@ -84,7 +85,16 @@ def make_queries(texts: Sequence[str], lm: models.LM, template: Template, *, mul
     """
     if isinstance(texts, str) or not texts:
         checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
-    rows = [query_ids(text, lm, template) for text in texts]
+    return pad_rows([query_ids(text, lm, template) for text in texts], multiple=multiple)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, multiple: int = 8) -> Queries:
+    """Pad token ids on the left to a multiple of `multiple` tokens.
+
+    Args:
+        rows: Token ids of each text.
+        multiple: Lengths are rounded up to it, so that batches share one compilation.
+    """
     size = -(-max(1, *map(len, rows)) // multiple) * multiple
     ids, mask = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
     for i, row in enumerate(rows):

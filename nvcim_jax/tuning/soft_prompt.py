@@ -17,6 +17,9 @@ from nvcim_jax.types import Key, Perturb, PyTree, Scalar
 
 __all__ = ["Info", "Options", "Rates", "prompt_loss", "tune"]
 
+_UNROLL = 4
+"""Blocks compiled as one piece: less is copied between them, and a deep model still compiles few of them."""
+
 SCHEDULES = ("constant", "linear", "cosine")
 Leaf = jax.Array | float | Any
 
@@ -128,8 +131,11 @@ def prompt_loss(
     """
     text = embed(params, batch.ids, config=config)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
-    states, _ = hidden(params, jnp.concatenate([before, text], axis=1), config=config, remat=remat)
-    states = jnp.take_along_axis(states, (batch.where + prompt.shape[0])[..., None], axis=1)
+    whole = jnp.concatenate([before, text], axis=1)
+    at = batch.where + prompt.shape[0]
+    # Where memory is short, one block at a time.
+    unroll = 1 if remat else min(_UNROLL, config.num_layers)
+    states, _ = hidden(params, whole, config=config, at=at, remat=remat, unroll=unroll)
     losses = token_losses(head(params, states, config=config), batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
     return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)

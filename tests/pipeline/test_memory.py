@@ -9,7 +9,7 @@ import pytest
 
 from nvcim_jax import crossbar, devices, models, pipeline, selection, tuning
 from nvcim_jax.pipeline.memory import key_matrix, value_matrix
-from nvcim_jax.pipeline.text import answer_ids
+from nvcim_jax.pipeline.text import answer_ids, pad_rows, text_features
 
 WIDTH, SLOTS, FILLED = 32, 4, 3
 
@@ -146,6 +146,84 @@ def test_clipped_keys_lose_less_to_noise(lm, config, device):
     assert not config.shares_arrays
     with pytest.raises(ValueError, match="key_clip"):
         dataclasses.replace(config, key_clip=0.0)
+
+
+@pytest.mark.parametrize("change", [{}, {"key": "prompt"}, {"codec": "autoencoder"}])
+def test_centred_keys_are_relative_to_what_is_stored(lm, config, change):
+    config = dataclasses.replace(config, key_centre=True, search=selection.SearchConfig(measure="mips"), **change)
+    store, x = filled_store(lm, config), queries(config)
+    if "codec" in change:
+        store = store._replace(codec=selection.codec_init(jax.random.key(5), WIDTH, code=8))
+    assert not config.shares_arrays
+    encode = lambda a: np.asarray(selection.encode(store.codec, a), np.float64)  # noqa: E731
+    tokens, asked, seen = (
+        encode(a) for a in (store.prompts if "key" in change else store.features, x, store.features[:FILLED])
+    )
+    keys = (tokens[:FILLED] - tokens[:FILLED].mean(axis=0)).reshape(FILLED, -1)
+    rows = (asked - seen.mean(axis=0)).reshape(len(asked), -1)
+    cosine = (rows / np.linalg.norm(rows, axis=1)[:, None]) @ (keys / np.linalg.norm(keys, axis=1)[:, None]).T
+    arrays = pipeline.program_store(jax.random.key(3), store, None, config=config)
+    found = pipeline.search(jax.random.key(4), x, store, arrays, None, config=config)
+    np.testing.assert_allclose(found[:, :FILLED], cosine, atol=1e-5)
+    np.testing.assert_array_equal(key_matrix(store, config=config)[:, FILLED:], 0.0)
+
+
+def test_what_all_texts_share_changes_no_centred_score_and_costs_plain_keys_their_room(lm, config, device):
+    centred = dataclasses.replace(config, key_centre=True)
+    store, x = filled_store(lm, config), queries(config)
+    shared = 6.0 * jax.random.normal(jax.random.key(9), (1, 1, WIDTH))
+    moved = store._replace(features=jnp.where(store.filled[:, None, None], store.features + shared, 0.0))
+
+    def scores(key, options, store, x, device):
+        arrays = pipeline.program_store(key, store, device, config=options)
+        return pipeline.search(key, x, store, arrays, device, config=options)[:, :FILLED]
+
+    exact = scores(jax.random.key(3), centred, store, x, None)
+    np.testing.assert_allclose(scores(jax.random.key(3), centred, moved, x + shared, None), exact, atol=1e-5)
+
+    def found(options) -> float:
+        """Return how often the exact choice among centred keys is found on chips."""
+        chip = lambda key: scores(key, options, moved, x + shared, device).argmax(axis=1)  # noqa: E731
+        return float((jax.lax.map(chip, jax.random.split(jax.random.key(7), 100)) == exact.argmax(axis=1)[None]).mean())
+
+    assert found(centred) > 0.7
+    assert found(config) < found(centred) - 0.2
+
+
+def test_one_stored_prompt_is_found_though_its_centred_key_is_zero(lm, config):
+    config = dataclasses.replace(config, key_centre=True, num_prompts=1)
+    store = pipeline.insert(
+        pipeline.empty_store(lm.config, config), jnp.ones((1, 2, WIDTH)), jnp.ones((1, 1, WIDTH)), config=config
+    )[0]
+    ideal = devices.get("ideal")
+    for memory in (None, ideal):
+        arrays = pipeline.program_store(jax.random.key(3), store, memory, config=config)
+        prompts, found = pipeline.retrieve(jax.random.key(4), queries(config), store, arrays, memory, config=config)
+        np.testing.assert_array_equal(found.slots, 0)
+        assert bool(jnp.isfinite(prompts).all())
+
+
+def test_records_are_clustered_by_input_or_by_input_and_answer(lm, buffers, config):
+    rows = [row._replace(output=("yes", "no")[i % 2]) for i, row in enumerate(buffers[0])]
+    config = dataclasses.replace(config, cluster_by="record")
+    by_input, by_record = (
+        pipeline.make_buffer(rows, lm, config=dataclasses.replace(config, cluster_by=by)).centres
+        for by in ("input", "record")
+    )
+    halves = np.split(np.asarray(by_record), 2, axis=1)
+    np.testing.assert_allclose(
+        halves[0], by_input / np.linalg.norm(by_input, axis=1, keepdims=True), rtol=1e-5, atol=1e-6
+    )
+    for i, row in enumerate(rows):
+        answer = text_features(
+            lm.params, *pad_rows([answer_ids(row.output, lm, config.template)]), model=lm.config, config=config, num=1
+        )[0, 0]
+        np.testing.assert_allclose(halves[1][i], answer / jnp.linalg.norm(answer), rtol=1e-4, atol=1e-6)
+    state = pipeline.init(jax.random.key(0), lm, None, config=config)
+    _, info = pipeline.observe(jax.random.key(1), state, rows, lm, config=config)
+    of_yes = np.asarray(info.clusters.assignment)[::2]
+    assert len(set(of_yes)) == 1
+    assert set(of_yes) & set(np.asarray(info.clusters.assignment)[1::2]) == set()
 
 
 def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, buffers, config):
