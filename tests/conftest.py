@@ -2,8 +2,12 @@
 
 import os
 
-# Eight forced host devices, so that meshes are real in the tests; must be set before jax is imported.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Eight forced host devices, so that meshes are real in the tests; and machine code that is made quickly, not code that
+# runs fast, since most of the time of the tests goes into compiling. What is set outside counts more. Must come before
+# jax is imported.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + (
+    os.environ.get("XLA_FLAGS", "")
+)
 
 import jax
 import pytest

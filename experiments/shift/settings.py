@@ -20,6 +20,8 @@ def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> pipeline
 METHODS = {
     **pipeline.METHODS,
     "plain, MIPS": pipeline.Method(),
+    "plain, SSA": pipeline.Method(measure="ssa"),
+    "oracle route, plain": pipeline.Method(measure="ssa", route="oracle"),
     "noise-aware, cosine": pipeline.Method(training="noise", measure="cosine"),
     "noise-aware, MIPS": pipeline.Method(training="noise"),
     "noise-aware, SSA": pipeline.Method(training="noise", measure="ssa"),

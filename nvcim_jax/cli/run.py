@@ -82,12 +82,16 @@ class Options:
     init: str | None = None
     """Where a prompt starts: text, vocabulary, activations, examples. None: examples, which the bundled model was
     taught to read; text with any other model."""
+    cluster_by: str = "input"
+    """What the records of a buffer are clustered by: input, or record (input and answer)."""
     train_on: str = "cluster"
     """Examples of a prompt: those of its cluster, or the whole buffer."""
     features: str = "last"
     """How texts are compared: embedding, hidden, last."""
     key: str = "representative"
     """What is searched: prompt, anchored, contrastive, representative, centroid."""
+    key_centre: bool = False
+    """Take keys and queries relative to the mean of what is stored."""
     codec: str = "identity"
     """Between prompt and memory: autoencoder, identity."""
     search_axis: str = "features"
@@ -210,11 +214,13 @@ def _config(options: Options) -> Any:
         template=pipeline.Template(max_input=options.max_input),
         num_virtual=options.num_virtual,
         init=options.init or ("examples" if options.model == "bundled" else "text"),
+        cluster_by=options.cluster_by,
         train_on=options.train_on,
         noise=options.noise,
         tuning=tuning.Options(num_steps=options.steps, batch=options.batch, remat=options.remat),
         features=options.features,
         key=options.key,
+        key_centre=options.key_centre,
         search=selection.SearchConfig(axis=options.search_axis, storage=options.search_storage),
         codec=options.codec,
         capacity=options.capacity,

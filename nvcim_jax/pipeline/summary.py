@@ -128,7 +128,8 @@ def summary(
 
     Returns:
         Rows with `kind`, `device`, `sigma`, `trained_for`, `method`, `streams`, `instances`, `accuracy`, `hit`, `gap`,
-        `difference`, `unseen`, and, where several blocks were measured, `forgetting` and `previously_seen`; each but
+        `difference`, `loss` (what noise costs: accuracy at the smallest sigma that was measured, minus this, chip by
+        chip), `unseen`, and, where several blocks were measured, `forgetting` and `previously_seen`; each but
         the first seven with `_low` and `_high`. What was not measured, or is infinite with one stream, is None.
 
     Raises:
@@ -157,6 +158,7 @@ def summary(
         row |= _interval(_matrix(runs, lambda run: _at_end(run, "hit")), level, "hit")
         row |= _negative(_difference(accuracy, bound, level, "gap"), "gap")
         row |= _difference(accuracy, reference, level, "difference")
+        row |= _negative(_difference(accuracy, _least_noise(name, ends), level, "loss"), "loss")
         row |= _interval(_matrix(runs, _unseen), level, "unseen")
         row |= _over_blocks(runs, level)
         made.append(row)
@@ -178,6 +180,13 @@ def _over_blocks(runs: Rows, level: float) -> Record:
         found = _matrix(runs, lambda run, f=value: f(*_matrix_of_run(run))) if several else np.full((1, 1), np.nan)
         made |= _interval(found, level, name)
     return made
+
+
+def _least_noise(name: tuple[Any, ...], ends: dict[tuple[Any, ...], np.ndarray]) -> np.ndarray | None:
+    """Return the values of the same method on the same device at the smallest sigma, if several were measured."""
+    kind, device, _, *rest = name
+    same = {key[2]: values for key, values in ends.items() if key[:2] == (kind, device) and [*key[3:]] == rest}
+    return same[min(same)] if len(same) > 1 else None
 
 
 def _partner(name: tuple[Any, ...], other: str, ends: dict[tuple[Any, ...], np.ndarray]) -> np.ndarray | None:

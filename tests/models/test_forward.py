@@ -36,7 +36,6 @@ LEARNED = models.Config(
     family="gpt2",
     qkv_bias=True,
 )
-QUICK = {"xla_backend_optimization_level": 0}
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, SLIDING, LEARNED], ids=["llama", "sliding", "learned"])
 
 
@@ -55,16 +54,13 @@ def _embedded(config: models.Config, ids: jax.Array):
 
 
 def _forward(config: models.Config, **options):
-    # Unoptimised code compiles twice as fast.
-    return jax.jit(lambda p, x: models.forward(p, x, config=config, **options), compiler_options=QUICK)
+    return jax.jit(lambda p, x: models.forward(p, x, config=config, **options))
 
 
 @CONFIGS
 def test_no_token_sees_a_later_one(config, ids) -> None:
     params, x = _embedded(config, ids)
-    jacobian = jax.jit(
-        jax.jacrev(lambda x: models.hidden(params, x[None], config=config)[0][0].sum(-1)), compiler_options=QUICK
-    )(x[0])
+    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(params, x[None], config=config)[0][0].sum(-1)))(x[0])
     reach = np.abs(np.asarray(jacobian)).sum(-1)
     assert (reach[np.triu_indices(9, 1)] == 0).all()
     assert (np.diag(reach) > 0).all()
@@ -196,7 +192,7 @@ def test_positions_asked_for_are_rows_of_the_whole(config, options, ids) -> None
     def gathered(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(rows(x, None), at[..., None], axis=1)
 
-    run = jax.jit(jax.vjp, static_argnums=0, compiler_options=QUICK)
+    run = jax.jit(jax.vjp, static_argnums=0)
     (wanted, back), (found, asked) = run(gathered, x), run(lambda x: rows(x, at, unroll=3), x)
     np.testing.assert_allclose(found, wanted, atol=5e-6)
     weight = jax.random.normal(jax.random.key(0), wanted.shape)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,8 +26,7 @@ def golden() -> dict[str, np.ndarray]:
 def _outputs(lm: models.LM, ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return what make_golden.py keeps of torch."""
 
-    # Unoptimised code compiles twice as fast; what the optimiser does is no concern of this comparison.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(params, x, mask, weights):
         def inner(x):
             logits, info = models.forward(params, x, config=lm.config, mask=mask, exits=(1,))

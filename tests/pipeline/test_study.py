@@ -250,6 +250,12 @@ def test_the_summary_is_the_table_by_hand() -> None:
     assert main["previously_seen"] == pytest.approx(0.7 - 0.2 + 0.025)
     assert main["forgetting"] == pytest.approx(0.2)
     assert (main["hit"], main["unseen"], main["streams"], main["instances"]) == (1.0, None, 2, 2)
+    assert main["loss"] is None
+    # without noise the first chips of all streams gain .1, the others nothing: chip by chip, then over streams
+    quiet = [r | {"sigma": 0.0, "accuracy": r["accuracy"] + 0.1 * (r["instance"] == 0)} for r in made]
+    swept = {(row["sigma"], row["method"]): row for row in pipeline.summary([*made, *quiet])}
+    assert [swept[0.1, "other"][name] for name in ("loss", "loss_low", "loss_high")] == pytest.approx([0.05] * 3)
+    assert swept[0.0, "other"]["loss"] == 0.0
     R, blocks, domains = pipeline.shift_matrix(made, "other", device="X")
     np.testing.assert_allclose(R, [[0.625, 0.425], [0.425, 0.625]])
     assert (blocks, domains) == (["a", "b"], ["a", "b"])
