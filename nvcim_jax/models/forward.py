@@ -72,7 +72,7 @@ def run_layers(
         The residual stream after block `stop - 1`, and the info.
     """
     stop = config.num_layers if stop is None else stop
-    # Of the other positions the block before the rows wanted has to give keys and values alone.
+    # Of positions that nobody asks for, the last block has to give keys and values alone: it runs apart.
     alone = at is not None and stop > start
     slides = jnp.asarray(config.sliding) if config.mixes_windows else None
     stacked = (layers, past, slides)

@@ -149,6 +149,7 @@ def search(
     device: devices.Device | None,
     *,
     config: Config,
+    every: bool = False,
 ) -> Float[Array, "queries slots"]:
     """Return the score of every slot for every query, computed in the memory.
 
@@ -159,6 +160,7 @@ def search(
         arrays: What is programmed.
         device: The memory cells, or None.
         config: Options of the pipeline.
+        every: Whether empty slots are scored as well, for calibration; they score -inf otherwise.
     """
     checks.shape("features", features, (len(features), *store.features.shape[1:]), "(queries, key tokens, width)")
     chip = arrays.values if arrays.keys is None else arrays.keys
@@ -173,7 +175,7 @@ def search(
         gain, offset, _ = arrays.correction
         exact = similarity
         similarity = lambda x, chip: exact(x, chip) * gain[None, :] + offset[None, :]  # noqa: E731
-    return selection.scores(rows, chip, similarity=similarity, filled=store.filled)
+    return selection.scores(rows, chip, similarity=similarity, filled=None if every else store.filled)
 
 
 def read_prompts(

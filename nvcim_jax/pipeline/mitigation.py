@@ -165,11 +165,10 @@ def calibrated(
         The arrays with their correction.
     """
     search_key, read_key, unused, unread = jax.random.split(key, 4)
-    full = store._replace(filled=jnp.ones_like(store.filled))
-    found = search(search_key, features, full, arrays, device, config=config)
+    found = search(search_key, features, store, arrays, device, config=config, every=True)
     # The exact scores come from exact matrices of what was to be held: chip and reference see the same empty slots.
     exact_arrays = program_store(unused, store, None, config=config)
-    exact = search(unread, features, full, exact_arrays, None, config=config)
+    exact = search(unread, features, store, exact_arrays, None, config=config, every=True)
     stored = crossbar.read_back(read_key, arrays.values, device, config=config.arrays)
     value_gain = crossbar.column_factors(stored, value_matrix(store))
     if kind == "cxdnn":

@@ -1,4 +1,4 @@
-"""What the language model is compared with: n-gram models of the same tokens, nearest neighbours of the samples."""
+"""What the language model is compared with as a model of text: n-gram models of the same tokens."""
 
 import math
 from collections import Counter, defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["nearest_neighbour", "ngram_losses"]
+__all__ = ["ngram_losses"]
 
 
 def ngram_losses(
@@ -50,27 +50,3 @@ def ngram_losses(
             total -= math.log(probability)
             number += 1
     return total / number
-
-
-def word_counts(texts: Sequence[str], vocabulary: dict[str, int]) -> np.ndarray:
-    """Return how often each known word stands in each text."""
-    counts = np.zeros((len(texts), len(vocabulary)))
-    for row, text in zip(counts, texts, strict=True):
-        for word in text.lower().split():
-            if word in vocabulary:
-                row[vocabulary[word]] += 1
-    return counts
-
-
-def nearest_neighbour(texts: Sequence[str], labels: Sequence[str], queries: Sequence[str]) -> list[str]:
-    """Return for each query the label of the most similar text, by the cosine of TF-IDF word vectors.
-
-    The weight of a word is `log((n + 1) / (df + 1)) + 1` over the n texts.
-    """
-    vocabulary = {word: i for i, word in enumerate(sorted({w for text in texts for w in text.lower().split()}))}
-    stored, asked = word_counts(texts, vocabulary), word_counts(queries, vocabulary)
-    weights = np.log((len(texts) + 1) / ((stored > 0).sum(0) + 1)) + 1
-    stored, asked = stored * weights, asked * weights
-    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
-    asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-9)
-    return [str(labels[i]) for i in np.argmax(asked @ stored.T, axis=1)]
