@@ -88,9 +88,9 @@ class Options:
     """Examples of a prompt: those of its cluster, or the whole buffer."""
     features: str = "last"
     """How texts are compared: embedding, hidden, last."""
-    key: str = "representative"
+    key: str = "centroid"
     """What is searched: prompt, anchored, contrastive, representative, centroid."""
-    key_centre: bool = False
+    key_centre: bool = True
     """Take keys and queries relative to the mean of what is stored."""
     codec: str = "identity"
     """Between prompt and memory: autoencoder, identity."""
