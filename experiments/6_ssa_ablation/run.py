@@ -7,7 +7,8 @@ Expect:   the table and the records are in `results/` beside this file, with the
 
 Prompts are tuned noise-aware on FeFET3 at sigma 0.1. `hit` is the number to look at: the share of queries that find a
 prompt of their own domain, among four. The published method does not say which axis is pooled, how scales are stored,
-or what is stored as the key.
+or what is stored as the key. What keys are made of was chosen on the variants `intents-*`, other intents of the same
+domains than everywhere else.
 
 Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
@@ -42,6 +43,12 @@ BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-awar
 CONFIGS = {
     "full": {
         **{f"key-{name}": changed(BASE, **key) for name, key in KEYS.items()},
+        **{
+            f"intents-{first + 1}-{first + 5}": changed(
+                BASE, first_intent=first, methods=("noise-aware, MIPS",), baselines=("1-NN text",)
+            )
+            for first in (5, 10)
+        },
         # Pooling over tokens needs keys of several tokens.
         "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
     },

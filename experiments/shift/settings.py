@@ -58,6 +58,7 @@ class Settings:
     Attributes:
         name: Name of the configuration.
         data: `clinc5` (five intents of four domains), or `builtin`, which needs no file.
+        first_intent: Intents of a domain that are left out before those five.
         language_model: `bundled`, `random` (one small random layer behind the bundled tokenizer), or a checkpoint.
         kind: Kind of the streams.
         num_streams: Streams; their seeds are 0, 1, ...
@@ -84,6 +85,7 @@ class Settings:
 
     name: str = "full"
     data: str = "clinc5"
+    first_intent: int = 0
     language_model: str = "bundled"
     kind: str = "block"
     num_streams: int = 5
@@ -172,7 +174,7 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
     folder = data.data_folder("clinc150")
     if folder is None:
         checks.fail("NVCIM_DATA", "name a folder that holds clinc150", "none is there", "Or run the tiny variant.")
-    rows = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")))
+    rows = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")), first=settings.first_intent)
     shape = {"domains": data.CLINC5_DOMAINS, "buffer_size": settings.buffer_size, "num_test": settings.num_test}
     return [data.stream(rows, kind=settings.kind, seed=seed, **shape) for seed in seeds]
 

@@ -72,12 +72,13 @@ class Stream(NamedTuple):
         return tuple(dict.fromkeys(label for name in names for label in self.candidates[name]))
 
 
-def clinc5(records: Sequence[Record], *, num_labels: int = 5) -> list[Record]:
+def clinc5(records: Sequence[Record], *, num_labels: int = 5, first: int = 0) -> list[Record]:
     """Keep, of every domain, the rows of its first few answers in file order.
 
     Args:
         records: Labelled rows.
         num_labels: Answers kept in a domain.
+        first: Answers of a domain that are left out before: others than the usual ones, to choose settings on.
 
     Returns:
         The rows kept, in order.
@@ -86,14 +87,17 @@ def clinc5(records: Sequence[Record], *, num_labels: int = 5) -> list[Record]:
         >>> rows = [Record(f"{i}", "d", "t", "x", f"answer {i % 7}", "train") for i in range(14)]
         >>> sorted({row.output for row in clinc5(rows)})
         ['answer 0', 'answer 1', 'answer 2', 'answer 3', 'answer 4']
+        >>> sorted({row.output for row in clinc5(rows, num_labels=2, first=5)})
+        ['answer 5', 'answer 6']
     """
     checks.integer("num_labels", num_labels)
+    checks.integer("first", first, low=0)
     kept: dict[str, list[str]] = {}
     for record in records:
         labels = kept.setdefault(record.user_or_domain, [])
-        if record.output not in labels and len(labels) < num_labels:
+        if record.output not in labels and len(labels) < first + num_labels:
             labels.append(record.output)
-    return [record for record in records if record.output in kept[record.user_or_domain]]
+    return [record for record in records if record.output in kept[record.user_or_domain][first:]]
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
