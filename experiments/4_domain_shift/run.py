@@ -2,10 +2,8 @@
 
 Command:  python -m experiments.4_domain_shift.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.4_domain_shift.plot FOLDER   (both in the root of the repository)
-Time:     about 6 minutes for `block` on two busy cores in two processes; `return` is longer; --tiny: a few seconds
-          after compiling.
-Expect:   the table and the records of `block` are in `results/` beside this file, with the command that made them in
-          `run.json`. `return` was not measured in full.
+Time:     about 12 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
 
 R[t, i] is the accuracy on domain i after block t. `block`: four domains, one after the other; `return`: the first comes
 back after every other. One prompt is tuned on the latest buffer, sequentially, or jointly on all buffers so far (which

@@ -26,4 +26,4 @@ FIGURES = {"noise_laws": bars}
 
 
 if __name__ == "__main__":
-    main(FIGURES)
+    main(FIGURES, columns=("accuracy", "hit", "gap", "difference", "loss"))
