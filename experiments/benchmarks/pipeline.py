@@ -1,6 +1,6 @@
 """What the pipeline costs: five prompts together against one by one, a hundred chips searched, one buffer, one answer.
 
-    python -m experiments.benchmarks.pipeline          # some ten minutes on two cores
+    python -m experiments.benchmarks.pipeline          # two minutes on two idle cores
     python -m experiments.benchmarks.pipeline --tiny   # a minute; a random model, checks that everything runs
 
 *Tuning*: the five prompts of one buffer (25 examples of the built-in users, batches of 3 and of 5) in one call, against
@@ -51,7 +51,7 @@ class Benchmark:
         tiny: Run a random model, few steps and few chips in two rounds, and write nothing unless `out` is given.
     """
 
-    rounds: int = 5
+    rounds: int = 15
     num_steps: int = 20
     num_instances: int = 100
     model: Path | None = None
