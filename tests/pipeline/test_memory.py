@@ -165,6 +165,10 @@ def test_centred_keys_are_relative_to_what_is_stored(lm, config, change):
     arrays = pipeline.program_store(jax.random.key(3), store, None, config=config)
     found = pipeline.search(jax.random.key(4), x, store, arrays, None, config=config)
     np.testing.assert_allclose(found[:, :FILLED], cosine, atol=1e-5)
+    # a calibration scores the empty slots too, and moves no query by it
+    whole = pipeline.search(jax.random.key(4), x, store, arrays, None, config=config, every=True)
+    np.testing.assert_array_equal(whole[:, :FILLED], found[:, :FILLED])
+    np.testing.assert_array_equal(whole[:, FILLED:], 0.0)
     np.testing.assert_array_equal(key_matrix(store, config=config)[:, FILLED:], 0.0)
 
 
