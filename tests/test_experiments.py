@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from experiments.shift import settings
+from nvcim_jax import data, pipeline, selection
 
 ROOT = Path(__file__).parent.parent
 TINY = sorted(
@@ -107,3 +111,19 @@ def _check_output_error(folder: Path) -> None:
             # 95 % intervals of some twenty points: two and a half of them wide, and 1 % for the range of each read
             reach = 2.5 * (record["high"] - record["low"]) / 2 + 0.01 * record["expected"]
             assert abs(record["relative_rms_error"] - record["expected"]) < reach, record["series"]
+
+
+def test_most_prompts_of_the_experiments_hold_one_answer() -> None:
+    if data.data_folder("clinc150") is None:
+        pytest.skip("no folder clinc150 in NVCIM_DATA or ../shared/data")
+    chosen = settings.Settings()
+    lm, (stream,) = settings.language_model(chosen), settings.streams(chosen, [0])
+    answers = []
+    for t, block in enumerate(stream.blocks):
+        centres = pipeline.make_buffer(block.records, lm, config=chosen.memory).centres
+        _, clusters = selection.representative(jax.random.key(t), centres)
+        for own in range(5):
+            held = [row.output for row, k in zip(block.records, clusters.assignment, strict=True) if int(k) == own]
+            answers.append(len(set(held)))
+    assert len(answers) == 20
+    assert answers.count(1) >= 17
