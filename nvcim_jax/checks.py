@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -178,6 +179,9 @@ def integer(argument: str, value: Any, *, low: int = 1, high: int | None = None,
 def frozen_config(cls: type[T]) -> type[T]:
     """Make a frozen, keyword-only dataclass whose misspelt keywords are named, with the nearest right one.
 
+    It is a tree without leaves: `jax.jit`, `jax.vmap` and `jax.tree_util.Partial` take it as they take arrays, and
+    equal configurations share a compilation.
+
     Example:
         >>> @frozen_config
         ... class Config:
@@ -199,7 +203,7 @@ def frozen_config(cls: type[T]) -> type[T]:
         original(self, **options)
 
     made.__init__ = init  # type: ignore[method-assign]
-    return made
+    return jax.tree_util.register_static(made)
 
 
 def options(owner: str, unknown: Iterable[str], known: Iterable[str]) -> None:

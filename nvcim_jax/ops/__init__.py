@@ -1,5 +1,7 @@
 """Atoms without domain knowledge: random numbers, quantisers, straight-through gradients."""
 
+from nvcim_jax.ops.descend import Gradient, Loss, Optimiser, descend, reverse_mode
+from nvcim_jax.ops.dispatch import Weight, register_weight, understand
 from nvcim_jax.ops.mirrored import mirror
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
 from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
@@ -7,15 +9,23 @@ from nvcim_jax.ops.relaxed import relaxed_steps
 
 __all__ = [
     "RNGS",
+    "Gradient",
+    "Loss",
+    "Optimiser",
     "Rng",
+    "Weight",
     "centred_uniform",
     "clip_inclusive",
+    "descend",
     "digits",
     "from_digits",
     "mirror",
     "normal",
     "normal_pair",
+    "register_weight",
     "relaxed_steps",
+    "reverse_mode",
     "round_straight_through",
+    "understand",
     "uniform_steps",
 ]
