@@ -11,6 +11,7 @@ from nvcim_jax import (
     ops,
     pipeline,
     selection,
+    study,
     tuning,
     types,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "ops",
     "pipeline",
     "selection",
+    "study",
     "tuning",
     "types",
 ]

@@ -15,7 +15,7 @@ and the same `--out` share the work; a run that was stopped goes on where it was
 
 from experiments.shift.measure import main
 from experiments.shift.settings import METHODS, TINY, Settings, changed
-from nvcim_jax import pipeline
+from nvcim_jax import study
 
 __all__ = ["CONFIGS", "NAME"]
 
@@ -25,7 +25,7 @@ BASELINES = ("frozen", "latest", "sequential", "joint", "1-NN text", "1-NN own d
 
 TABLE = Settings(
     devices=("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6"),
-    methods=tuple(pipeline.METHODS),
+    methods=tuple(study.METHODS),
     baselines=BASELINES,
     end_to_end_steps=40,
 )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from experiments.shift.draw import main
-from nvcim_jax import pipeline, plots
+from nvcim_jax import plots, study
 
 __all__ = ["FIGURES"]
 
@@ -29,9 +29,7 @@ def matrices(records: list[Record], rows: list[Record], kind: str) -> Any:
     del rows
     own = [record for record in records if record["kind"] == kind]
     measured = {record["method"] for record in own}
-    panels = [
-        plots.Panel(title, *pipeline.shift_matrix(own, name)) for name, title in METHODS.items() if name in measured
-    ]
+    panels = [plots.Panel(title, *study.shift_matrix(own, name)) for name, title in METHODS.items() if name in measured]
     return plots.shift_heatmaps(panels) if panels else None
 
 

@@ -37,7 +37,7 @@ from experiments.pretrain.steer import (
     token_ids,
     tune,
 )
-from nvcim_jax import checks, models, pipeline
+from nvcim_jax import checks, models, study
 
 __all__ = ["Config", "Domain", "perplexity", "read_domains", "steering"]
 
@@ -231,7 +231,7 @@ def steering(model: Model, folder: Path, config: Config) -> Iterator[dict[str, A
             about = {"domain": domain.name, "seed": seed}
             yield about | {"method": "frozen", "accuracy": frozen}
             texts, names = [e.text for e in buffer], [e.label for e in buffer]
-            nearest = [names[k] for k in pipeline.nearest_text(texts, [e.text for e in domain.test])]
+            nearest = [names[k] for k in study.nearest_text(texts, [e.text for e in domain.test])]
             hits = [found == e.label for found, e in zip(nearest, domain.test, strict=True)]
             yield about | {"method": "1-NN of the same examples (TF-IDF)", "accuracy": float(np.mean(hits))}
             nearest = class_means(model, buffer, [e.text for e in domain.test])

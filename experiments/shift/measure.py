@@ -17,7 +17,7 @@ import jax
 
 import nvcim_jax as nv
 from experiments.shift.settings import METHODS, Settings, device_list, language_model, options, streams
-from nvcim_jax import checks, pipeline
+from nvcim_jax import checks, pipeline, study
 
 __all__ = ["collect", "main", "measure", "read", "summaries", "table"]
 
@@ -41,7 +41,7 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
         _save_cells(settings, lm, out / "parts" / name)
         for stream in streams(settings, seeds):
             about = options(settings)
-            number, done = len(pipeline.plan([stream], places, **about)), 0
+            number, done = len(study.plan([stream], places, **about)), 0
 
             def advance(count: int, note: str, name: str = name, number: int = number) -> None:
                 nonlocal done
@@ -51,7 +51,7 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
                     print(f"{passed:7.0f} s  {name}: {done}/{number} of stream, {note}", flush=True)
 
             folder = out / "parts" / name / f"stream-{stream.seed}"
-            pipeline.run_study(folder, key, [stream], lm, places, **about, advance=advance)
+            study.run(folder, key, [stream], lm, places, **about, advance=advance)
     return collect(out)
 
 
@@ -61,7 +61,7 @@ def _save_cells(settings: Settings, lm: Any, folder: Path) -> None:
     memory = dataclasses.replace(
         settings.memory, arrays=pipeline.crossbar_for(device.num_levels, settings.memory.arrays)
     )
-    methods = {name: pipeline.methods_config(memory, METHODS[name]) for name in settings.methods}
+    methods = {name: study.method_config(memory, METHODS[name]) for name in settings.methods}
     cells = {name: pipeline.capacity(lm.config, config).cells for name, config in methods.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ def collect(out: Path) -> list[Record]:
     for path in sorted((out / "parts").glob("*/stream-*/records.csv")):
         folder = path.parent.parent
         cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
-        own = pipeline.read_study(path.parent)
+        own = study.read(path.parent)
         records += [{"variant": folder.name, **record, "cells": cells.get(record["method"])} for record in own]
     return records
 
@@ -126,7 +126,7 @@ def summaries(records: Sequence[Record], **options: Any) -> list[Record]:
     return [
         {"variant": name, **row, "cells": cells[name, row["method"]]}
         for name in names
-        for row in pipeline.summary([r for r in records if r["variant"] == name], **options)
+        for row in study.summarise([r for r in records if r["variant"] == name], **options)
     ]
 
 

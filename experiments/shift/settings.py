@@ -8,23 +8,23 @@ from typing import Any
 
 import jax
 
-from nvcim_jax import checks, data, devices, models, pipeline, tuning
+from nvcim_jax import checks, data, devices, models, pipeline, study, tuning
 
 __all__ = ["METHODS", "TINY", "Settings", "changed", "device_list", "language_model", "options", "streams"]
 
 
-def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> pipeline.Method:
-    return pipeline.Method(training="noise", measure="ssa", axis=axis, storage=storage, weights=weights)
+def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> study.Method:
+    return study.Method(training="noise", measure="ssa", axis=axis, storage=storage, weights=weights)
 
 
 METHODS = {
-    **pipeline.METHODS,
-    "plain, MIPS": pipeline.Method(),
-    "plain, SSA": pipeline.Method(measure="ssa"),
-    "oracle route, plain": pipeline.Method(measure="ssa", route="oracle"),
-    "noise-aware, cosine": pipeline.Method(training="noise", measure="cosine"),
-    "noise-aware, MIPS": pipeline.Method(training="noise"),
-    "noise-aware, SSA": pipeline.Method(training="noise", measure="ssa"),
+    **study.METHODS,
+    "plain, MIPS": study.Method(),
+    "plain, SSA": study.Method(measure="ssa"),
+    "oracle route, plain": study.Method(measure="ssa", route="oracle"),
+    "noise-aware, cosine": study.Method(training="noise", measure="cosine"),
+    "noise-aware, MIPS": study.Method(training="noise"),
+    "noise-aware, SSA": study.Method(training="noise", measure="ssa"),
     **{
         f"SSA {axis}, {storage}, {name}": _ssa(axis, storage, weights)
         for axis in ("features", "tokens")
@@ -75,7 +75,7 @@ class Settings:
         anchor: Weight of the distance to the representative, for anchored keys.
         lipschitz: Weight of the penalty of CorrectNet; 0: the library's default.
         methods: Names out of `METHODS`.
-        baselines: Names out of `pipeline.BASELINES`.
+        baselines: Names out of `study.BASELINES`.
         end_to_end_steps: Steps of joint training through the noisy pipeline; 0 leaves it out.
         end_to_end_rate: Its learning rate.
         every_block: Whether to measure after every block.
@@ -195,8 +195,8 @@ def device_list(settings: Settings) -> list[devices.Device]:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Return the options of `pipeline.run_study`."""
-    joint, taught = settings.end_to_end_steps, settings.train_sigma
+    """Return the options of `study.run`."""
+    joint, trained_on = settings.end_to_end_steps, settings.train_sigma
     rates = tuning.Rates(
         learning_rate=settings.learning_rate,
         bound=settings.bound,
@@ -213,5 +213,5 @@ def options(settings: Settings) -> dict[str, Any]:
         "digital": settings.digital,
         "end_to_end": pipeline.EndToEnd(num_steps=joint, batch=10) if joint else None,
         "end_to_end_rates": tuning.Rates(learning_rate=settings.end_to_end_rate, bound=settings.bound),
-        "train_device": None if taught is None else devices.get(settings.devices[0], sigma=taught),
+        "train_device": None if trained_on is None else devices.get(settings.devices[0], sigma=trained_on),
     }

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvcim_jax import data, metrics, models, pipeline
-from nvcim_jax.pipeline.protocol import found_on_chip
+from nvcim_jax import data, metrics, models, pipeline, study
+from nvcim_jax.study.protocol import retrieve_on_chip
 
 __all__ = ["predict", "score"]
 
@@ -29,12 +29,12 @@ def predict(
     *,
     config: pipeline.Config,
     rates: Any,
-    method: pipeline.Method,
+    method: study.Method,
     num_chips: int,
     max_new_tokens: int,
     advance: Callable[[int, str], None],
 ) -> list[dict[str, str]]:
-    """Learn a stream and answer its test rows on the first chips, as `pipeline.study` does.
+    """Learn a stream and answer its test rows on the first chips, as `study.measure` does.
 
     Args:
         key: Key of the study.
@@ -51,23 +51,23 @@ def predict(
     Returns:
         Id -> answer, for every chip.
     """
-    # The keys of `pipeline.study`, so that these are its prompts and its chips.
+    # The keys of `study.measure`, so that these are its prompts and its chips.
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(key, stream.seed), 4)
-    config = pipeline.methods_config(_fitted(config, device), method)
-    taught = device if method.training == "noise" else None
-    learned = pipeline.learn(
+    config = study.method_config(_fitted(config, device), method)
+    trained_on = device if method.training == "noise" else None
+    learned = study.observe_stream(
         learn_key,
         stream,
         lm,
-        taught,
+        trained_on,
         config=config,
         rates=rates,
         with_curvature=method.mitigation == "swv",
         advance=advance,
     )
     rows = [record for name in stream.domains for record in stream.test[name]]
-    asked = pipeline.ask(_labelled(stream), lm, config=config)
-    find = jax.jit(found_on_chip, static_argnames=("config", "method"))
+    asked = study.make_questions(_labelled(stream), lm, config=config)
+    find = jax.jit(retrieve_on_chip, static_argnames=("config", "method"))
     made = []
     for i in range(num_chips):
         chip = jax.random.fold_in(jax.random.clone(chip_key), i)

@@ -46,10 +46,10 @@ def report(folder: Path, *, plots: bool) -> list[Path]:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no records.
     """
-    from nvcim_jax import pipeline
+    from nvcim_jax import study
     from nvcim_jax.cli.tables import print_table
 
-    records = pipeline.read_study(checks.file("folder", folder, folder=True))
+    records = study.read(checks.file("folder", folder, folder=True))
     if not records:
         checks.fail("folder", "hold finished records", f"{folder} has none yet", "Let the run finish.")
     rows = table(records)
@@ -69,11 +69,11 @@ def table(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         records: Records of a study.
 
     Returns:
-        Rows of `pipeline.summary`.
+        Rows of `study.summarise`.
     """
-    from nvcim_jax import metrics, pipeline
+    from nvcim_jax import metrics, study
 
-    rows = pipeline.summary(records)
+    rows = study.summarise(records)
     for row in rows:
         if row["streams"] > 1 or row["instances"] < 2:
             continue
@@ -125,15 +125,15 @@ def _worded(row: dict[str, Any]) -> dict[str, str]:
 
 def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw what the records allow."""
-    from nvcim_jax import pipeline, plots
+    from nvcim_jax import plots, study
     from nvcim_jax.montecarlo.records import write_bytes
     from nvcim_jax.plots.shift import Panel, accuracy_bars, shift_heatmaps
 
-    baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in pipeline.BASELINES}
+    baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in study.BASELINES}
     named = [
         {**row, "place": "exact" if row["device"] == "digital" else f"{row['device']} {row['sigma']:g}"}
         for row in rows
-        if row["method"] not in pipeline.BASELINES
+        if row["method"] not in study.BASELINES
     ]
     figures = {}
     for name, label in (("accuracy", "share of right answers"), ("hit", "share of right prompts")):
@@ -151,7 +151,7 @@ def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], fol
 
 def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:
     """Return the matrix of each method, on devices where it was measured there."""
-    from nvcim_jax import pipeline
+    from nvcim_jax import study
 
     noisy = {row["method"] for row in rows if row["device"] != "digital"}
     made = []
@@ -159,5 +159,5 @@ def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -
         if row["device"] != "digital" or row["method"] not in noisy:
             place = {"device": row["device"], "sigma": row["sigma"], "trained_for": row["trained_for"]}
             title = row["method"] if row["device"] == "digital" else f"{row['method']}, {row['device']}"
-            made.append((title, *pipeline.shift_matrix(records, row["method"], **place)))
+            made.append((title, *study.shift_matrix(records, row["method"], **place)))
     return made[:BAR_METHODS]

@@ -185,25 +185,25 @@ def _as_option(name: str, value: Any, default: Any) -> Any:
 
 def _rows(options: Options) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the methods with a memory and the baselines that were asked for."""
-    from nvcim_jax import pipeline
+    from nvcim_jax import study
 
     words = tuple(word.strip() for given in options.methods for word in given.split(",")) or DEFAULT_METHODS
-    known = [*pipeline.METHODS, *pipeline.BASELINES]
+    known = [*study.METHODS, *study.BASELINES]
     if words == ("all",):
         words = tuple(known)
     for word in words:
         checks.choice("--methods", word, known)
     return (
-        {name: method for name, method in pipeline.METHODS.items() if name in words},
-        tuple(name for name in pipeline.BASELINES if name in words),
+        {name: method for name, method in study.METHODS.items() if name in words},
+        tuple(name for name in study.BASELINES if name in words),
     )
 
 
 def _config(options: Options) -> Any:
     """Return the options of the pipeline, which checks their values."""
-    from nvcim_jax import data, pipeline, selection, tuning
+    from nvcim_jax import data, pipeline, selection, study, tuning
 
-    checks.integer("--instances", options.instances, high=pipeline.MOST_CHIPS)
+    checks.integer("--instances", options.instances, high=study.MOST_CHIPS)
     for name in ("num_users", "buffer_size", "streams", "max_new_tokens", "predictions"):
         checks.integer(f"--{name.replace('_', '-')}", getattr(options, name))
     checks.integer("--seed", options.seed, low=0, high=2**31)
@@ -346,16 +346,16 @@ def _measure(
     """Run the study into the folder; streams of free text have nothing to choose from and are left out."""
     import jax
 
-    from nvcim_jax import pipeline, tuning
+    from nvcim_jax import study, tuning
     from nvcim_jax.montecarlo.progress import progress_bar
 
     if not source.streams[0].labels:
         options.out.mkdir(parents=True, exist_ok=True)
         return []
     settings: dict[str, Any] = {"methods": methods, "baselines": baselines}
-    total = len(pipeline.plan(source.streams, [device], **settings))
+    total = len(study.plan(source.streams, [device], **settings))
     with progress_bar(total, None, "rows of the table") as advance:
-        pipeline.run_study(
+        study.run(
             options.out,
             jax.random.key(options.seed),
             source.streams,
@@ -375,7 +375,7 @@ def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) 
     """Write the predictions of LaMP with their official scores."""
     import jax
 
-    from nvcim_jax import pipeline, tuning
+    from nvcim_jax import study, tuning
     from nvcim_jax.cli import official
     from nvcim_jax.cli.tables import print_table
     from nvcim_jax.montecarlo.progress import progress_bar
@@ -393,7 +393,7 @@ def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) 
                 device,
                 config=config,
                 rates=tuning.Rates(learning_rate=options.learning_rate),
-                method=pipeline.METHODS[MAIN_METHOD],
+                method=study.METHODS[MAIN_METHOD],
                 num_chips=options.predictions,
                 max_new_tokens=options.max_new_tokens,
                 advance=advance,

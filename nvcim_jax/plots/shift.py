@@ -1,6 +1,6 @@
 """Figures of the domain-shift protocol: the matrix R[t, i], accuracy against a number, accuracies side by side.
 
-Rows are those of `nvcim_jax.pipeline.summary`: dictionaries with `accuracy`, `accuracy_low`, `accuracy_high` (None
+Rows are those of `nvcim_jax.study.summarise`: dictionaries with `accuracy`, `accuracy_low`, `accuracy_high` (None
 where an end is not known) and what they are grouped by.
 """
 

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import devices, models, montecarlo, pipeline, tuning
+from nvcim_jax import devices, models, montecarlo, pipeline, study, tuning
 from nvcim_jax.data import Record
-from nvcim_jax.pipeline.protocol import chip_metric
-from nvcim_jax.pipeline.study import _on_chip
+from nvcim_jax.study.measure import _on_chip
+from nvcim_jax.study.protocol import chip_metric
 
 BANK = ("pay card", "bank loan", "card bank", "pay loan", "loan card", "pay bank")
 FOOD = ("oven soup", "salt cook", "soup salt", "cook oven", "cook soup", "oven salt")
 RATES = tuning.Rates(learning_rate=0.1, bound=1.0)
 METHODS = {
-    "plain": pipeline.Method(),
-    "oracle route": pipeline.Method(route="oracle"),
-    "CxDNN": pipeline.Method(mitigation="cxdnn"),
+    "plain": study.Method(),
+    "oracle route": study.Method(route="oracle"),
+    "CxDNN": study.Method(mitigation="cxdnn"),
 }
 BASELINES = ("frozen", "latest", "1-NN text", "1-NN own domain")
 
@@ -74,7 +74,7 @@ def places() -> list[devices.Device]:
 
 @pytest.fixture(scope="module")
 def records(lm, streams, places, config) -> list[dict[str, Any]]:
-    return list(pipeline.study(jax.random.key(5), streams, lm, places, **options(config)))
+    return list(study.measure(jax.random.key(5), streams, lm, places, **options(config)))
 
 
 def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
@@ -82,9 +82,9 @@ def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]
 
 
 def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams, places) -> None:
-    plan = pipeline.plan(streams, places, methods=METHODS, baselines=BASELINES)
+    plan = study.plan(streams, places, methods=METHODS, baselines=BASELINES)
     assert len(plan) == 2 * (4 + 3 + 2 * 3)
-    found = [pipeline.Unit(*(r[name] for name in pipeline.Unit._fields)) for r in records]
+    found = [study.Unit(*(r[name] for name in study.Unit._fields)) for r in records]
     assert list(dict.fromkeys(found)) == list(plan)
     for unit in plan:
         assert found.count(unit) == 2 * 2 * (1 if unit.device == "digital" else 2)
@@ -99,17 +99,17 @@ def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams,
 def test_how_many_chips_are_held_at_a_time_changes_nothing(
     streams, places, config, lm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = importlib.import_module("nvcim_jax.pipeline.study")  # the face of the room hides the module
+    module = importlib.import_module("nvcim_jax.study.measure")  # the face of the room hides the module
     own = options(config, methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
-    rank, ranked = study._right, []
+    rank, ranked = module._right, []
     monkeypatch.setattr(
-        study, "_right", lambda bench, prompts, queries: (ranked.append(prompts), rank(bench, prompts, queries))[1]
+        module, "_right", lambda bench, prompts, queries: (ranked.append(prompts), rank(bench, prompts, queries))[1]
     )
     found = []
     for held in (64, 1):
-        monkeypatch.setattr(study, "_CHIPS", held)
+        monkeypatch.setattr(module, "_CHIPS", held)
         ranked.clear()
-        records = list(pipeline.study(jax.random.key(5), streams[:1], lm, places[:1], **own))
+        records = list(study.measure(jax.random.key(5), streams[:1], lm, places[:1], **own))
         found.append((records, np.concatenate(ranked)))
     assert found[0][0] == found[1][0]
     # the same prompts of the same chips are put before the model, those of one chip after those of the other
@@ -118,16 +118,16 @@ def test_how_many_chips_are_held_at_a_time_changes_nothing(
 
 def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, config, lm) -> None:
     with pytest.raises(ValueError, match=r"num_instances.*at most 100000"):
-        next(pipeline.study(jax.random.key(5), streams, lm, places, **options(config, num_instances=10**11)))
+        next(study.measure(jax.random.key(5), streams, lm, places, **options(config, num_instances=10**11)))
 
 
 def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm) -> None:
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(5), 4), 4)
-    learned = pipeline.learn(learn_key, streams[1], lm, None, config=config, rates=RATES)
+    learned = study.observe_stream(learn_key, streams[1], lm, None, config=config, rates=RATES)
     for name in ("oracle route", "CxDNN"):
         method = METHODS[name]
-        own = pipeline.methods_config(config, method)
-        asked = pipeline.ask(streams[1], lm, config=own)
+        own = study.method_config(config, method)
+        asked = study.make_questions(streams[1], lm, config=own)
         args = (lm.params, learned.stores[-1], learned.curvature, learned.calibration, asked, places[0])
         stats = montecarlo.run(chip_metric(lm.config, own, method), chip_key, 2, args=args)
         chips = chosen(records, stream=4, method=name, device="FeFET3", sigma=0.1, block=1)
@@ -136,7 +136,7 @@ def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, 
 
 
 def test_the_frozen_model_is_asked_without_a_prompt(records, streams, config, lm) -> None:
-    asked = pipeline.ask(streams[0], lm, config=config)
+    asked = study.make_questions(streams[0], lm, config=config)
 
     @jax.jit
     def rank(params: Any, asked: Any) -> jax.Array:
@@ -164,14 +164,14 @@ def test_the_nearest_text_has_the_words_of_the_query(records) -> None:
 
 def test_what_else_is_measured_changes_nothing(records, streams, places, config, lm) -> None:
     alone = options(config, methods={"oracle route": METHODS["oracle route"]}, baselines=("latest",))
-    found = list(pipeline.study(jax.random.key(5), streams[1:], lm, places[:1], **alone))
+    found = list(study.measure(jax.random.key(5), streams[1:], lm, places[:1], **alone))
     assert found == [r for r in records if r in found]
     assert len(found) == 2 * 2 * (1 + 1 + 2)
 
 
 def test_a_sweep_of_sigma_is_compiled_once(records, config) -> None:
     assert len({r["sigma"] for r in records}) == 3
-    fn = _on_chip(pipeline.methods_config(config, METHODS["plain"]), METHODS["plain"])
+    fn = _on_chip(study.method_config(config, METHODS["plain"]), METHODS["plain"])
     kept = montecarlo.engine.compiled_map(
         fn, 2, "loop", montecarlo.engine._plan(jax.random.key(0), 2, "loop", None).mesh
     )
@@ -189,27 +189,27 @@ def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, l
 
     arguments = (tmp_path, jax.random.key(5), streams[:1], lm, places)
     with pytest.raises(Stop):
-        pipeline.run_study(*arguments, **options(config), advance=kill)
-    kept = pipeline.read_study(tmp_path)
+        study.run(*arguments, **options(config), advance=kill)
+    kept = study.read(tmp_path)
     assert 0 < len(kept) < len(records) / 2
     with (tmp_path / "records.jsonl").open("a") as file:  # a unit that was half written, and half a line
         file.write(json.dumps(kept[-1] | {"method": "CxDNN"}) + '\n{"kind": "blo')
     seen: list[str] = []
-    found = pipeline.run_study(*arguments, **options(config), advance=lambda count, note: seen.append(note))
-    assert found == chosen(records, stream=3) == pipeline.read_study(tmp_path)
+    found = study.run(*arguments, **options(config), advance=lambda count, note: seen.append(note))
+    assert found == chosen(records, stream=3) == study.read(tmp_path)
     assert not any("latest" in note for note in seen)
     with (tmp_path / "records.csv").open() as file:
         assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [r["accuracy"] for r in found]
     with pytest.raises(ValueError, match=r"hold the same study, but differs in config\.num_instances \(2 there, 3"):
-        pipeline.run_study(*arguments, **options(config, num_instances=3))
+        study.run(*arguments, **options(config, num_instances=3))
 
 
 def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, lm) -> None:
-    taught = {"noisy": pipeline.Method(training="noise")}
-    others = {"methods": taught, "baselines": (), "every_block": False, "num_instances": 1}
+    trained_on = {"noisy": study.Method(training="noise")}
+    others = {"methods": trained_on, "baselines": (), "every_block": False, "num_instances": 1}
     joint = pipeline.EndToEnd(num_steps=1, batch=2)
     found = list(
-        pipeline.study(
+        study.measure(
             jax.random.key(5),
             streams[:1],
             lm,
@@ -241,7 +241,7 @@ def test_the_summary_is_the_table_by_hand() -> None:
         for block in (0, 1)
         for domain in "ab"
     ]
-    oracle, main, other = pipeline.summary(made)
+    oracle, main, other = study.summarise(made)
     # streams: value - .1, and .05 more for the second one; t(.95, 1) = 12.706, half width t * .05 / 2
     assert oracle["accuracy"] == pytest.approx(0.825)
     assert oracle["accuracy_high"] - oracle["accuracy"] == pytest.approx(12.7062 * 0.025, rel=1e-4)
@@ -253,14 +253,14 @@ def test_the_summary_is_the_table_by_hand() -> None:
     assert main["loss"] is None
     # without noise the first chips of all streams gain .1, the others nothing: chip by chip, then over streams
     quiet = [r | {"sigma": 0.0, "accuracy": r["accuracy"] + 0.1 * (r["instance"] == 0)} for r in made]
-    swept = {(row["sigma"], row["method"]): row for row in pipeline.summary([*made, *quiet])}
+    swept = {(row["sigma"], row["method"]): row for row in study.summarise([*made, *quiet])}
     assert [swept[0.1, "other"][name] for name in ("loss", "loss_low", "loss_high")] == pytest.approx([0.05] * 3)
     assert swept[0.0, "other"]["loss"] == 0.0
-    R, blocks, domains = pipeline.shift_matrix(made, "other", device="X")
+    R, blocks, domains = study.shift_matrix(made, "other", device="X")
     np.testing.assert_allclose(R, [[0.625, 0.425], [0.425, 0.625]])
     assert (blocks, domains) == (["a", "b"], ["a", "b"])
     with pytest.raises(ValueError, match="have the same instances of every stream"):
-        pipeline.summary([r for r in made if (r["stream"], r["instance"]) != (1, 1)])
+        study.summarise([r for r in made if (r["stream"], r["instance"]) != (1, 1)])
 
 
 def test_the_nearest_text_is_that_of_scikit_learn() -> None:
@@ -271,18 +271,18 @@ def test_the_nearest_text_is_that_of_scikit_learn() -> None:
     reference = text.TfidfVectorizer(token_pattern=r"\S+")
     similar = (reference.fit_transform(texts), reference.transform(queries))
     scores = (similar[1] @ similar[0].T).toarray()
-    found = pipeline.nearest_text(texts, queries)
+    found = study.nearest_text(texts, queries)
     np.testing.assert_allclose(scores[np.arange(20), found], scores.max(axis=1), rtol=1e-12)
 
 
 def test_wrong_arguments_are_named(streams, places, config, lm) -> None:
     def run(streams: list[Any] = streams, places: list[Any] = places, **others: Any) -> None:
-        next(pipeline.study(jax.random.key(0), streams, lm, places, **options(config, **others)))
+        next(study.measure(jax.random.key(0), streams, lm, places, **options(config, **others)))
 
     with pytest.raises(ValueError, match=r"`baselines` must be one of .*Did you mean 'frozen'"):
         run(baselines=("frozn",))
     with pytest.raises(ValueError, match="`methods` must not be named latest"):
-        run(methods={"latest": pipeline.Method()})
+        run(methods={"latest": study.Method()})
     with pytest.raises(ValueError, match="`streams` must have labels"):
         run([streams[0]._replace(labels=())])
     with pytest.raises(ValueError, match="`streams` must have a seed of their own"):

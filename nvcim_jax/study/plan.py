@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from nvcim_jax import checks, devices, tuning
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.objective import EndToEnd
-from nvcim_jax.pipeline.protocol import METHODS, Method
+from nvcim_jax.study.protocol import METHODS, Method
 
 __all__ = [
     "BASELINES",
@@ -62,7 +62,7 @@ class Unit(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Hold the arguments of `study` that stay the same for all streams."""
+    """Hold the arguments of `measure` that stay the same for all streams."""
 
     config: Config
     rates: tuning.Rates
@@ -95,12 +95,12 @@ def units(stream: Any, device_list: Sequence[devices.Device], settings: Settings
     kind, seed = getattr(stream, "kind", "stream"), int(getattr(stream, "seed", 0))
     found: dict[Unit, Any] = {Unit(kind, seed, DIGITAL, 0.0, "", name): (None, None) for name in settings.baselines}
     for device in device_list:
-        taught = settings.train_device if settings.train_device is not None else device
+        trained_on = settings.train_device if settings.train_device is not None else device
         for name, method in trainings(settings).items():
-            trained = _label(taught) if method.training == "noise" else ""
+            trained = _label(trained_on) if method.training == "noise" else ""
             if settings.digital:
-                found.setdefault(Unit(kind, seed, DIGITAL, 0.0, trained, name), (None, taught))
-            found[Unit(kind, seed, device.name, sigma_of(device), trained, name)] = (device, taught)
+                found.setdefault(Unit(kind, seed, DIGITAL, 0.0, trained, name), (None, trained_on))
+            found[Unit(kind, seed, device.name, sigma_of(device), trained, name)] = (device, trained_on)
     return found
 
 
@@ -115,17 +115,17 @@ def plan(
     train_device: devices.Device | None = None,
     **others: Any,
 ) -> tuple[Unit, ...]:
-    """Return the units of `study` for the same arguments, in order; `study` advances by one for each.
+    """Return the units of `measure` for the same arguments, in order; `measure` advances by one for each.
 
     Args:
         streams: The streams.
         device_list: The devices.
-        methods: As for `study`.
-        baselines: As for `study`.
-        end_to_end: As for `study`.
-        digital: As for `study`.
-        train_device: As for `study`.
-        **others: Further arguments of `study`, which do not change the plan.
+        methods: As for `measure`.
+        baselines: As for `measure`.
+        end_to_end: As for `measure`.
+        digital: As for `measure`.
+        train_device: As for `measure`.
+        **others: Further arguments of `measure`, which do not change the plan.
 
     Example:
         >>> from nvcim_jax import data, devices

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import devices, models, montecarlo, pipeline, tuning
+from nvcim_jax import devices, models, montecarlo, pipeline, study, tuning
 
 EACH = 12  # queries of each of two domains
 CHIPS = 20
@@ -37,11 +37,11 @@ def store(lm, options):
     return made
 
 
-def asked(noise: float) -> pipeline.Asked:
+def asked(noise: float) -> study.Questions:
     """Return queries near the features of their domain's prompt."""
     domain = jnp.repeat(jnp.arange(2), EACH)
     features = jnp.eye(2, 32)[domain][:, None] + noise * jax.random.normal(jax.random.key(2), (2 * EACH, 1, 32))
-    return pipeline.Asked(
+    return study.Questions(
         ids=jax.random.randint(jax.random.key(3), (2 * EACH, 3), 5, 9).at[:, 0].set(1),
         mask=jnp.ones((2 * EACH, 3), bool),
         features=features,
@@ -58,7 +58,7 @@ def ask(lm, options):
     """Return a function that asks all queries on `CHIPS` chips; values are (chips, domains)."""
 
     def run(route: str, store, questions, sigma: float = 0.1) -> dict[str, np.ndarray]:
-        metric = pipeline.chip_metric(lm.config, options, pipeline.Method(measure="ssa", route=route))
+        metric = study.chip_metric(lm.config, options, study.Method(measure="ssa", route=route))
         device = devices.get("FeFET3", sigma=sigma)
         unused = jnp.zeros_like(store.prompts), questions.features
         args = (lm.params, store, *unused, questions, device)

@@ -17,12 +17,11 @@ import numpy as np
 from nvcim_jax import devices, models, montecarlo, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline.config import Config, crossbar_for
-from nvcim_jax.pipeline.nearest_text import nearest_text
 from nvcim_jax.pipeline.objective import Batch, EndToEnd, train, trainable, with_trained
-from nvcim_jax.pipeline.protocol import METHODS, Asked, Method, ask, found_on_chip, learn, methods_config, one_prompt
 from nvcim_jax.pipeline.stages import make_buffer
 from nvcim_jax.pipeline.store import Store
-from nvcim_jax.pipeline.study_plan import (
+from nvcim_jax.study.nearest_text import nearest_text
+from nvcim_jax.study.plan import (
     DEFAULT_BASELINES,
     END_TO_END,
     SEARCHED,
@@ -32,9 +31,19 @@ from nvcim_jax.pipeline.study_plan import (
     trainings,
     units,
 )
+from nvcim_jax.study.protocol import (
+    METHODS,
+    Method,
+    Questions,
+    make_questions,
+    method_config,
+    observe_stream,
+    retrieve_on_chip,
+    tune_one,
+)
 from nvcim_jax.types import Key
 
-__all__ = ["LIPSCHITZ", "study"]
+__all__ = ["LIPSCHITZ", "measure"]
 
 LIPSCHITZ = 0.01
 """Weight of the Lipschitz penalty for CorrectNet where the rates have none: this library's choice [I]."""
@@ -55,14 +64,14 @@ class _Bench(NamedTuple):
     key: Key
     stream: Any
     lm: LM
-    asked: Asked
+    asked: Questions
     names: tuple[str, ...]
     settings: Settings
     made: dict[Any, Any]
     advance: Advance
 
 
-def study(
+def measure(
     key: Key,
     streams: Sequence[Any],
     lm: LM,
@@ -123,18 +132,18 @@ def study(
         if not wanted:
             continue
         bench = _bench(key, stream, lm, settings, advance)
-        for unit, (device, taught) in wanted.items():
+        for unit, (device, trained_on) in wanted.items():
             if unit.method in settings.baselines:
                 yield from _baseline(bench, unit)
             else:
-                yield from _method(bench, unit, device, taught)
+                yield from _method(bench, unit, device, trained_on)
             advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
 
 
 def _bench(key: Key, stream: Any, lm: LM, settings: Settings, advance: Advance) -> _Bench:
     unseen = getattr(stream, "unseen", None)
     names = (*stream.domains, *((unseen,) if unseen is not None else ()))
-    asked = ask(stream, lm, config=settings.config, domains=names)
+    asked = make_questions(stream, lm, config=settings.config, domains=names)
     own = jax.random.fold_in(key, int(getattr(stream, "seed", 0)))
     return _Bench(own, stream, lm, asked, names, settings, {}, advance)
 
@@ -222,7 +231,7 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
     bench.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
     key = _keys(bench)[3]
     config, rates = bench.settings.config, bench.settings.rates.replace(lipschitz=0.0)  # type: ignore[attr-defined]
-    tuned = one_prompt(key, bench.stream, bench.lm, config=config, rates=rates, kind=unit.method)
+    tuned = tune_one(key, bench.stream, bench.lm, config=config, rates=rates, kind=unit.method)
     for block, prompt in enumerate(tuned):
         if block in _blocks(bench):
             right = _right(bench, np.repeat(np.asarray(prompt), len(every), axis=0), every)
@@ -249,7 +258,7 @@ def _fitted(config: Config, device: devices.Device | None) -> Config:
 
 
 def _stores(
-    bench: _Bench, unit: Unit, method: Method, taught: devices.Device
+    bench: _Bench, unit: Unit, method: Method, trained_on: devices.Device
 ) -> tuple[Any, tuple[Store, ...], tuple[Any, ...]]:
     """Return a name for the training, the stores after every block, and their second derivatives."""
     settings = bench.settings
@@ -259,14 +268,14 @@ def _stores(
     if name not in bench.made:
         bench.advance(0, f"stream {unit.stream}: training {method.training} {unit.trained_for}".rstrip())
         noisy = method.training == "noise"
-        config = _fitted(settings.config, taught) if noisy else settings.config
+        config = _fitted(settings.config, trained_on) if noisy else settings.config
         wanted = float(settings.rates.lipschitz) or LIPSCHITZ
-        bench.made[name] = learn(
+        bench.made[name] = observe_stream(
             _keys(bench)[0],
             bench.stream,
             bench.lm,
-            taught if noisy else None,
-            config=methods_config(config, dataclasses.replace(searched, training=method.training, weights=None)),
+            trained_on if noisy else None,
+            config=method_config(config, dataclasses.replace(searched, training=method.training, weights=None)),
             rates=settings.rates.replace(lipschitz=wanted if method.training == "lipschitz" else 0.0),  # type: ignore[attr-defined]
             with_curvature=any(
                 m.mitigation == "swv" and m.training == method.training for m in settings.methods.values()
@@ -277,16 +286,16 @@ def _stores(
         return name, learned.stores, learned.curvatures
     joint = (END_TO_END, unit.trained_for)
     if joint not in bench.made:
-        bench.made[joint] = _jointly(bench, unit, learned.stores, taught)
+        bench.made[joint] = _jointly(bench, unit, learned.stores, trained_on)
     return joint, bench.made[joint], learned.curvatures
 
 
-def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], taught: devices.Device) -> tuple[Store, ...]:
+def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: devices.Device) -> tuple[Store, ...]:
     """Train prompts, codec and scale weights through the noisy pipeline, on all records that came so far."""
     bench.advance(0, f"stream {unit.stream}: training end to end, {unit.trained_for}")
     settings = bench.settings
     assert settings.end_to_end is not None
-    config = dataclasses.replace(methods_config(_fitted(settings.config, taught), SEARCHED), pick="straight_through")
+    config = dataclasses.replace(method_config(_fitted(settings.config, trained_on), SEARCHED), pick="straight_through")
     every = [record for block in bench.stream.blocks for record in block.records]
     buffer = make_buffer(every, bench.lm, config=config)
     sizes = np.cumsum([len(block.records) for block in bench.stream.blocks])
@@ -300,7 +309,7 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], taught: devic
             trainable(stores[block]),
             batch,
             bench.lm,
-            taught,
+            trained_on,
             config=config,
             options=settings.end_to_end,
             rates=settings.end_to_end_rates,
@@ -313,20 +322,22 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], taught: devic
 def _on_chip(config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
     """Return the function of one chip without the language model: slots found and prompts read."""
 
-    def found(key: Key, store: Store, diagonal: Any, calibration: Any, asked: Asked, device: Any) -> dict[str, Any]:
-        slots, prompts = found_on_chip(key, store, diagonal, calibration, asked, device, config=config, method=method)
+    def found(key: Key, store: Store, diagonal: Any, calibration: Any, asked: Questions, device: Any) -> dict[str, Any]:
+        slots, prompts = retrieve_on_chip(
+            key, store, diagonal, calibration, asked, device, config=config, method=method
+        )
         return {"slots": slots, "prompts": prompts}
 
     return found
 
 
-def _method(bench: _Bench, unit: Unit, device: devices.Device | None, taught: devices.Device) -> Iterator[Record]:
+def _method(bench: _Bench, unit: Unit, device: devices.Device | None, trained_on: devices.Device) -> Iterator[Record]:
     """Yield the records of a method on all chips of a device, or in exact memory."""
     method = trainings(bench.settings)[unit.method]
     if device is None:  # nothing to mitigate
         method = dataclasses.replace(method, mitigation="none")
-    name, stores, curvatures = _stores(bench, unit, method, taught)
-    config = methods_config(_fitted(bench.settings.config, device), method)
+    name, stores, curvatures = _stores(bench, unit, method, trained_on)
+    config = method_config(_fitted(bench.settings.config, device), method)
     # Texts and labels are not looked at on the chip: without them streams share one compilation.
     none = {
         field: jax.tree.map(lambda a: a[:, :0] if a.ndim > 1 else a[:0], getattr(bench.asked, field))

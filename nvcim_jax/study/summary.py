@@ -8,7 +8,7 @@ import numpy as np
 
 from nvcim_jax import checks, metrics
 
-__all__ = ["shift_matrix", "summary"]
+__all__ = ["shift_matrix", "summarise"]
 
 PLACE = ("kind", "device", "sigma", "trained_for")
 Record = dict[str, Any]
@@ -108,7 +108,7 @@ def _difference(first: np.ndarray, second: np.ndarray | None, level: float, name
     return _interval(np.broadcast_to(first, shape) - np.broadcast_to(second, shape), level, name)
 
 
-def summary(
+def summarise(
     records: Sequence[Record],
     *,
     against: str = "NVCiM-PT",
@@ -139,7 +139,7 @@ def summary(
         >>> made = [{"kind": "block", "stream": s, "device": "X", "sigma": 0.1, "trained_for": "", "method": m,
         ...          "block": 0, "instance": 0, "domain": "a", "role": "current", "accuracy": a, "hit": 1.0}
         ...         for m, values in (("NVCiM-PT", (.6, .8)), ("other", (.5, .5))) for s, a in enumerate(values)]
-        >>> [(row["method"], round(row["accuracy"], 3), round(row["difference"], 3)) for row in summary(made)]
+        >>> [(row["method"], round(row["accuracy"], 3), round(row["difference"], 3)) for row in summarise(made)]
         [('NVCiM-PT', 0.7, 0.0), ('other', 0.5, -0.2)]
     """
     if not records:

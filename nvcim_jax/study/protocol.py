@@ -16,25 +16,25 @@ from nvcim_jax import checks, devices, models, selection, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, read_prompts, search
-from nvcim_jax.pipeline.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
 from nvcim_jax.pipeline.stages import Buffer, State, init, make_buffer, make_starts, observe
 from nvcim_jax.pipeline.store import Store
 from nvcim_jax.pipeline.text import label_candidates, make_queries, text_features
+from nvcim_jax.study.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
 from nvcim_jax.types import Key
 
 __all__ = [
     "METHODS",
-    "Asked",
-    "Learned",
     "Method",
-    "ask",
+    "Observed",
+    "Questions",
     "chip_metric",
-    "found_on_chip",
     "hits",
-    "learn",
-    "methods_config",
-    "one_prompt",
+    "make_questions",
+    "method_config",
+    "observe_stream",
     "ranked_right",
+    "retrieve_on_chip",
+    "tune_one",
 ]
 
 ROUTES = ("search", "oracle", "random")
@@ -85,7 +85,7 @@ METHODS = {
 """The rows of the paper's main table [S, readings I], and two bounds on what any search can do."""
 
 
-class Asked(NamedTuple):
+class Questions(NamedTuple):
     """Hold the test rows as arrays.
 
     Attributes:
@@ -109,7 +109,7 @@ class Asked(NamedTuple):
     domain_of_block: jax.Array
 
 
-class Learned(NamedTuple):
+class Observed(NamedTuple):
     """Hold what one training made of a stream.
 
     Attributes:
@@ -135,7 +135,7 @@ class Learned(NamedTuple):
         return self.curvatures[-1]
 
 
-def methods_config(config: Config, method: Method) -> Config:
+def method_config(config: Config, method: Method) -> Config:
     """Return the options of the pipeline for one method: its search, and its noise in training."""
     noise = config.noise if method.training == "noise" else "none"
     search = {"measure": method.measure, "axis": method.axis, "storage": method.storage}
@@ -145,7 +145,7 @@ def methods_config(config: Config, method: Method) -> Config:
     return dataclasses.replace(config, noise=noise, search=found)
 
 
-def ask(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = None) -> Asked:
+def make_questions(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = None) -> Questions:
     """Turn the test rows of a stream into arrays.
 
     Args:
@@ -158,7 +158,7 @@ def ask(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = 
     rows = [(i, record) for i, name in enumerate(names) for record in stream.test[name]]
     labels = list(stream.labels)
     queries = make_queries([record.input for _, record in rows], lm, config.template)
-    return Asked(
+    return Questions(
         ids=queries.ids,
         mask=queries.mask,
         features=text_features(lm.params, queries.ids, queries.mask, model=lm.config, config=config),
@@ -170,7 +170,7 @@ def ask(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = 
     )
 
 
-def learn(
+def observe_stream(
     key: Key,
     stream: Any,
     lm: LM,
@@ -180,7 +180,7 @@ def learn(
     rates: tuning.Rates,
     with_curvature: bool = False,
     advance: Callable[[int, str], None] = lambda done, note: None,
-) -> Learned:
+) -> Observed:
     """Observe all blocks of a stream, one after the other.
 
     Args:
@@ -211,7 +211,7 @@ def learn(
         curvatures.append(diagonal)
         infos.append(info)
         advance(1, f"block {t + 1}")
-    return Learned(tuple(stores), tuple(calibrations), tuple(curvatures), tuple(infos))
+    return Observed(tuple(stores), tuple(calibrations), tuple(curvatures), tuple(infos))
 
 
 def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, info: Any, lm: LM) -> jax.Array:
@@ -222,7 +222,7 @@ def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, 
     return diagonal.at[slots].set(found)
 
 
-def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rates, kind: str) -> Iterator[jax.Array]:
+def tune_one(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rates, kind: str) -> Iterator[jax.Array]:
     """Tune one prompt for a whole stream, and yield it after every block, (1, virtual tokens, width).
 
     It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
@@ -269,7 +269,7 @@ def one_prompt(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.R
         yield prompt
 
 
-def _route(key: Key, scores: jax.Array, asked: Asked, store: Store, route: str) -> jax.Array:
+def _route(key: Key, scores: jax.Array, asked: Questions, store: Store, route: str) -> jax.Array:
     """Return the slot of every query."""
     owner = jnp.take(asked.domain_of_block, jnp.maximum(store.block, 0))
     if route == "oracle":
@@ -281,12 +281,12 @@ def _route(key: Key, scores: jax.Array, asked: Asked, store: Store, route: str) 
     return jnp.argmax(scores, axis=1)
 
 
-def found_on_chip(
+def retrieve_on_chip(
     key: Key,
     store: Store,
     diagonal: jax.Array,
     calibration: jax.Array,
-    asked: Asked,
+    asked: Questions,
     device: devices.Device | None,
     *,
     config: Config,
@@ -333,7 +333,7 @@ def chip_metric(model: models.Config, config: Config, method: Method) -> Callabl
 
     Args:
         model: The language model.
-        config: Options of the pipeline, those of the method (`methods_config`).
+        config: Options of the pipeline, those of the method (`method_config`).
         method: What is done with the chip.
 
     Returns:
@@ -341,28 +341,30 @@ def chip_metric(model: models.Config, config: Config, method: Method) -> Callabl
     """
 
     def metric(
-        key: Key, params: Any, store: Store, diagonal: Any, calibration: Any, asked: Asked, device: Any
+        key: Key, params: Any, store: Store, diagonal: Any, calibration: Any, asked: Questions, device: Any
     ) -> dict[str, jax.Array]:
-        slots, prompts = found_on_chip(key, store, diagonal, calibration, asked, device, config=config, method=method)
+        slots, prompts = retrieve_on_chip(
+            key, store, diagonal, calibration, asked, device, config=config, method=method
+        )
         right = ranked_right(params, prompts[slots], asked, model)
         return {"accuracy": _by_domain(right, asked), "hit": _by_domain(hits(slots, store, asked), asked)}
 
     return metric
 
 
-def hits(slots: jax.Array, store: Store, asked: Asked) -> jax.Array:
+def hits(slots: jax.Array, store: Store, asked: Questions) -> jax.Array:
     """Return whether the slot found for each query belongs to a block of the query's domain (queries,), bool."""
     return jnp.take(asked.domain_of_block, jnp.maximum(store.block[slots], 0)) == asked.domain
 
 
-def ranked_right(params: Any, prompts: jax.Array, asked: Asked, model: models.Config) -> jax.Array:
+def ranked_right(params: Any, prompts: jax.Array, asked: Questions, model: models.Config) -> jax.Array:
     """Return whether the right label is ranked first behind each query's prompt."""
     x, mask = models.prepend(prompts, models.embed(params, asked.ids, config=model), asked.mask)
     logs = models.rank(params, x, mask, asked.answers, config=model)
     return jnp.argmax(logs, axis=1) == asked.truth
 
 
-def _by_domain(values: jax.Array, asked: Asked) -> jax.Array:
+def _by_domain(values: jax.Array, asked: Questions) -> jax.Array:
     """Return the mean over the queries of each domain (domains,)."""
     total = jnp.zeros_like(asked.counts).at[asked.domain].add(values.astype(jnp.float32))
     return total / asked.counts

@@ -14,21 +14,21 @@ from nvcim_jax import checks, devices
 from nvcim_jax.models import LM
 from nvcim_jax.montecarlo.fingerprint import difference, fingerprint
 from nvcim_jax.montecarlo.records import locked, write_bytes
-from nvcim_jax.pipeline.study import Record, study
-from nvcim_jax.pipeline.study_plan import DIGITAL, Unit, plan
+from nvcim_jax.study.measure import Record, measure
+from nvcim_jax.study.plan import DIGITAL, Unit, plan
 from nvcim_jax.types import Key
 
-__all__ = ["read_study", "run_study"]
+__all__ = ["read", "run"]
 
 RECORDS = "records.jsonl"
 _FREE = ("advance",)  # what changes no record
 
 
-def read_study(folder: str | Path) -> list[Record]:
+def read(folder: str | Path) -> list[Record]:
     """Read the records of a folder, and of all folders below it, in the order of their paths.
 
     Args:
-        folder: A folder that `run_study` has written, or one that holds such folders (parts of one study).
+        folder: A folder that `run` has written, or one that holds such folders (parts of one study).
 
     Returns:
         The records of all finished units.
@@ -123,7 +123,7 @@ def _csv(records: list[Record]) -> bytes:
     return sink.getvalue().encode()
 
 
-def run_study(
+def run(
     folder: str | Path,
     key: Key,
     streams: Sequence[Any],
@@ -131,7 +131,7 @@ def run_study(
     device_list: Sequence[devices.Device],
     **options: Any,
 ) -> list[Record]:
-    """Run `study` into a folder, unit by unit, and return its records in the order of `plan`.
+    """Run `measure` into a folder, unit by unit, and return its records in the order of `plan`.
 
     Every finished unit is added to `records.jsonl` in one write. A process may be killed at any moment: the same call
     again leaves out a unit that is half written, skips those that are whole, and ends with the same records as without
@@ -143,14 +143,14 @@ def run_study(
         streams: The streams.
         lm: The language model with its tokenizer.
         device_list: The devices.
-        **options: The options of `study`.
+        **options: The options of `measure`.
 
     Returns:
         All records.
 
     Raises:
         ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
-            of `study` is wrong.
+            of `measure` is wrong.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def run_study(
         advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
         advance(len(skip), "already there")
         part: list[Record] = []
-        for record in study(key, streams, lm, device_list, skip=skip, advance=advance, **options):
+        for record in measure(key, streams, lm, device_list, skip=skip, advance=advance, **options):
             part.append(record)
             if len(part) == wanted[_unit(record)]:
                 _append(path, part)

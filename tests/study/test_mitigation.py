@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices, pipeline, selection, tuning
+from nvcim_jax import crossbar, devices, pipeline, selection, study, tuning
 from nvcim_jax.pipeline.memory import value_matrix
 
 PROBES = 200
@@ -30,7 +30,7 @@ def test_curvature_is_the_diagonal_of_the_hessian(lm):
         return tuning.prompt_loss(flat.reshape(2, 32), lm.params, batch, weights[0], config=lm.config)
 
     hessian = np.asarray(jax.jit(jax.hessian(loss))(prompt.ravel()), np.float64)
-    found = pipeline.curvature(
+    found = study.curvature(
         jax.random.key(3), prompt[None], lm.params, batch, weights, model=lm.config, num_probes=PROBES
     )
     truth = np.diag(hessian)
@@ -44,7 +44,7 @@ def test_curvature_is_the_diagonal_of_the_hessian(lm):
 def test_importance_of_codes_is_that_of_prompts_where_the_codec_is_the_identity(lm, config):
     store = filled_store(lm, config)
     diagonal = jax.random.normal(jax.random.key(4), store.prompts.shape)
-    found = pipeline.code_importance(store, diagonal)
+    found = study.code_importance(store, diagonal)
     np.testing.assert_array_equal(found, jnp.abs(value_matrix(store._replace(prompts=diagonal))))
 
 
@@ -52,7 +52,7 @@ def test_importance_goes_through_a_linear_decoder_as_its_squared_weights(lm, con
     codec = selection.codec_init(jax.random.key(5), 32, code=8)
     store = filled_store(lm, config, codec)
     diagonal = jax.random.normal(jax.random.key(4), store.prompts.shape)
-    found = pipeline.code_importance(store, diagonal)
+    found = study.code_importance(store, diagonal)
     assert found.shape == value_matrix(store).shape
     weight = np.asarray(codec.decoder[0][0], np.float64)
     truth = np.einsum("svw,cw->svc", np.abs(np.asarray(diagonal)), weight**2).reshape(4, -1).T
@@ -64,7 +64,7 @@ def test_selective_write_verify_spans_no_mitigation_to_exact_writing(lm, config,
     importance = jnp.abs(value_matrix(store))
 
     def write(share, residual):
-        return pipeline.program_selected(
+        return study.program_selected(
             jax.random.key(6), store, importance, device, config=config, share=share, residual=residual
         )
 
@@ -94,7 +94,7 @@ def test_calibration_takes_back_a_gain_that_differs_by_column(lm, config, kind):
     chip = pipeline.program_store(jax.random.key(8), store, device, config=config)
     state = pipeline.drift_state(pipeline.State(store, chip, device), 86_400.0, config=config)
     known, asked = jax.random.normal(jax.random.key(9), (2, 40, 1, 32))
-    mended = pipeline.calibrated(jax.random.key(10), known, store, state.arrays, device, config=config, kind=kind)
+    mended = study.calibrated(jax.random.key(10), known, store, state.arrays, device, config=config, kind=kind)
     exact = pipeline.program_store(jax.random.key(11), store, None, config=config)
 
     def scores(arrays, cells):
@@ -118,7 +118,7 @@ def test_calibration_leaves_exact_memory_as_it_is(lm, config):
     arrays = pipeline.program_store(jax.random.key(8), store, ideal, config=fine)
     known = jax.random.normal(jax.random.key(9), (40, 1, 32))
     for kind in ("cxdnn", "correctnet"):
-        found = pipeline.calibrated(jax.random.key(10), known, store, arrays, ideal, config=fine, kind=kind)
+        found = study.calibrated(jax.random.key(10), known, store, arrays, ideal, config=fine, kind=kind)
         assert found.correction is not None
         np.testing.assert_allclose(found.correction.score_gain, 1.0, atol=1e-3)
         np.testing.assert_allclose(found.correction.value_gain, 1.0, atol=1e-3)

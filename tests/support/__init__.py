@@ -1,0 +1,1 @@
+"""What several rooms of tests share: small models, and a count of compilations."""
