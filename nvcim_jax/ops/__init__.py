@@ -1,7 +1,7 @@
 """Atoms without domain knowledge: random numbers, quantisers, straight-through gradients."""
 
 from nvcim_jax.ops.descend import Gradient, Loss, Optimiser, descend, reverse_mode
-from nvcim_jax.ops.dispatch import Weight, register_weight, understand
+from nvcim_jax.ops.dispatch import Transposed, Weight, register_weight, understand
 from nvcim_jax.ops.mirrored import mirror
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
 from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
@@ -13,6 +13,7 @@ __all__ = [
     "Loss",
     "Optimiser",
     "Rng",
+    "Transposed",
     "Weight",
     "centred_uniform",
     "clip_inclusive",

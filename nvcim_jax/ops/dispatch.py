@@ -4,19 +4,38 @@ A leaf of a model's parameters may be a `Weight`: memory cells that hold a matri
 low-rank change. The model does not know: Quax re-interprets it by the types that it is given, and the few operations
 that a weight takes part in, products above all, come here. Whatever a weight has no rule for is refused by name, so
 that nothing becomes a dense array unasked.
+
+| form | what happens |
+|---|---|
+| products over any axes, the weight on either side (`@`, `dot`, `einsum`, `tensordot`) | `times` of its class |
+| batch by batch over the leading axes of a stack, `jax.vmap` over a stack | `times`, mapped over the stack |
+| a transposed weight (`w.T`, `swapaxes`) | a `Transposed`, whose products are those of the weight |
+| one or several of a stack: `lax.scan`, `w[i]`, `w[i:j]`, `dynamic_index_in_dim` | weights of its class |
+| `astype`, `stop_gradient`, `jnp.array` | `cast` of its class, its arrays behind a stop, itself |
+| jit, grad, vmap, remat, cond, loops around any of these | as for arrays |
+| anything else: sums, element-wise products, reshape, gather, two weights multiplied | refused by name |
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import quax
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core.primitives import copy_p, remat_p, stop_gradient_p
+from jax.tree_util import tree_flatten, tree_unflatten
+from jax.typing import ArrayLike
+from quax import _trace as quax_trace
 
-__all__ = ["Weight", "register_weight", "understand"]
+__all__ = ["Transposed", "Weight", "register_weight", "understand"]
 
 W = TypeVar("W", bound="Weight")
+
+Times = Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]
 
 _STACK = "Scan over the layers, or index one of them by its number."
 
@@ -26,6 +45,11 @@ class Weight(quax.ArrayValue):
 
     All arrays inside a stack have the stack's axes first, so that `jax.lax.scan` and indexing take it apart.
     """
+
+    @property
+    def num_stacked(self) -> int:
+        """How many leading axes count matrices: those before the last two, unless a class says otherwise."""
+        return max(self.ndim - 2, 0)
 
     def materialise(self) -> NoReturn:
         """Refuse to become a dense array.
@@ -43,8 +67,34 @@ class Weight(quax.ArrayValue):
             ValueError: Always; the message names the operation and the class.
         """
         del params
-        name = next(type(value).__name__ for value in values if isinstance(value, Weight))
-        _refuse(name, f"used in the operation `{primitive}`")
+        weights = [type(value).__name__ for value in values if isinstance(value, Weight)]
+        if primitive is lax.dot_general_p:
+            _refuse(weights[0], f"multiplied with a weight of type {weights[-1]}", "Multiply it with plain arrays.")
+        _refuse(weights[0], f"used in the operation `{primitive}`")
+
+
+class Transposed(Weight):
+    """A weight with the axes of its matrices in another order; its products are those of the weight itself.
+
+    Attributes:
+        weight: The weight.
+        order: Which axis of the matrix comes first, second, ...
+    """
+
+    weight: Weight
+    order: tuple[int, ...] = eqx.field(static=True)
+
+    def aval(self) -> Any:
+        """Return the shape in the new order."""
+        stack = self.weight.num_stacked
+        matrix = self.weight.shape[stack:]
+        shape = (*self.weight.shape[:stack], *(matrix[axis] for axis in self.order))
+        return ShapedArray(shape, self.weight.dtype)
+
+    @property
+    def num_stacked(self) -> int:
+        """How many leading axes count matrices."""
+        return self.weight.num_stacked
 
 
 def _refuse(name: str, use: str, fix: str = "") -> NoReturn:
@@ -56,7 +106,7 @@ def _refuse(name: str, use: str, fix: str = "") -> NoReturn:
 def understand(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return `fn` as a function that takes trees with `Weight` leaves; for plain arrays it stays what it is.
 
-    Every positional argument is a tree of arrays; what is static is closed over.
+    Every argument is a tree of arrays; what is static is closed over.
 
     Example:
         >>> print(understand(jnp.add)(jnp.ones(2), 1.0))
@@ -65,65 +115,167 @@ def understand(fn: Callable[..., Any]) -> Callable[..., Any]:
     return quax.quaxify(fn)
 
 
-def register_weight(
-    cls: type[W],
-    times: Callable[[W, jax.Array, tuple[int, ...]], jax.Array],
-    cast: Callable[[W, Any], W] = lambda w, dtype: w,
-) -> None:
+def _same(w: W, dtype: Any) -> W:
+    del dtype
+    return w
+
+
+def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _same) -> None:
     """Register how a class of weights multiplies; products with the weight on either side come to this one function.
 
     Args:
         cls: The class.
         times: `times(w, x, axes)`: x (..., *rows) contracted with the `axes` of w, in their order -> (..., *the rest).
+            Here w is one matrix; a stack is mapped over.
         cast: What a conversion to another dtype does; by default nothing, since a weight computes in that of `x`.
     """
 
     @quax.register(lax.dot_general_p)
-    def _(x: jax.Array, w: cls, *, dimension_numbers: Any, **_: Any) -> jax.Array:  # type: ignore[valid-type]
-        (of_x, of_w), (batch_x, _unused) = dimension_numbers
-        return _product(w, x, of_x, of_w, batch_x, times)
+    def _(x: ArrayLike, w: cls, *, dimension_numbers: Any, preferred_element_type: Any, **_: Any) -> Any:  # type: ignore[valid-type]
+        (of_x, of_w), (batch_x, batch_w) = dimension_numbers
+        y = _product(w, jnp.asarray(x), (of_x, of_w), (batch_x, batch_w), times)
+        return y if preferred_element_type is None else y.astype(preferred_element_type)
 
     @quax.register(lax.dot_general_p)
-    def _(w: cls, x: jax.Array, *, dimension_numbers: Any, **_: Any) -> jax.Array:  # type: ignore[valid-type]
-        (of_w, of_x), (batch_w, _unused) = dimension_numbers
-        y = _product(w, x, of_x, of_w, batch_w, times)
-        free = w.ndim - len(of_w)
-        return jnp.moveaxis(y, range(y.ndim - free, y.ndim), range(free))
+    def _(w: cls, x: ArrayLike, *, dimension_numbers: Any, preferred_element_type: Any, **_: Any) -> Any:  # type: ignore[valid-type]
+        (of_w, of_x), (batch_w, batch_x) = dimension_numbers
+        y = _product(w, jnp.asarray(x), (of_x, of_w), (batch_x, batch_w), times)
+        free, batch = w.ndim - len(of_w) - len(batch_w), len(batch_w)
+        y = jnp.moveaxis(y, range(y.ndim - free, y.ndim), range(batch, batch + free))
+        return y if preferred_element_type is None else y.astype(preferred_element_type)
 
     @quax.register(lax.convert_element_type_p)
     def _(w: cls, *, new_dtype: Any, **_: Any) -> Any:  # type: ignore[valid-type]
         return cast(w, new_dtype)
 
+    @quax.register(lax.transpose_p)
+    def _(w: cls, *, permutation: tuple[int, ...]) -> Any:  # type: ignore[valid-type]
+        return _transpose(w, permutation)
+
+    @quax.register(copy_p)
+    def _(w: cls) -> Any:  # type: ignore[valid-type]
+        return w
+
+    @quax.register(stop_gradient_p)
+    def _(w: cls) -> Any:  # type: ignore[valid-type]
+        return jax.tree.map(lax.stop_gradient, w)
+
+    _register_stack(cls)
+
+
+def _register_stack(cls: type[Weight]) -> None:
+    """Register how a stack of weights is taken apart along its first axis."""
+
     @quax.register(lax.dynamic_slice_p)
-    def _(w: cls, *starts: jax.Array, slice_sizes: tuple[int, ...], **_: Any) -> Any:  # type: ignore[valid-type]
-        if tuple(slice_sizes[1:]) != tuple(w.shape[1:]):
+    def _(w: cls, *starts: ArrayLike, slice_sizes: tuple[int, ...], **_: Any) -> Any:  # type: ignore[valid-type]
+        if not w.num_stacked or tuple(slice_sizes[1:]) != tuple(w.shape[1:]):
             _refuse(cls.__name__, "cut apart", _STACK)
         return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, starts[0], slice_sizes[0], 0), w)
 
     @quax.register(lax.slice_p)
     def _(w: cls, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:  # type: ignore[valid-type]
         whole = all(start == 0 for start in start_indices[1:]) and tuple(limit_indices[1:]) == tuple(w.shape[1:])
-        if not whole or (strides is not None and any(step != 1 for step in strides)):
+        steps = () if strides is None else tuple(strides)
+        if not w.num_stacked or not whole or any(step != 1 for step in steps):
             _refuse(cls.__name__, "cut apart", _STACK)
         return jax.tree.map(lambda a: a[start_indices[0] : limit_indices[0]], w)
 
     @quax.register(lax.squeeze_p)
     def _(w: cls, *, dimensions: tuple[int, ...]) -> Any:  # type: ignore[valid-type]
-        if tuple(dimensions) != (0,):
+        if not w.num_stacked or tuple(dimensions) != (0,):
             _refuse(cls.__name__, f"squeezed along the axes {tuple(dimensions)}", _STACK)
         return jax.tree.map(lambda a: lax.squeeze(a, (0,)), w)
 
 
-def _product(
-    w: Weight,
-    x: jax.Array,
-    of_x: Sequence[int],
-    of_w: Sequence[int],
-    batch: Sequence[int],
-    times: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array],
-) -> jax.Array:
-    """Bring the contracted axes of the inputs to the end, and multiply."""
-    if batch:
-        _refuse(type(w).__name__, "multiplied batch by batch", "Map over a stack with jax.lax.scan or jax.vmap.")
+Pairs = tuple[Sequence[int], Sequence[int]]
+
+
+def _product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times: Times) -> jax.Array:
+    """Return the axes multiplied batch by batch, the free ones of x, the free ones of w; a stack is mapped over."""
+    (of_x, of_w), (_, batch_w) = summed, batch
+    if w.num_stacked:
+        return _mapped_product(w, x, summed, batch, times)
+    if batch_w:
+        _refuse(type(w).__name__, "multiplied batch by batch along an axis of its matrix", "Stack matrices instead.")
     ends = range(x.ndim - len(of_x), x.ndim)
     return times(w, jnp.moveaxis(x, tuple(of_x), tuple(ends)), tuple(of_w))
+
+
+def _mapped_product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times: Times) -> jax.Array:
+    """Map the product over the first axis of a stack, which is a batch axis or a free one."""
+    (of_x, of_w), (batch_x, batch_w) = summed, batch
+    if 0 in of_w:
+        _refuse(type(w).__name__, "summed over its stack", _STACK)
+    at = list(batch_w).index(0) if 0 in batch_w else None
+    axis = None if at is None else batch_x[at]
+    rest_w = [i - 1 for i in batch_w if i]
+    rest_x = [i - (axis is not None and i > axis) for i in batch_x if i != axis]
+    inner_x = [i - (axis is not None and i > axis) for i in of_x]
+
+    def one(w: Weight, x: jax.Array) -> jax.Array:
+        return _product(w, x, (inner_x, [i - 1 for i in of_w]), (rest_x, rest_w), times)
+
+    y = jax.vmap(one, in_axes=(0, axis))(w, x)
+    # As a free axis it is the first of w's, behind those of x.
+    return jnp.moveaxis(y, 0, x.ndim - len(of_x) if at is None else at)
+
+
+def _transpose(w: Weight, permutation: Sequence[int]) -> Weight:
+    """Return the weight with the axes of its matrix in another order, the stack's axes where they are."""
+    stack = w.num_stacked
+    if tuple(permutation[:stack]) != tuple(range(stack)):
+        _refuse(type(w).__name__, f"transposed to the axes {tuple(permutation)} across its stack", _STACK)
+    order = tuple(axis - stack for axis in permutation[stack:])
+    if isinstance(w, Transposed):
+        w, order = w.weight, tuple(w.order[axis] for axis in order)
+    return w if order == tuple(range(len(order))) else Transposed(w, order)
+
+
+def _times_transposed(w: Transposed, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Multiply with the weight itself, and bring what is left of its axes into the new order."""
+    inner = tuple(w.order[axis] for axis in axes)
+    ends = tuple(range(x.ndim - len(axes), x.ndim))
+    y = understand(lambda w: lax.dot_general(x, w, ((ends, inner), ((), ()))))(w.weight)
+    found = [axis for axis in range(w.ndim) if axis not in inner]
+    wanted = [axis for axis in w.order if axis not in inner]
+    start = y.ndim - len(found)
+    return jnp.transpose(y, (*range(start), *(start + found.index(axis) for axis in wanted)))
+
+
+def _cast_transposed(w: Transposed, dtype: Any) -> Transposed:
+    return Transposed(understand(lambda w: lax.convert_element_type(w, dtype))(w.weight), w.order)
+
+
+register_weight(Transposed, _times_transposed, _cast_transposed)
+
+
+@quax.register(remat_p)
+def _remat(*args: Any, jaxpr: Any, policy: Any, prevent_cse: Any, **params: Any) -> Any:
+    """Compute again in the backward pass what is inside, weights and all."""
+    if not any(isinstance(arg, quax.Value) for arg in args):
+        return remat_p.bind(*args, jaxpr=jaxpr, policy=policy, prevent_cse=prevent_cse, **params)
+    leaves, tree = tree_flatten(args)
+    inside = quax.quaxify(jaxpr_as_fun(jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())))
+    again = jax.checkpoint(
+        lambda *leaves: inside(*tree_unflatten(tree, leaves)), policy=policy, prevent_cse=prevent_cse
+    )
+    return again(*leaves)
+
+
+def _process_custom_vjp(
+    trace: Any, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Sequence[Any], **params: Any
+) -> list[Any]:
+    """Run a function with a backward pass of its own on plain arrays; a weight among its arguments is refused."""
+    values = [trace.to_value(tracer) for tracer in tracers]
+    for value in values:
+        if isinstance(value, Weight):
+            _refuse(type(value).__name__, "an argument of a function with a backward pass of its own")
+    arrays = [value.materialise() for value in values]
+    with quax_trace.core.set_current_trace(trace.parent_trace):
+        found = trace.parent_trace.process_custom_vjp_call(primitive, fun, fwd, bwd, arrays, **params)
+    return [trace.stage_value(array) for array in found]
+
+
+# Quax (0.4.6) has no rule for `jax.custom_vjp`, so that a model could not use one behind its first weight.
+if "process_custom_vjp_call" not in vars(quax_trace._QuaxTrace):
+    quax_trace._QuaxTrace.process_custom_vjp_call = _process_custom_vjp  # type: ignore[attr-defined]
