@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks, devices, models, selection, tuning
 from nvcim_jax.models import LM
+from nvcim_jax.ops import descend
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, retrieve
 from nvcim_jax.pipeline.store import Store
@@ -155,27 +156,27 @@ def _train(
     config: Config,
     options: EndToEnd,
 ) -> tuple[Trainable, jax.Array]:
-    optimiser = optax.chain(optax.clip_by_global_norm(rates.clip_norm), optax.scale_by_adam())  # type: ignore[arg-type]
-
-    def update(carry: tuple[Trainable, Any], step: jax.Array) -> tuple[tuple[Trainable, Any], jax.Array]:
-        trained, state = carry
-        draw_key, chip_key = jax.random.split(jax.random.fold_in(key, step))
+    def loss(trained: Trainable, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del step
+        draw_key, chip_key = jax.random.split(key)
         chosen = tuning.draw_batch(draw_key, batch.weights, options.batch)
         examples, features = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), (batch.examples, batch.features))
         part = Batch(examples, features, batch.store, jnp.ones(options.batch))
-        value, grads = jax.value_and_grad(pipeline_loss, argnums=1)(
-            chip_key, trained, part, params, device, temperature, model=model, config=config
-        )
-        # Adam's bias correction in Optax raises a float to an integer step.
-        with jax.numpy_dtype_promotion("standard"):
-            direction, state = optimiser.update(grads, state)
-        left = 1.0 - (step.astype(jnp.float32) + 0.5) / options.num_steps
-        trained = jax.tree.map(lambda a, d: a - rates.learning_rate * left * d, trained, direction)
-        return (trained._replace(prompts=jnp.clip(trained.prompts, -rates.bound, rates.bound)), state), value
+        value = pipeline_loss(chip_key, trained, part, params, device, temperature, model=model, config=config)
+        return value, value
 
-    state = optimiser.init(trained)  # type: ignore[arg-type]  # Optax does not know named tuples as trees
-    (trained, _), losses = jax.lax.scan(update, (trained, state), jnp.arange(options.num_steps))
-    return trained, losses
+    def rate(step: Any) -> jax.Array:
+        return -(rates.learning_rate * (1.0 - (jnp.asarray(step, jnp.float32) + 0.5) / options.num_steps))
+
+    def project(trained: Trainable) -> Trainable:
+        return trained._replace(prompts=jnp.clip(trained.prompts, -rates.bound, rates.bound))
+
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(rates.clip_norm),  # type: ignore[arg-type]  # traced
+        optax.scale_by_adam(),
+        optax.scale_by_schedule(rate),
+    )
+    return descend(key, trained, loss, optimiser, num_steps=options.num_steps, project=project)
 
 
 def train(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks
+from nvcim_jax.ops import descend
 from nvcim_jax.selection.codec import (
     Codec,
     check_tokens,
@@ -150,20 +151,18 @@ def train(
     key: Key, codec: Codec, loss: Callable[[Codec, Key], jax.Array], config: FitConfig
 ) -> tuple[Codec, Float[Array, " steps"]]:
     """Run Adam on a loss(codec, key) and return the codec and the loss of every step."""
-    optimiser = optax.scale_by_adam()
 
-    def step(state: tuple, i: jax.Array) -> tuple:
-        codec, memory = state
-        value, slope = jax.value_and_grad(loss)(codec, jax.random.fold_in(key, i))
-        # Optax counts steps in integers and multiplies them by floats
-        with jax.numpy_dtype_promotion("standard"):
-            change, memory = optimiser.update(slope, memory)
-        rate = 0.5 * config.learning_rate * (1.0 + jnp.cos(jnp.pi * i.astype(jnp.float32) / max(config.num_steps, 1)))
-        return (jax.tree.map(lambda leaf, direction: leaf - rate * direction, codec, change), memory), value
+    def rate(step: Any) -> jax.Array:
+        fall = 1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / max(config.num_steps, 1))
+        return -(0.5 * config.learning_rate * fall)
 
-    first: PyTree = codec
-    (codec, _), losses = jax.lax.scan(step, (codec, optimiser.init(first)), jnp.arange(config.num_steps))
-    return codec, losses
+    def reported(codec: Codec, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del step
+        value = loss(codec, key)
+        return value, value
+
+    optimiser = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(rate))
+    return descend(key, codec, reported, optimiser, num_steps=config.num_steps)
 
 
 def start(key: Key, codec: Codec, tokens: Float[Array, "tokens width"], config: FitConfig) -> Codec:
