@@ -1,8 +1,9 @@
 """Atoms without domain knowledge: random numbers, quantisers, straight-through gradients."""
 
 from nvcim_jax.ops.descend import Gradient, Loss, Optimiser, descend, reverse_mode
-from nvcim_jax.ops.dispatch import Transposed, Weight, register_weight, understand
+from nvcim_jax.ops.dispatch import Transposed, Weight, refuse, register_weight, understand
 from nvcim_jax.ops.mirrored import mirror
+from nvcim_jax.ops.patches import patches
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
 from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
 from nvcim_jax.ops.relaxed import relaxed_steps
@@ -23,6 +24,8 @@ __all__ = [
     "mirror",
     "normal",
     "normal_pair",
+    "patches",
+    "refuse",
     "register_weight",
     "relaxed_steps",
     "reverse_mode",

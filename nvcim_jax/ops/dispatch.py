@@ -9,11 +9,12 @@ that nothing becomes a dense array unasked.
 |---|---|
 | products over any axes, the weight on either side (`@`, `dot`, `einsum`, `tensordot`) | `times` of its class |
 | batch by batch over the leading axes of a stack, `jax.vmap` over a stack | `times`, mapped over the stack |
+| convolutions, with strides, padding and dilated kernels | `times` with the patches of the inputs |
 | a transposed weight (`w.T`, `swapaxes`) | a `Transposed`, whose products are those of the weight |
 | one or several of a stack: `lax.scan`, `w[i]`, `w[i:j]`, `dynamic_index_in_dim` | weights of its class |
 | `astype`, `stop_gradient`, `jnp.array` | `cast` of its class, its arrays behind a stop, itself |
 | jit, grad, vmap, remat, cond, loops around any of these | as for arrays |
-| anything else: sums, element-wise products, reshape, gather, two weights multiplied | refused by name |
+| anything else: sums, reshape, gather, two weights multiplied, convolutions in groups or transposed | refused by name |
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +32,17 @@ from jax.tree_util import tree_flatten, tree_unflatten
 from jax.typing import ArrayLike
 from quax import _trace as quax_trace
 
-__all__ = ["Transposed", "Weight", "register_weight", "understand"]
+from nvcim_jax.ops.patches import patches
+
+__all__ = ["Transposed", "Weight", "refuse", "register_weight", "understand"]
 
 W = TypeVar("W", bound="Weight")
 
 Times = Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]
 
 _STACK = "Scan over the layers, or index one of them by its number."
+_FIX = "It can be multiplied with; choose which leaves are replaced by `select=`."
+_FIXES = {"gather": "It is looked up row by row, as a table of embeddings is: leave it out by `select=`."}
 
 
 class Weight(quax.ArrayValue):
@@ -45,6 +50,11 @@ class Weight(quax.ArrayValue):
 
     All arrays inside a stack have the stack's axes first, so that `jax.lax.scan` and indexing take it apart.
     """
+
+    @property
+    def label(self) -> str:
+        """Name of the weight in its tree, for messages; empty where it has none."""
+        return ""
 
     @property
     def num_stacked(self) -> int:
@@ -57,7 +67,7 @@ class Weight(quax.ArrayValue):
         Raises:
             ValueError: Always.
         """
-        _refuse(type(self).__name__, "turned into a dense array")
+        refuse(self, "turned into a dense array")
 
     @staticmethod
     def default(primitive: Any, values: Sequence[Any], params: dict[str, Any]) -> NoReturn:
@@ -67,10 +77,10 @@ class Weight(quax.ArrayValue):
             ValueError: Always; the message names the operation and the class.
         """
         del params
-        weights = [type(value).__name__ for value in values if isinstance(value, Weight)]
+        weights = [value for value in values if isinstance(value, Weight)]
         if primitive is lax.dot_general_p:
-            _refuse(weights[0], f"multiplied with a weight of type {weights[-1]}", "Multiply it with plain arrays.")
-        _refuse(weights[0], f"used in the operation `{primitive}`")
+            refuse(weights[0], f"multiplied with {_name(weights[-1])}", "Multiply it with plain arrays.")
+        refuse(weights[0], f"used in the operation `{primitive}`", _FIXES.get(str(primitive), ""))
 
 
 class Transposed(Weight):
@@ -92,15 +102,33 @@ class Transposed(Weight):
         return ShapedArray(shape, self.weight.dtype)
 
     @property
+    def label(self) -> str:
+        """Name of the weight in its tree."""
+        return self.weight.label
+
+    @property
     def num_stacked(self) -> int:
         """How many leading axes count matrices."""
         return self.weight.num_stacked
 
 
-def _refuse(name: str, use: str, fix: str = "") -> NoReturn:
-    """Raise the error of an operation that a weight does not take part in."""
-    fix = fix or "It can be multiplied with; choose which leaves are replaced by `select=`."
-    raise ValueError(f"Argument `params` must use a weight of type {name} in products alone, but it is {use}. {fix}")
+def _name(w: Weight) -> str:
+    kind = type(w).__name__
+    return f"the weight {w.label!r} ({kind})" if w.label else f"a weight of type {kind}"
+
+
+def refuse(w: Weight, use: str, fix: str = "") -> NoReturn:
+    """Raise the error of an operation that a weight does not take part in.
+
+    Args:
+        w: The weight.
+        use: What is done with it, continuing "it is ".
+        fix: What to do about it, a sentence; by default to leave the leaf out.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"Argument `params` must use {_name(w)} in products alone, but it is {use}. {fix or _FIX}")
 
 
 def understand(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,10 +151,13 @@ def _same(w: W, dtype: Any) -> W:
 def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _same) -> None:
     """Register how a class of weights multiplies; products with the weight on either side come to this one function.
 
+    So does a convolution, as a product with the patches of its inputs: `axes` are then the spatial axes of the kernel
+    and that of its inputs.
+
     Args:
         cls: The class.
-        times: `times(w, x, axes)`: x (..., *rows) contracted with the `axes` of w, in their order -> (..., *the rest).
-            Here w is one matrix; a stack is mapped over.
+        times: `times(w, x, axes)`: x (..., *rows) contracted with the `axes` of w, in their order -> (..., *the rest),
+            of the dtype of x. Here w is one matrix; a stack is mapped over.
         cast: What a conversion to another dtype does; by default nothing, since a weight computes in that of `x`.
     """
 
@@ -143,6 +174,10 @@ def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _s
         free, batch = w.ndim - len(of_w) - len(batch_w), len(batch_w)
         y = jnp.moveaxis(y, range(y.ndim - free, y.ndim), range(batch, batch + free))
         return y if preferred_element_type is None else y.astype(preferred_element_type)
+
+    @quax.register(lax.conv_general_dilated_p)
+    def _(x: ArrayLike, w: cls, **options: Any) -> Any:  # type: ignore[valid-type]
+        return _convolution(w, jnp.asarray(x), options, times)
 
     @quax.register(lax.convert_element_type_p)
     def _(w: cls, *, new_dtype: Any, **_: Any) -> Any:  # type: ignore[valid-type]
@@ -169,7 +204,7 @@ def _register_stack(cls: type[Weight]) -> None:
     @quax.register(lax.dynamic_slice_p)
     def _(w: cls, *starts: ArrayLike, slice_sizes: tuple[int, ...], **_: Any) -> Any:  # type: ignore[valid-type]
         if not w.num_stacked or tuple(slice_sizes[1:]) != tuple(w.shape[1:]):
-            _refuse(cls.__name__, "cut apart", _STACK)
+            refuse(w, "cut apart", _STACK)
         return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, starts[0], slice_sizes[0], 0), w)
 
     @quax.register(lax.slice_p)
@@ -177,13 +212,13 @@ def _register_stack(cls: type[Weight]) -> None:
         whole = all(start == 0 for start in start_indices[1:]) and tuple(limit_indices[1:]) == tuple(w.shape[1:])
         steps = () if strides is None else tuple(strides)
         if not w.num_stacked or not whole or any(step != 1 for step in steps):
-            _refuse(cls.__name__, "cut apart", _STACK)
+            refuse(w, "cut apart", _STACK)
         return jax.tree.map(lambda a: a[start_indices[0] : limit_indices[0]], w)
 
     @quax.register(lax.squeeze_p)
     def _(w: cls, *, dimensions: tuple[int, ...]) -> Any:  # type: ignore[valid-type]
         if not w.num_stacked or tuple(dimensions) != (0,):
-            _refuse(cls.__name__, f"squeezed along the axes {tuple(dimensions)}", _STACK)
+            refuse(w, f"squeezed along the axes {tuple(dimensions)}", _STACK)
         return jax.tree.map(lambda a: lax.squeeze(a, (0,)), w)
 
 
@@ -196,7 +231,7 @@ def _product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times: Times)
     if w.num_stacked:
         return _mapped_product(w, x, summed, batch, times)
     if batch_w:
-        _refuse(type(w).__name__, "multiplied batch by batch along an axis of its matrix", "Stack matrices instead.")
+        refuse(w, "multiplied batch by batch along an axis of its matrix", "Stack matrices instead.")
     ends = range(x.ndim - len(of_x), x.ndim)
     return times(w, jnp.moveaxis(x, tuple(of_x), tuple(ends)), tuple(of_w))
 
@@ -205,7 +240,7 @@ def _mapped_product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times:
     """Map the product over the first axis of a stack, which is a batch axis or a free one."""
     (of_x, of_w), (batch_x, batch_w) = summed, batch
     if 0 in of_w:
-        _refuse(type(w).__name__, "summed over its stack", _STACK)
+        refuse(w, "summed over its stack", _STACK)
     at = list(batch_w).index(0) if 0 in batch_w else None
     axis = None if at is None else batch_x[at]
     rest_w = [i - 1 for i in batch_w if i]
@@ -220,11 +255,27 @@ def _mapped_product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times:
     return jnp.moveaxis(y, 0, x.ndim - len(of_x) if at is None else at)
 
 
+def _convolution(w: Weight, x: jax.Array, options: dict[str, Any], times: Times) -> jax.Array:
+    """Multiply the patches of the inputs with a kernel."""
+    of_x, of_w, of_y = options["dimension_numbers"]
+    if options["feature_group_count"] != 1 or options["batch_group_count"] != 1:
+        refuse(w, "convolved in groups", "Leave grouped and depthwise convolutions out by `select=`.")
+    if any(step != 1 for step in options["lhs_dilation"]):
+        refuse(w, "used in a transposed convolution", "Leave transposed convolutions out by `select=`.")
+    window = [w.shape[axis] for axis in of_w[2:]]
+    x = jnp.transpose(x, (of_x[0], *of_x[2:], of_x[1]))
+    seen = patches(x, window, options["window_strides"], options["padding"], options["rhs_dilation"])
+    y = times(w, seen, (*of_w[2:], of_w[1]))  # (images, *places, outputs)
+    y = jnp.moveaxis(y, (0, y.ndim - 1, *range(1, y.ndim - 1)), tuple(of_y))
+    wanted = options["preferred_element_type"]
+    return y if wanted is None else y.astype(wanted)
+
+
 def _transpose(w: Weight, permutation: Sequence[int]) -> Weight:
     """Return the weight with the axes of its matrix in another order, the stack's axes where they are."""
     stack = w.num_stacked
     if tuple(permutation[:stack]) != tuple(range(stack)):
-        _refuse(type(w).__name__, f"transposed to the axes {tuple(permutation)} across its stack", _STACK)
+        refuse(w, f"transposed to the axes {tuple(permutation)} across its stack", _STACK)
     order = tuple(axis - stack for axis in permutation[stack:])
     if isinstance(w, Transposed):
         w, order = w.weight, tuple(w.order[axis] for axis in order)
@@ -269,7 +320,7 @@ def _process_custom_vjp(
     values = [trace.to_value(tracer) for tracer in tracers]
     for value in values:
         if isinstance(value, Weight):
-            _refuse(type(value).__name__, "an argument of a function with a backward pass of its own")
+            refuse(value, "an argument of a function with a backward pass of its own")
     arrays = [value.materialise() for value in values]
     with quax_trace.core.set_current_trace(trace.parent_trace):
         found = trace.parent_trace.process_custom_vjp_call(primitive, fun, fwd, bwd, arrays, **params)

@@ -1,5 +1,6 @@
 """Array-ish weights: every form of product that models use is that of the dense matrix, and the rest is refused."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def _draw(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
 
 
-X, X2, X1 = _draw(2, 4, 5), _draw(4, 5), _draw(5)
+X, X2, X1, X4 = _draw(2, 4, 5), _draw(4, 5), _draw(5), _draw(2, 7, 6, 5)
 Form = Callable[[jax.Array], Any]
 MATRIX = {
     "x @ w": lambda w: X @ w,
@@ -130,6 +131,73 @@ REFUSED_STACK: dict[str, tuple[Form, str]] = {
     "every other": (lambda s: s[::2], "cut apart"),
     "squeezed": (lambda s: jnp.squeeze(s[:, :, :1], -1), "cut apart"),
 }
+
+
+NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
+CONVOLUTIONS = {
+    "images as in Flax": (X4, (3, 2, 5, 4), {"dimension_numbers": NHWC}),
+    "images as in Equinox": (jnp.moveaxis(X4, 3, 1), (4, 5, 3, 2), {"dimension_numbers": NCHW}),
+    "strides, uneven padding": (X4, (3, 2, 5, 4), {"dimension_numbers": NHWC, "window_strides": (2, 3)}),
+    "a dilated kernel": (X4, (2, 2, 5, 4), {"dimension_numbers": NHWC, "rhs_dilation": (3, 2)}),
+    "valid": (X4, (3, 2, 5, 4), {"dimension_numbers": NHWC, "padding": "VALID"}),
+    "cropped": (X4, (3, 2, 5, 4), {"dimension_numbers": NHWC, "padding": ((-1, 2), (0, -1))}),
+    "one place": (X4, (7, 6, 5, 4), {"dimension_numbers": NHWC, "padding": "VALID"}),
+    "sequences": (_draw(2, 9, 5), (3, 5, 4), {"dimension_numbers": ("NWC", "WIO", "NWC"), "window_strides": (2,)}),
+    "volumes": (_draw(1, 4, 5, 3, 2), (2, 2, 2, 2, 3), {"dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")}),
+    "a dtype asked for": (
+        X4.astype(jnp.bfloat16),
+        (3, 2, 5, 4),
+        {"dimension_numbers": NHWC, "preferred_element_type": jnp.float32},
+    ),
+}
+
+
+def _convolve(x: jax.Array, options: dict[str, Any], w: jax.Array) -> jax.Array:
+    options = {"window_strides": (1,) * (x.ndim - 2), "padding": "SAME"} | options
+    return lax.conv_general_dilated(x, w.astype(x.dtype), **options)
+
+
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+def test_a_kernel_convolves_as_if_dense(form: str) -> None:
+    x, shape, options = CONVOLUTIONS[form]
+    w = _draw(*shape)
+    fn = functools.partial(_convolve, x, options)
+    _close(_held(fn)(Held(w, w.ndim)), fn(w), rtol=2e-2 if "dtype" in form else 1e-5)
+    if "dtype" not in form:
+        found = jax.grad(lambda held: jnp.sin(_held(fn)(held)).sum())(Held(w, w.ndim)).matrix
+        np.testing.assert_allclose(found, jax.grad(lambda w: jnp.sin(fn(w)).sum())(w), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposed_kernel_convolves_and_a_stack_is_scanned() -> None:
+    w, stack = _draw(4, 5, 3, 2), _draw(2, 3, 3, 5, 5)
+    options = {"dimension_numbers": NHWC}
+    turned = lambda w: _convolve(X4, options, jnp.transpose(w, (2, 3, 1, 0)))  # noqa: E731
+    _close(_held(turned)(Held(w, 4)), turned(w))
+    layers = lambda s: lax.scan(lambda x, w: (jnp.tanh(_convolve(x, options, w)), None), X4, s)[0]  # noqa: E731
+    _close(_held(layers)(Held(stack, 4)), layers(stack))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "names"),
+    [
+        ((3, 2, 1, 5), {"feature_group_count": 5}, "convolved in groups"),
+        ((3, 2, 5, 4), {"lhs_dilation": (2, 1), "padding": ((1, 1), (0, 0))}, "used in a transposed convolution"),
+    ],
+)
+def test_other_convolutions_are_refused_by_name(shape: tuple[int, ...], options: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=rf"in products alone, but it is {names}. Leave .* out by `select="):
+        _held(functools.partial(_convolve, X4, {"dimension_numbers": NHWC} | options))(Held(_draw(*shape), 4))
+
+
+class Named(Held):
+    @property
+    def label(self) -> str:
+        return "layers/q"
+
+
+def test_a_named_weight_is_refused_by_its_name() -> None:
+    with pytest.raises(ValueError, match=r"the weight 'layers/q' \(Named\) in products alone, .*table of embeddings"):
+        _held(lambda w: w[jnp.array([1, 2])])(Named(_draw(5, 3)))
 
 
 def _held(form: Form) -> Callable[[Held], Any]:
