@@ -1,11 +1,14 @@
 """Array aliases and protocols that two rooms or more share."""
 
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Contract", "Key", "Perturb", "PyTree", "Scalar"]
+__all__ = ["Contract", "Key", "Perturb", "PyTree", "Records", "Scalar", "Store", "Table", "Work"]
 
 Key: TypeAlias = PRNGKeyArray
 """A JAX random key (`jax.random.key`), consumed once by whatever receives it."""
@@ -32,4 +35,49 @@ class Perturb(Protocol):
 
     def __call__(self, key: Key, params: PyTree, /) -> PyTree:
         """Return a tree of the same structure, as the hardware would hold it."""
+        ...
+
+
+class Table(NamedTuple):
+    """Records in instance order: ids (int64) and named columns with a leading instance axis."""
+
+    instance: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+class Work(NamedTuple):
+    """What a run computes: everything that a value of it depends on.
+
+    Attributes:
+        program: Jaxpr of one instance, `(key, id, args) -> values`, with its constants.
+        key: The run's key.
+        args: The metric's arguments.
+    """
+
+    program: Any
+    key: jax.Array
+    args: tuple[Any, ...]
+
+
+class Records(NamedTuple):
+    """Records that are open for one run.
+
+    Attributes:
+        missing: Parts of the wanted ids that are not there yet, in order.
+        read: Ids -> the records that are there, piece by piece in order.
+        write: First id and named columns of the instances from there on; kept for good at the latest when the records
+            are closed.
+    """
+
+    missing: tuple[range, ...]
+    read: Callable[[range], Iterator[Table]]
+    write: Callable[[int, dict[str, np.ndarray]], None]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where a run keeps its instances: the seam between numbers and a disk (`nvcim_jax.io.folder`)."""
+
+    def __call__(self, work: Work, ids: range, /) -> AbstractContextManager[Records]:
+        """Open the records of a run; raise `ValueError` where they are those of another one."""
         ...

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, plots
+from nvcim_jax import checks, files, plots
 
 __all__ = ["draw", "main"]
 
@@ -99,7 +99,7 @@ def draw(folder: Path) -> list[Path]:
     records, paths = read(folder), []
     for name, figure in FIGURES.items():
         path = folder / f"{name}.png"
-        path.write_bytes(plots.png(figure(records)))
+        files.write(path, plots.png(figure(records)))
         paths.append(path)
     return paths
 

@@ -21,10 +21,8 @@ FOLDER as JSON lines and CSV, with the command, versions and seed in `run.json`;
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
-import io
 import json
 import math
 import platform
@@ -40,7 +38,7 @@ import jax.numpy as jnp
 from theory import expected_error, textbook_error
 
 import nvcim_jax as nv
-from nvcim_jax import checks, crossbar, devices, montecarlo
+from nvcim_jax import checks, crossbar, devices, files, montecarlo
 
 __all__ = ["CONFIGS", "Config", "main", "run"]
 
@@ -313,23 +311,15 @@ def run(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def save(records: list[dict[str, Any]], about: dict[str, Any], out: Path) -> list[Path]:
-    """Write the records and what they rest on, each file under another name first."""
+    """Write the records and what they rest on, each file whole or not at all."""
     flat = [{name: value for name, value in record.items() if name not in ("chips", "options")} for record in records]
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, [*flat[0], "options"], lineterminator="\n")
-    writer.writeheader()
-    for row, record in zip(flat, records, strict=True):
-        writer.writerow(row | {"options": json.dumps(record["options"])})
+    rows = [row | {"options": json.dumps(record["options"])} for row, record in zip(flat, records, strict=True)]
     contents = {
         "records.jsonl": "".join(json.dumps(record) + "\n" for record in records),
-        "records.csv": sink.getvalue(),
+        "records.csv": files.csv(rows),
         "run.json": json.dumps(about, indent=1) + "\n",
     }
-    for name, content in contents.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / name)
-    return [out / name for name in contents]
+    return [files.write(out / name, content) for name, content in contents.items()]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,7 +23,7 @@ import tyro
 
 from experiments.benchmarks import common
 from experiments.benchmarks.common import Ratio, Samples, Side
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["COMPARISONS", "Benchmark", "Comparison", "quotient", "run", "verdict"]
 
@@ -133,7 +133,7 @@ def run(benchmark: Benchmark) -> str:
     out = benchmark.out or (None if benchmark.tiny else Path(__file__).parent / "results")
     if out is not None:
         common.write_jsonl(out / "crossbar_cpu.jsonl", _records(machine, sides, measured, memory))
-        (out / "crossbar_cpu.md").write_text("# Crossbar benchmark, one thread\n\n" + report, encoding="utf-8")
+        files.write(out / "crossbar_cpu.md", "# Crossbar benchmark, one thread\n\n" + report)
     return report
 
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nvcim_jax import models
+from nvcim_jax import files, models
 
 
 class Shape(NamedTuple):
@@ -312,7 +312,7 @@ def main() -> None:
                 records[name] = part()
                 print(name, json.dumps(records[name], indent=None, default=lambda v: round(v, 3)))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    files.write(options.out, json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from experiments.benchmarks import common
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["Benchmark", "run"]
 
@@ -76,7 +76,7 @@ def _overhead(config: Benchmark) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from nvcim_jax import montecarlo
+    from nvcim_jax import io, montecarlo
 
     key, num = jax.random.key(0), config.num_instances
     matrix = jax.random.normal(jax.random.key(1), (64, 64)) / 8
@@ -97,7 +97,7 @@ def _overhead(config: Benchmark) -> dict[str, Any]:
 
     def saved() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            montecarlo.run(metric, key, num, args=(matrix,), progress=False, folder=folder)
+            montecarlo.run(metric, key, num, args=(matrix,), progress=False, store=io.folder(folder))
 
     cases: dict[str, Callable[[], object]] = {
         "bare": lambda: compiled(key, matrix).block_until_ready(),
@@ -160,7 +160,7 @@ def run(config: Benchmark) -> str:
         records = [facts, *({"case": name, **found} for name, found in times.items()), *memory]
         common.write_jsonl(out / "montecarlo_cpu.jsonl", records)
         head = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in machine.items())
-        (out / "montecarlo_cpu.md").write_text(f"# {command}\n\n{head}\n\n{text}\n", encoding="utf-8")
+        files.write(out / "montecarlo_cpu.md", f"# {command}\n\n{head}\n\n{text}\n")
     return text
 
 

@@ -15,7 +15,6 @@ Prints a table and writes `results/pipeline.json`; the committed file says what 
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.benchmarks import common
-from nvcim_jax import checks, data, devices, models, montecarlo, pipeline, selection, tuning
+from nvcim_jax import checks, data, devices, files, models, montecarlo, pipeline, selection, tuning
 
 __all__ = ["Benchmark", "run"]
 
@@ -242,7 +241,7 @@ def run(config: Benchmark) -> str:
             "stages": stages,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        files.write_json(out, record)
     return _table(tuned, retrieved, stages, config)
 
 

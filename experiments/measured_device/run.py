@@ -10,8 +10,6 @@ Replace the simulated file by yours: a CSV with the columns `level`, `g_us`, and
 """
 
 import argparse
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.measured_device.plot import Z_95, plot
-from nvcim_jax import checks, devices
+from nvcim_jax import checks, devices, files
 
 __all__ = ["CONFIGS", "Config", "main", "run", "simulate", "table"]
 
@@ -63,12 +61,12 @@ def simulate(config: Config, path: Path) -> None:
     rng = np.random.default_rng(config.seed)
     offsets = config.d2d_us * rng.normal(size=config.num_cells)
     truth = zip(config.levels_us, config.shift_us, config.sigma_us, strict=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["level", "target_us", "cell", "g_us"])
-        for level, (target, shift, sigma) in enumerate(truth):
-            g_us = target + shift + offsets[:, None] + sigma * rng.normal(size=(config.num_cells, config.repeats))
-            writer.writerows([level, target, cell, f"{g:.4f}"] for cell, row in enumerate(g_us) for g in row)
+    rows = []
+    for level, (target, shift, sigma) in enumerate(truth):
+        g_us = target + shift + offsets[:, None] + sigma * rng.normal(size=(config.num_cells, config.repeats))
+        common = {"level": level, "target_us": target}
+        rows += [common | {"cell": cell, "g_us": f"{g:.4f}"} for cell, row in enumerate(g_us) for g in row]
+    files.write(path, files.csv(rows))
 
 
 def _check_device(config: Config, fit: devices.LevelFit, device: devices.Device) -> list[float]:
@@ -107,7 +105,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
         "d2d_error_us": fit.d2d_error_us,
         "device_mean_score": _check_device(config, fit, device),
     }
-    (out / f"{config.name}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    files.write_json(out / f"{config.name}.json", record)
     return record
 
 

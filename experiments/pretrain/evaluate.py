@@ -37,7 +37,7 @@ from experiments.pretrain.steer import (
     token_ids,
     tune,
 )
-from nvcim_jax import checks, models, study
+from nvcim_jax import checks, files, models, study
 
 __all__ = ["Config", "Domain", "perplexity", "read_domains", "steering"]
 
@@ -279,15 +279,14 @@ def main(out: Path, config: Config, checkpoint: Path | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     found = perplexity(model, data.read_corpus(folder))
-    (out / "perplexity.json").write_text(json.dumps(found, indent=1))
+    files.write_json(out / "perplexity.json", found)
     print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()), flush=True)
     records = []
-    with (out / "records.jsonl").open("w") as file:
-        for record in steering(model, folder, config):
-            records.append(record)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            print(f"{time.monotonic() - started:6.0f} s  {record}", flush=True)
+    path = files.write(out / "records.jsonl", "")
+    for record in steering(model, folder, config):
+        records.append(record)
+        files.append(path, json.dumps(record) + "\n")
+        print(f"{time.monotonic() - started:6.0f} s  {record}", flush=True)
     print(table(records))
 
 

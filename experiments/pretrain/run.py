@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from experiments.pretrain import data, objective
 from experiments.pretrain.train import Recipe, TrainState, make_start, make_step, model_config, restore, save
-from nvcim_jax import models
+from nvcim_jax import files, models
 
 __all__ = ["SHIPPED", "TINY", "export", "train"]
 
@@ -62,7 +62,7 @@ def export(folder: Path, state: TrainState, tokenizer: Tokenizer, recipe: Recipe
     lm = models.LM(state.params, config, soft_tokens=objective.layout(recipe.width))
     models.save(folder, lm, dtype=jnp.bfloat16)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
+    files.write(folder / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
 
 
 def prepare(recipe: Recipe, corpus: data.Corpus, out: Path) -> Tokenizer:
@@ -104,8 +104,7 @@ def train(recipe: Recipe, corpus: data.Corpus, out: Path, *, save_every: int = 5
             means = dict(zip(("text", "answer", "choice", "features"), np.mean(losses, axis=0).tolist(), strict=True))
             left = each * (recipe.num_steps - state.step)
             record = {"step": state.step, **means, "seconds_a_step": each}
-            with (out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            files.append(out / "log.jsonl", json.dumps(record) + "\n")
             shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
             print(f"step {state.step}: {shown} nats; {left:.0f} s left", flush=True)
             losses.clear()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 from experiments.pretrain import episodes, features, objective
 from experiments.pretrain.data import Corpus, encode
 from experiments.pretrain.material import Material, equals_id, make_material
-from nvcim_jax import checks, models
+from nvcim_jax import checks, files, models
 from nvcim_jax.types import PyTree
 
 __all__ = ["Recipe", "TrainState", "learning_rate", "make_start", "make_step", "model_config", "restore", "save"]
@@ -236,14 +235,10 @@ def make_step(
 
 
 def save(path: Path, state: TrainState, recipe: Recipe) -> None:
-    """Write a checkpoint beside its final place and move it there, so that a kill never leaves half a file."""
+    """Write a checkpoint whole or not at all."""
     leaves: dict[str, Any] = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state[1:]))}
-    written = path.with_suffix(".partial.npz")
-    with written.open("wb") as file:
+    with files.replacing(path) as part, part.open("wb") as file:
         np.savez(file, step=state.step, recipe=json.dumps(dataclasses.asdict(recipe)), **leaves)
-        file.flush()
-        os.fsync(file.fileno())
-    written.replace(path)
 
 
 def restore(path: Path, start: TrainState, recipe: Recipe) -> TrainState:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.shift.measure import read, summaries, table
-from nvcim_jax import plots
+from nvcim_jax import files, plots
 
 __all__ = ["levels_of", "main", "of_device"]
 
@@ -49,8 +49,8 @@ def main(
         drawn = figure(records, rows)
         if drawn is not None:
             paths.append(folder / f"{name}.png")
-            paths[-1].write_bytes(plots.png(drawn))
+            files.write(paths[-1], plots.png(drawn))
     paths.append(folder / "table.md")
-    paths[-1].write_text(table(rows, columns) + "\n", encoding="utf-8")
+    files.write(paths[-1], table(rows, columns) + "\n")
     print("Written:", *paths, sep="\n  ")
     return paths

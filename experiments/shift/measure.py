@@ -3,7 +3,6 @@
 import argparse
 import csv
 import dataclasses
-import io
 import json
 import platform
 import shlex
@@ -17,7 +16,7 @@ import jax
 
 import nvcim_jax as nv
 from experiments.shift.settings import METHODS, Settings, device_list, language_model, options, streams
-from nvcim_jax import checks, pipeline, study
+from nvcim_jax import checks, files, pipeline, study
 
 __all__ = ["collect", "main", "measure", "read", "summaries", "table"]
 
@@ -64,7 +63,7 @@ def _save_cells(settings: Settings, lm: Any, folder: Path) -> None:
     methods = {name: study.method_config(memory, METHODS[name]) for name in settings.methods}
     cells = {name: pipeline.capacity(lm.config, config).cells for name, config in methods.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "cells.json", cells)
 
 
 def collect(out: Path) -> list[Record]:
@@ -79,21 +78,13 @@ def collect(out: Path) -> list[Record]:
 
 
 def _save(records: list[Record], about: Record, out: Path) -> list[Path]:
-    """Write the records and what they rest on, each file under another name first."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, [*records[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    """Write the records and what they rest on, each file whole or not at all."""
     contents = {
         "records.jsonl": "".join(json.dumps(record) + "\n" for record in records),
-        "records.csv": sink.getvalue(),
+        "records.csv": files.csv(records),
         "run.json": json.dumps(about, indent=1, default=str) + "\n",
     }
-    for name, content in contents.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / name)
-    return [out / name for name in contents]
+    return [files.write(out / name, content) for name, content in contents.items()]
 
 
 WHOLE = ("stream", "block", "instance", "queries", "cells")

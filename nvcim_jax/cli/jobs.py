@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvcim_jax import checks
+from nvcim_jax import checks, montecarlo
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.spec import Grid
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["run_shard", "submit"]
 
 
-def run_shard(made: Grid, out: str, shard: tuple[int, int], command: str, options: dict[str, Any]) -> int:
+def run_shard(made: Grid, out: str, shard: tuple[int, int], command: str, placement: montecarlo.Placement) -> int:
     """Run one shard inside a job and return the number of its points; `command` is the one that does the same."""
     from nvcim_jax.cli.sweep import run_grid
 
     folder = Path(out) / f"shard-{shard[0]:04d}-of-{shard[1]:04d}"
-    return len(run_grid(made, folder, command=command, shard=shard, options=options).points)
+    return len(run_grid(made, folder, command=command, shard=shard, placement=placement).points)
 
 
 def submit(made: Grid, options: "Options") -> int:
@@ -48,11 +48,11 @@ def submit(made: Grid, options: "Options") -> int:
     if options.slurm_partition is not None:
         limits["slurm_partition"] = options.slurm_partition
     executor.update_parameters(**limits)
-    settings = {"chunk": options.chunk, "memory_budget_mb": options.memory_budget_mb}
+    placement = montecarlo.Placement(chunk=options.chunk, memory_budget_mb=options.memory_budget_mb)
     shards = [(k, options.shards) for k in range(1, options.shards + 1)]
     with executor.batch():
         jobs = [
-            executor.submit(run_shard, made, str(options.out), shard, _command(options, shard), settings)
+            executor.submit(run_shard, made, str(options.out), shard, _command(options, shard), placement)
             for shard in shards
         ]
     print(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from nvcim_jax import checks, montecarlo
+from nvcim_jax import checks, io
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.sweep import finish
 
@@ -41,7 +41,7 @@ def main(options: Options) -> int:
         checks.fail("sources", "name one folder at least", f"{options.out} holds no shard-*")
     abouts = [json.loads((s / "sweep.json").read_text()) for s in sources if (s / "sweep.json").is_file()]
     expected = options.num_instances or max((about["num_instances"] for about in abouts), default=None)
-    found = montecarlo.merge_points(sources, options.out, num_instances=expected, rtol=options.rtol)
+    found = io.merge_points(sources, options.out, num_instances=expected, rtol=options.rtol)
     for name, merged in found.items():
         gaps = ", ".join(f"{gap.start}-{gap.stop - 1}" for gap in merged.gaps)
         if gaps:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["Options", "main", "report", "table"]
 
@@ -126,7 +126,6 @@ def _worded(row: dict[str, Any]) -> dict[str, str]:
 def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw what the records allow."""
     from nvcim_jax import plots, study
-    from nvcim_jax.montecarlo.records import write_bytes
     from nvcim_jax.plots.shift import Panel, accuracy_bars, shift_heatmaps
 
     baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in study.BASELINES}
@@ -145,7 +144,7 @@ def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], fol
     if several:
         figures["shift.png"] = shift_heatmaps([Panel(*made) for made in _panels(records, rows)])
     for name, figure in figures.items():
-        write_bytes(folder / name, plots.png(figure))
+        files.write(folder / name, plots.png(figure))
     return [folder / name for name in figures]
 
 

@@ -1,7 +1,6 @@
 """`nvcim run`: NVCiM-PT on a stream of users, from buffers to answers, on noisy chips."""
 
 import dataclasses
-import json
 import platform
 import time
 import tomllib
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["Options", "main"]
 
@@ -347,7 +346,7 @@ def _measure(
     import jax
 
     from nvcim_jax import study, tuning
-    from nvcim_jax.montecarlo.progress import progress_bar
+    from nvcim_jax.progress import progress_bar
 
     if not source.streams[0].labels:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -378,7 +377,7 @@ def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) 
     from nvcim_jax import study, tuning
     from nvcim_jax.cli import official
     from nvcim_jax.cli.tables import print_table
-    from nvcim_jax.montecarlo.progress import progress_bar
+    from nvcim_jax.progress import progress_bar
 
     if not source.task:
         return []
@@ -401,7 +400,7 @@ def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) 
             scores, paths = official.score(options.out, stream, source.task, made)
             rows, written = [*rows, *scores], [*written, *paths]
     path = options.out / "official.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    files.write_json(path, rows)
     if not source.streams[0].labels:  # the report prints it with the other table
         print_table(rows, title="Official LaMP scores, chip by chip")
     return [*written, path]
@@ -429,6 +428,4 @@ def _about(options: Options, source: Any, lm: Any, seconds: float) -> Path:
         },
         "platform": {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind},
     }
-    path = options.out / "config.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
+    return files.write_json(options.out / "config.json", content)

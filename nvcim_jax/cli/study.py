@@ -1,10 +1,7 @@
 """`nvcim study`: how far one matrix product is off on noisy chips, over many of them."""
 
-import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import json
 import math
 import os
@@ -15,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["Options", "Summary", "command", "main"]
 
@@ -319,25 +316,13 @@ def _write(found: Summary, options: Options) -> list[Path]:
     """Write all files, each whole or not at all."""
     contents = {
         "chips.jsonl": _jsonl(found.chips),
-        "chips.csv": _csv(found.chips),
+        "chips.csv": files.csv(_records(found.chips)),
         "error.png": _figure(found, options),
         "study.json": json.dumps(_about(found, options), indent=1) + "\n",
     }
     for name in FILES:
-        _write_whole(options.out / name, contents[name])
+        files.write(options.out / name, contents[name])
     return [options.out / name for name in FILES]
-
-
-def _write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name first, so that whoever looks finds all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _records(chips: dict[str, Any]) -> list[dict[str, Any]]:
@@ -348,14 +333,6 @@ def _records(chips: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _jsonl(chips: dict[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in _records(chips))
-
-
-def _csv(chips: dict[str, Any]) -> str:
-    records, sink = _records(chips), io.StringIO()
-    writer = csv.DictWriter(sink, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return sink.getvalue()
 
 
 def _figure(found: Summary, options: Options) -> bytes:

@@ -1,7 +1,6 @@
 """`nvcim sweep`: a grid of settings over device instances."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +8,15 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from nvcim_jax import checks, montecarlo
+from nvcim_jax import checks, files, io, montecarlo
 from nvcim_jax.cli import product
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.spec import Grid, read_grid
 from nvcim_jax.cli.tables import print_table
 
 __all__ = ["Options", "main", "run_grid"]
+
+AUTOMATIC = montecarlo.Placement()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def main(options: Options) -> int:
         command=command,
         shard=shard,
         half_width=options.half_width,
-        options={"chunk": options.chunk, "memory_budget_mb": options.memory_budget_mb},
+        placement=montecarlo.Placement(chunk=options.chunk, memory_budget_mb=options.memory_budget_mb),
     )
     if shard == (1, 1):
         finish(options.out, command, options.plots)
@@ -101,14 +102,13 @@ def run_grid(
     command: str,
     shard: tuple[int, int] = (1, 1),
     half_width: float | None = None,
-    options: dict[str, Any] | None = None,
+    placement: montecarlo.Placement = AUTOMATIC,
 ) -> montecarlo.Sweep:
     """Run a grid, or a shard of it, into a folder; a message on stderr says what was compiled."""
     axes, fixed = {name: list(values) for name, values in made.axes}, dict(made.fixed)
     precision = None if half_width is None else montecarlo.Precision(half_width=half_width, of="error")
-    out.mkdir(parents=True, exist_ok=True)
     about = {"command": command, "shard": shard, **dataclasses.asdict(made)}
-    (out / "sweep.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    files.write_json(files.folder("--out", out) / "sweep.json", about)
 
     def build(settings: dict[str, Any]) -> Any:
         return product.build({**fixed, **settings})
@@ -117,24 +117,22 @@ def run_grid(
         build,
         jax.random.key(made.seed),
         axes,
-        made.num_instances,
+        made.num_instances if shard == (1, 1) else montecarlo.shard_range(made.num_instances, *shard),
         traced=tuple(name for name in axes if name in product.NUMBERS),
         args=lambda settings: product.operands({**fixed, **settings}, made.seed),
-        shard=shard,
         precision=precision,
-        folder=out,
-        config={"metric": "relative error of one product", "fixed": fixed},
-        **(options or {}),
+        store=io.points(out, config={"metric": "relative error of one product", "fixed": fixed}),
+        placement=placement,
     )
-    points, programs = len(found.points), found.num_compiles
+    points, programs = len(found.points), found.num_programs
     print(f"{points} points by {programs} compiled programs, records in {out}", file=sys.stderr)
     return found
 
 
 def finish(out: Path, command: str, plots: bool) -> None:
     """Write the tables of a sweep, print the summary, and draw the figures."""
-    records, summary = montecarlo.export(out, command=command)
-    print_table(montecarlo.summary(montecarlo.read_points(out)))
+    records, summary = io.export(out, command=command)
+    print_table(io.summary(io.read_points(out)))
     print(f"every chip: {records}\nsummary: {summary}")
     if plots:
         from nvcim_jax.cli.plot import draw

@@ -10,14 +10,12 @@ is a user of its own; a folder may hold the files themselves, or a folder for ea
 """
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 from nvcim_jax.data.json_array import iterate_array
 from nvcim_jax.data.records import Record, open_text
 
@@ -225,6 +223,7 @@ def write_predictions(path: str | Path, task: str, predictions: Mapping[str, str
         ValueError: If there are no predictions, or an id comes twice.
 
     Example:
+        >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> write_predictions(Path(folder) / "preds.json", "LaMP_2M", {"200": "comedy"}).read_text()
         '{"task": "LaMP_2", "golds": [{"id": "200", "output": "comedy"}]}'
@@ -240,11 +239,4 @@ def write_predictions(path: str | Path, task: str, predictions: Mapping[str, str
     if not rows:
         checks.fail("predictions", "hold one row at least", "is empty")
     content = {"task": name, "golds": [{"id": key, "output": output} for key, output in rows.items()]}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    return files.write(path, json.dumps(content, ensure_ascii=False))

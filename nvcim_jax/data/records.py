@@ -1,5 +1,6 @@
 """One labelled text of one user, and the JSON-lines files that hold many."""
 
+import contextlib
 import dataclasses
 import gzip
 import io
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["FIELDS", "SPLITS", "Record", "open_text", "read_jsonl", "write_jsonl"]
 
@@ -117,7 +118,7 @@ def _read(path: Path) -> Iterator[Record]:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines, gzipped where the name ends in .gz, and return their number.
+    """Write records as JSON lines, whole or not at all, gzipped where the name ends in .gz, and return their number.
 
     Args:
         path: The file to write; its folder must exist.
@@ -129,12 +130,15 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
     path = Path(path)
     checks.file("path", path.parent, folder=True)
     number = 0
-    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(stack.enter_context(files.replacing(path)).open("wb"))
+        if path.suffix == ".gz":  # neither a name nor a time inside: the same records are the same bytes
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         for record in records:
             clash = sorted(set(FIELDS) & set(record.extra))
             if clash:
                 checks.fail("records", f"leave {', '.join(FIELDS)} out of `extra`", f"{record.id} has {clash[0]} there")
             row = {name: getattr(record, name) for name in FIELDS} | dict(record.extra)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             number += 1
     return number

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 from nvcim_jax.models.hf_config import config_to_hf
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.load import LM
@@ -86,6 +86,6 @@ def save(folder: str | Path, lm: LM, *, dtype: Any = None) -> None:
 
     plan = {name: (target, found[0][1].tensor_shape) for name, found in sorted(parts.items())}
     write_tensors(folder / "model.safetensors", plan, make)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    files.write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(str(folder))

@@ -10,7 +10,6 @@ References:
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 
 __all__ = ["Tensor", "find_tensors", "read_rows", "write_tensors"]
 
@@ -177,8 +176,7 @@ def write_tensors(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with files.replacing(path) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, (dtype, shape) in plan.items():
             written = 0
@@ -186,4 +184,3 @@ def write_tensors(
                 written += file.write(np.ascontiguousarray(piece, dtype).view(np.uint8).data)
             if written != math.prod(shape) * dtype.itemsize:
                 checks.fail(name, f"have shape {shape} in {dtype}", f"came to {written} bytes")
-    os.replace(part, path)

@@ -10,8 +10,8 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval, yield_interval
-from nvcim_jax.montecarlo.progress import Advance, progress_bar
 from nvcim_jax.montecarlo.runner import run
+from nvcim_jax.progress import Advance, progress_bar
 
 __all__ = ["Tolerance", "tolerance"]
 
@@ -67,7 +67,7 @@ def tolerance(
         resolution: Width of the final bracket, as a fraction of high - low.
         level: Confidence of `low` and `high` of the result.
         progress: See `run`.
-        **options: `chunk`, `mapping`, `mesh`, `memory_budget_mb` of `run`.
+        **options: `placement` of `run`.
 
     Returns:
         `Tolerance`.

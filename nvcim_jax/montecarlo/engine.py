@@ -19,7 +19,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +29,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nvcim_jax import checks
+from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.types import PyTree
 
-__all__ = ["MAPPINGS", "Chunk", "compiled_map", "instance_mesh", "stream", "structure"]
+__all__ = ["Chunk", "compiled_map", "instance_mesh", "program", "stream", "structure"]
 
-MAPPINGS = ("auto", "loop", "vmap")
 _MOST_IN_LOOP = 4096
 _MOST_IN_VMAP = 256
 _TARGET_CALL_S = 0.25
@@ -198,7 +198,8 @@ def _platform(key: jax.Array, mesh: Mesh | None) -> str:
     return device.platform
 
 
-def _plan(key: jax.Array, chunk: int | None, mapping: str, mesh: Mesh | None) -> _Plan:
+def _plan(key: jax.Array, placement: Placement) -> _Plan:
+    mesh, mapping, chunk = placement.mesh, placement.mapping, placement.chunk
     if mapping == "auto":
         mapping = "loop" if _platform(key, mesh) == "cpu" else "vmap"
     if mesh is None:
@@ -210,17 +211,56 @@ def _plan(key: jax.Array, chunk: int | None, mapping: str, mesh: Mesh | None) ->
     return _Plan(mapping, grid, chunk or (most if adapt or mapping == "vmap" else 64), adapt)
 
 
-def structure(
-    fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...], chunk: int | None, mapping: str, mesh: Mesh | None
-) -> PyTree:
+def structure(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...], placement: Placement) -> PyTree:
     """Return the tree of one chunk's shapes, from the trace that the run itself uses."""
-    plan = _plan(key, chunk, mapping, mesh)
+    fn, plan = _identified(fn), _plan(key, placement)
     ids = np.zeros(plan.mesh.shape["instance"], np.uint32)
-    if mesh is not None:
+    if placement.mesh is not None:
         key, args = _place((key, args), plan.mesh, P())
     if jax.process_count() > 1:
         ids = _place(ids, plan.mesh, P("instance"))
     return compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).eval_shape(key, ids, ids, args)
+
+
+def program(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...]) -> Any:
+    """Return the jaxpr of one instance, `(key, id, args) -> values`, with its constants."""
+
+    def one(key: jax.Array, instance: jax.Array, args: tuple[Any, ...]) -> PyTree:
+        return fn(jax.random.fold_in(key, instance), *args)
+
+    return jax.make_jaxpr(one)(jax.random.clone(key), np.uint32(0), args)
+
+
+class _Bound(NamedTuple):
+    """A partial function that equals another one of the same function and settings."""
+
+    fn: Callable[..., PyTree]
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any) -> PyTree:
+        return self.fn(*self.args, *args, **dict(self.options))
+
+
+def _identified(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return `fn` as something by which its compiled map is found again.
+
+    A `functools.partial` is told apart by what it binds where that can be compared, so that it may be made anew for
+    every run; a function is itself, and what cannot be hashed (a specification that is used as a function) gets an
+    identity of its own.
+    """
+    if isinstance(fn, functools.partial):
+        bound = _Bound(fn.func, fn.args, tuple(sorted(fn.keywords.items())))
+        fn = bound if _hashable(bound) else fn
+    return fn if _hashable(fn) else functools.partial(fn)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _next_count(count: int, elapsed_s: float, plan: _Plan) -> int:
@@ -264,10 +304,7 @@ def stream(
     ids: range,
     *,
     args: tuple[Any, ...] = (),
-    chunk: int | None = None,
-    mapping: str = "auto",
-    mesh: Mesh | None = None,
-    memory_budget_mb: float = 1024.0,
+    placement: Placement = CHOSEN,
 ) -> Iterator[Chunk]:
     """Compute the instances `ids` in order and yield them chunk by chunk; the arguments are those of `run`.
 
@@ -278,12 +315,10 @@ def stream(
     Yields:
         `Chunk` of host arrays.
     """
-    if not isinstance(fn, Hashable):  # a specification used as a function; the partial has an identity
-        fn = functools.partial(fn)
-    plan = _plan(key, chunk, mapping, mesh)
-    if mesh is not None:
+    fn, plan = _identified(fn), _plan(key, placement)
+    if placement.mesh is not None:
         key, args = _place((key, args), plan.mesh, P())
-    plan = _fit(fn, plan, key, args, memory_budget_mb)
+    plan = _fit(fn, plan, key, args, placement.memory_budget_mb)
     devices = plan.mesh.shape["instance"]
     count = devices * (min(plan.chunk, 4) if plan.adapt else plan.chunk)
     first = ids.start

@@ -11,7 +11,7 @@ real numbers there (`crossbar.Bits`).
 """
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +113,7 @@ def sensitivity(
         params: Tree of float arrays, such as a device's sigma of each level, or {"drift_time_s": ...}.
         args: Further arguments, not differentiated.
         quantiles: Levels in (0, 1).
-        **options: `chunk`, `mapping`, `mesh`, `memory_budget_mb`, `folder`, `config`, `progress` of `run`.
+        **options: `placement`, `store`, `progress` of `run`.
 
     Returns:
         `Sensitivity`, in float64.
@@ -129,7 +129,7 @@ def sensitivity(
     """
     checks.number("quantiles", np.asarray(quantiles), low=1e-9, high=1 - 1e-9)
     params = jax.tree.map(lambda p: jnp.asarray(p, float), params)
-    metric = _with_gradient(fn if isinstance(fn, Hashable) else functools.partial(fn))
+    metric = functools.partial(_with_gradient, fn)
     stats = run(metric, key, num_instances, args=(params, *args), quantiles=quantiles, **options)
     values = stats.values["value"]
     good = finite_instances(stats.values)
@@ -153,17 +153,13 @@ def sensitivity(
     return Sensitivity(own, mean, error, stacked(0), stacked(1), elasticity)
 
 
-@functools.lru_cache(maxsize=32)  # the same function again is the same program again
-def _with_gradient(fn: Callable[..., jax.Array]) -> Callable[..., dict[str, PyTree]]:
-    def both(key: jax.Array, params: PyTree, *args: Any) -> dict[str, PyTree]:
-        def metric(p: PyTree) -> jax.Array:
-            value = fn(key, p, *args)
-            if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-                found = f"returns shape {jnp.shape(value)} of {value.dtype}"
-                checks.fail("fn", "return one float number to be differentiated", found)
-            return value
+def _with_gradient(fn: Callable[..., jax.Array], key: jax.Array, params: PyTree, *args: Any) -> dict[str, PyTree]:
+    def metric(p: PyTree) -> jax.Array:
+        value = fn(key, p, *args)
+        if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            found = f"returns shape {jnp.shape(value)} of {value.dtype}"
+            checks.fail("fn", "return one float number to be differentiated", found)
+        return value
 
-        value, gradient = jax.value_and_grad(metric)(params)
-        return {"value": value, "gradient": gradient}
-
-    return both
+    value, gradient = jax.value_and_grad(metric)(params)
+    return {"value": value, "gradient": gradient}

@@ -1,20 +1,18 @@
 """Run a metric over many device instances and return its statistics."""
 
+import contextlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo import sketch
-from nvcim_jax.montecarlo.engine import MAPPINGS, Chunk, stream
-from nvcim_jax.montecarlo.progress import Advance, progress_bar
-from nvcim_jax.montecarlo.resume import saved_stream
+from nvcim_jax.montecarlo.engine import Chunk
+from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.montecarlo.statistics import (
     Moments,
     Stats,
@@ -24,7 +22,9 @@ from nvcim_jax.montecarlo.statistics import (
     stats_of_moments,
     stats_of_values,
 )
-from nvcim_jax.types import PyTree
+from nvcim_jax.montecarlo.stored import instances
+from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.types import PyTree, Store
 
 __all__ = ["QUANTILES", "check_run", "run"]
 
@@ -46,19 +46,9 @@ def _check_key(key: Any) -> None:
 
 
 def check_run(
-    fn: Any,
-    key: Any,
-    num_instances: Any,
-    *,
-    args: Any = (),
-    first_instance: Any = 0,
-    chunk: Any = None,
-    mapping: Any = "auto",
-    mesh: Any = None,
-    memory_budget_mb: Any = 1024.0,
-    quantiles: Any = QUANTILES,
-) -> None:
-    """Check the arguments of a run before anything is traced.
+    fn: Any, key: Any, num_instances: Any, *, args: Any = (), quantiles: Any = QUANTILES, placement: Any = CHOSEN
+) -> range:
+    """Check the arguments of a run before anything is traced, and return the ids that it asks for.
 
     Raises:
         ValueError: If one is wrong; the message names it, what it must be, and the fix.
@@ -66,23 +56,30 @@ def check_run(
     if not callable(fn):
         checks.fail("fn", "be a function of (key, *args)", f"is {type(fn).__name__}")
     _check_key(key)
-    checks.integer("num_instances", num_instances, high=_MOST_IDS)
-    checks.integer("first_instance", first_instance, low=0, high=_MOST_IDS - num_instances)
-    if chunk is not None:
-        checks.integer("chunk", chunk, fix="Use None to have it chosen from the memory budget.")
-    checks.choice("mapping", mapping, MAPPINGS)
-    checks.number("memory_budget_mb", memory_budget_mb, low=0.0, low_open=True, unit="MiB")
+    ids = _ids(num_instances)
     for level in quantiles:
         checks.number("quantiles", level, low=0.0, high=1.0)
     if not isinstance(args, tuple):
         checks.fail("args", "be a tuple", f"is {type(args).__name__}", "For one argument write args=(x,).")
     for leaf in jax.tree.leaves(args):
         if not isinstance(leaf, int | float | complex | np.ndarray | np.generic | jax.Array):
-            fix = "Bind other things to `fn` with functools.partial, once."
+            fix = "Bind other things to `fn` with functools.partial."
             checks.fail("args", "hold arrays and numbers only", f"holds a {type(leaf).__name__}", fix)
-    if mesh is not None and (not isinstance(mesh, Mesh) or "instance" not in mesh.axis_names):
-        found = f"has axes {mesh.axis_names}" if isinstance(mesh, Mesh) else f"is {type(mesh).__name__}"
-        checks.fail("mesh", 'have an axis "instance"', found, "Make it with montecarlo.instance_mesh().")
+    if not isinstance(placement, Placement):
+        fix = "Write montecarlo.Placement(chunk=..., mesh=...)."
+        checks.fail("placement", "be a Placement", f"is {type(placement).__name__}", fix)
+    return ids
+
+
+def _ids(num_instances: Any) -> range:
+    if not isinstance(num_instances, range):
+        checks.integer("num_instances", num_instances, high=_MOST_IDS)
+        return range(num_instances)
+    if not len(num_instances) or num_instances.step != 1 or not 0 <= num_instances.start < num_instances.stop:
+        checks.fail("num_instances", "be a range of ids that rise by 1", f"is {num_instances}")
+    if num_instances.stop > _MOST_IDS:
+        checks.fail("num_instances", f"hold ids below {_MOST_IDS}", f"is {num_instances}")
+    return num_instances
 
 
 class _Collector(NamedTuple):
@@ -136,20 +133,14 @@ def _keep_moments(num_instances: int) -> _Collector:
 def run(
     fn: Callable[..., PyTree],
     key: jax.Array,
-    num_instances: int,
+    num_instances: int | range,
     *,
     args: tuple[Any, ...] = (),
-    first_instance: int = 0,
-    chunk: int | None = None,
-    mapping: str = "auto",
-    mesh: Mesh | None = None,
-    memory_budget_mb: float = 1024.0,
     quantiles: tuple[float, ...] = QUANTILES,
     keep_values: bool = True,
+    placement: Placement = CHOSEN,
     progress: bool | Advance | None = None,
-    folder: str | Path | None = None,
-    config: Any = None,
-    save_every_s: float = 10.0,
+    store: Store | None = None,
 ) -> Stats:
     """Run a metric over device instances: instance i is `fn(fold_in(key, i), *args)`.
 
@@ -157,36 +148,31 @@ def run(
     `mapping="loop"` (a CPU's default), within float rounding with "vmap", whose products are batched.
 
     `fn` is compiled once for a shape of `args`, whatever the key, the number of instances and the numbers in `args`.
-    The compiled function is found again by the identity of `fn`: define it once, outside a loop, and pass what
-    changes, and every large array, in `args` (a closed-over array becomes a constant of the program).
+    The compiled function is found again by the identity of `fn` (a `functools.partial` by what it binds): define it
+    once, outside a loop, and pass what changes, and every large array, in `args` (a closed-over array becomes a
+    constant of the program).
 
     Args:
         fn: Metric of one instance, `fn(key, *args)`, returning a number or any tree of real arrays. May be jitted.
         key: One JAX random key.
-        num_instances: Number of instances, at least 1.
+        num_instances: Number of instances, at least 1, with the ids from 0 on; or the range of ids itself.
         args: Arrays and numbers passed on to `fn`, traced.
-        first_instance: Id of the first instance; ids `first_instance .. first_instance + num_instances - 1` are run.
-        chunk: Instances that a device holds in one call; None chooses from the memory budget.
-        mapping: "loop", "vmap", or "auto": a loop on a CPU, vmap elsewhere.
-        mesh: Mesh with an axis "instance" to spread the instances over; None is the one device of `key`.
-        memory_budget_mb: MiB that one call may take on a device beyond the arguments (temporaries and outputs), held
-            against the compiler's own analysis.
         quantiles: Levels in [0, 1].
         keep_values: Whether all values are kept; without them quantiles come from a sketch (relative error 2^-12)
             and memory does not grow with `num_instances`.
+        placement: Chunk, mapping, mesh and memory budget: what never changes a value.
         progress: True shows a progress bar on stderr, None only when it is a terminal; never in the first 2 s.
             A function is called with the number of instances done and a note.
-        folder: Folder to save finished chunks in, and to go on from after a kill; the same values as without a break.
-        config: Settings kept with the records; a folder made with others is refused, with the difference shown.
-        save_every_s: Seconds between files of records; 0 saves every chunk.
+        store: Where instances are kept, such as `nvcim_jax.io.folder("runs/x")`: a run that was killed goes on from
+            there, with the same values as without a break. What is there of another run is refused.
 
     Returns:
         `Stats`, in float64 on the host.
 
     Raises:
         ValueError: If an argument is wrong, `fn` returns no real array, one instance exceeds the memory budget, or
-            `folder` holds another run or is in use.
-        OSError: If the disk is full; finished chunks stay.
+            `store` holds another run or is in use.
+        OSError: If the disk refuses to keep instances; those kept before stay.
 
     Example:
         >>> stats = run(lambda key, sigma: sigma * jax.random.normal(key) ** 2, jax.random.key(0), 10_000, args=(2.0,))
@@ -195,28 +181,11 @@ def run(
         >>> stats.values.shape, stats.num_nonfinite
         ((10000,), 0)
     """
-    check_run(
-        fn,
-        key,
-        num_instances,
-        args=args,
-        first_instance=first_instance,
-        chunk=chunk,
-        mapping=mapping,
-        mesh=mesh,
-        memory_budget_mb=memory_budget_mb,
-        quantiles=quantiles,
-    )
-    ids = range(first_instance, first_instance + num_instances)
-    options: dict[str, Any] = {"chunk": chunk, "mapping": mapping, "mesh": mesh}
-    options |= {"memory_budget_mb": memory_budget_mb, "args": args}
-    if folder is None:
-        parts = stream(fn, key, ids, **options)
-    else:
-        parts = saved_stream(fn, key, ids, folder, config=config, save_every_s=save_every_s, **options)
-    collected = _keep_values(num_instances) if keep_values else _keep_moments(num_instances)
+    ids = check_run(fn, key, num_instances, args=args, quantiles=quantiles, placement=placement)
+    collected = _keep_values(len(ids)) if keep_values else _keep_moments(len(ids))
     seen = Moments(0, None, None)
-    with progress_bar(num_instances, progress) as advance:
+    parts = instances(fn, key, ids, args=args, placement=placement, store=store)
+    with contextlib.closing(parts), progress_bar(len(ids), progress) as advance:
         for part in parts:
             collected.add(part)
             seen = _running(seen, part)

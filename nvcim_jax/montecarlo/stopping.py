@@ -12,22 +12,20 @@ A rule that stops because a difference is *significant* would need other interva
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from nvcim_jax import checks
-from nvcim_jax.montecarlo import records
-from nvcim_jax.montecarlo.engine import stream
+from nvcim_jax.montecarlo.columns import columns
 from nvcim_jax.montecarlo.intervals import Interval, mean_interval, quantile_interval, yield_interval
-from nvcim_jax.montecarlo.progress import Advance, progress_bar
-from nvcim_jax.montecarlo.resume import saved_stream
+from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.montecarlo.runner import QUANTILES, check_run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
-from nvcim_jax.types import PyTree
+from nvcim_jax.montecarlo.stored import instances
+from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.types import PyTree, Store
 
 __all__ = ["KINDS", "Precision", "Reached", "interval", "next_look", "paired", "run_until"]
 
@@ -155,15 +153,10 @@ def run_until(
     *,
     max_instances: int = 1_000_000,
     args: tuple[Any, ...] = (),
-    chunk: int | None = None,
-    mapping: str = "auto",
-    mesh: Mesh | None = None,
-    memory_budget_mb: float = 1024.0,
     quantiles: tuple[float, ...] = QUANTILES,
+    placement: Placement = CHOSEN,
     progress: bool | Advance | None = None,
-    folder: str | Path | None = None,
-    config: Any = None,
-    save_every_s: float = 10.0,
+    store: Store | None = None,
 ) -> Reached:
     """Run instances until the interval of a mean, a quantile or a yield is narrow enough.
 
@@ -173,15 +166,10 @@ def run_until(
         precision: What must be known, and how well.
         max_instances: Give up after so many.
         args: As in `run`, and so are all further ones.
-        chunk: See `run`.
-        mapping: See `run`.
-        mesh: See `run`.
-        memory_budget_mb: See `run`.
         quantiles: See `run`.
+        placement: See `run`.
         progress: See `run`.
-        folder: See `run`; a run that was killed goes on to the same stop.
-        config: See `run`.
-        save_every_s: See `run`.
+        store: See `run`; a run that was killed goes on to the same stop.
 
     Returns:
         `Reached`: the interval, whether it is narrow enough, the looks, and the statistics.
@@ -198,10 +186,7 @@ def run_until(
         Chow and Robbins (1965), On the asymptotic theory of fixed-width sequential confidence intervals for the mean.
         Geertsema (1970), Sequential confidence intervals based on rank tests.
     """
-    options: dict[str, Any] = {"chunk": chunk, "mapping": mapping, "mesh": mesh}
-    options |= {"memory_budget_mb": memory_budget_mb, "args": args}
-    check_run(fn, key, max_instances, quantiles=quantiles, **options)
-    saved = {"config": config, "save_every_s": save_every_s}
+    check_run(fn, key, max_instances, args=args, quantiles=quantiles, placement=placement)
     parts: list[PyTree] = []
     looks: list[int] = []
     found, num = None, 0
@@ -210,12 +195,7 @@ def run_until(
             wanted = min(next_look(found, num, precision), max_instances)
             if wanted == num:
                 break
-            ids = range(num, wanted)
-            new = (
-                stream(fn, key, ids, **options)
-                if folder is None
-                else saved_stream(fn, key, ids, folder, **saved, **options)
-            )
+            new = instances(fn, key, range(num, wanted), args=args, placement=placement, store=store)
             for part in new:
                 parts.append(part.values)
                 advance(part.num, "" if found is None else f"± {found.half_width:.2g}")
@@ -229,7 +209,7 @@ def run_until(
 
 
 def _selected(values: PyTree, name: str) -> np.ndarray:
-    named = records.columns(values)
+    named = columns(values)
     checks.choice("of", name, named)
     if named[name].ndim != 1:
         checks.fail("of", "name a scalar of each instance", f"names values of shape {named[name].shape[1:]}")

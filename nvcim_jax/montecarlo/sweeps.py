@@ -1,9 +1,7 @@
 """A grid of settings, every point over the same chips; axes that are numbers share one compiled program."""
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +9,13 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval
-from nvcim_jax.montecarlo.progress import Advance, progress_bar
-from nvcim_jax.montecarlo.runner import QUANTILES, run
+from nvcim_jax.montecarlo.runner import check_run, run
 from nvcim_jax.montecarlo.statistics import Stats
 from nvcim_jax.montecarlo.stopping import Precision, run_until
-from nvcim_jax.types import PyTree
+from nvcim_jax.progress import progress_bar
+from nvcim_jax.types import PyTree, Store
 
-__all__ = ["Point", "Sweep", "grid", "point_name", "shard_range", "sweep"]
+__all__ = ["Point", "Sweep", "grid", "shard_range", "sweep"]
 
 Metric = Callable[..., PyTree]
 Settings = dict[str, Any]
@@ -32,10 +30,10 @@ class Point(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """All points in the order of the grid, and how many programs were compiled for them."""
+    """All points in the order of the grid, and how many programs serve them."""
 
     points: tuple[Point, ...]
-    num_compiles: int
+    num_programs: int
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
@@ -56,17 +54,6 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
     return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
-def point_name(settings: Settings) -> str:
-    """Return the folder name of a point, from its settings alone, so that a grid may grow.
-
-    Example:
-        >>> point_name({"sigma": 0.1, "device": "FeFET6"})
-        'device=FeFET6,sigma=0.1'
-    """
-    parts = (f"{name}={settings[name]}" for name in sorted(settings))
-    return re.sub(r"[^\w=.,+-]", "_", ",".join(parts)) or "point"
-
-
 def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
     """Return the ids of shard 1 .. num_shards; sizes are equal within one, and together they are all.
 
@@ -85,16 +72,12 @@ def sweep(
     build: Callable[[Settings], Metric],
     key: jax.Array,
     axes: Mapping[str, Sequence[Any]],
-    num_instances: int,
+    num_instances: int | range,
     *,
     traced: Sequence[str] = (),
     args: tuple[Any, ...] | Callable[[Settings], tuple[Any, ...]] = (),
-    shard: tuple[int, int] = (1, 1),
     precision: Precision | None = None,
-    quantiles: tuple[float, ...] = QUANTILES,
-    progress: bool | Advance | None = None,
-    folder: str | Path | None = None,
-    config: Any = None,
+    store: Callable[[Settings], Store] | None = None,
     **options: Any,
 ) -> Sweep:
     """Run a metric over a grid of settings.
@@ -115,19 +98,16 @@ def sweep(
             traced settings in the dictionary `numbers` (float32 scalars).
         key: One JAX random key, the same for every point.
         axes: Name to list of values; the last axis changes fastest.
-        num_instances: Instances of each point; the most of them, where `precision` is given.
+        num_instances: Instances of each point, or the range of their ids (`shard_range`); the most of them, where
+            `precision` is given.
         traced: Names of the axes that are numbers.
         args: Arrays passed on to the metric, or a function that makes them from a point's settings.
-        shard: (k, n): run the k-th of n ranges of instance ids.
-        precision: Stop each point when this is known; not with shards.
-        quantiles: Levels in [0, 1].
-        progress: See `run`.
-        folder: Folder for the records: one folder a point under `points/`, resumed as by `run`.
-        config: Settings common to all points, kept with each.
-        **options: `chunk`, `mapping`, `mesh`, `memory_budget_mb`, `save_every_s` of `run`.
+        precision: Stop each point when this is known; not with a range of ids.
+        store: Where the instances of a point are kept, from its settings, such as `nvcim_jax.io.points("runs/x")`.
+        **options: `quantiles`, `placement`, `progress` of `run`.
 
     Returns:
-        `Sweep`: the points and the number of programs compiled.
+        `Sweep`: the points and the number of programs that serve them.
 
     Raises:
         ValueError: If an axis is empty, a traced value is not a finite number, or an argument of `run` is wrong.
@@ -135,52 +115,40 @@ def sweep(
     Example:
         >>> found = sweep(lambda settings: lambda key, numbers: numbers["sigma"] * jax.random.normal(key) ** 2,
         ...               jax.random.key(0), {"sigma": [0.1, 0.2, 0.4]}, 2000, traced=("sigma",))
-        >>> [f"{p.stats.mean / p.settings['sigma']:.1f}" for p in found.points], found.num_compiles  # E[N^2] = 1
+        >>> [f"{p.stats.mean / p.settings['sigma']:.1f}" for p in found.points], found.num_programs  # E[N^2] = 1
         (['1.0', '1.0', '1.0'], 1)
         >>> methods = {"plain": lambda z: z, "clipped": lambda z: jnp.clip(z, -1, 1)}
         >>> found = sweep(lambda s: lambda key, n: jnp.abs(n["sigma"] * methods[s["method"]](jax.random.normal(key))),
         ...               jax.random.key(0), {"method": [*methods], "sigma": [0.1, 0.2]}, 500, traced=("sigma",))
         >>> plain, _, clipped, _ = (point.stats.values for point in found.points)
-        >>> found.num_compiles, bool((plain >= clipped).all())  # chip by chip
+        >>> found.num_programs, bool((plain >= clipped).all())  # chip by chip
         (2, True)
     """
     points = grid(axes)
     _check_traced(axes, traced)
-    ids = shard_range(num_instances, *shard)
-    if precision is not None and shard != (1, 1):
-        checks.fail("precision", "be None with shards", "is given", "A shard does not know the others' values.")
-    traces: list[Settings] = []
+    if precision is not None and isinstance(num_instances, range):
+        checks.fail("precision", "be None with a range of ids", "is given", "A shard does not know the others' values.")
+    ids = check_run(build, key, num_instances)
+    programs: set[tuple[str, str]] = set()
     metrics: dict[str, Metric] = {}
     done: list[Point] = []
-    common = {"quantiles": quantiles, **options}
-    with progress_bar(len(points) * len(ids), progress, f"{len(points)} points") as advance:
+    with progress_bar(len(points) * len(ids), options.pop("progress", None), f"{len(points)} points") as advance:
         for settings in points:
             static = {name: value for name, value in settings.items() if name not in traced}
-            name = point_name(static)
+            name = repr(static)
             if name not in metrics:
-                metrics[name] = _counted(build(static), static, traces)
+                metrics[name] = build(static)
             numbers = {n: jnp.float32(settings[n]) for n in axes if n in traced}
-            here = None if folder is None else Path(folder) / "points" / point_name(settings)
-            about = {"settings": settings, "common": config}
             arrays = args(settings) if callable(args) else args
-            call = {"args": (numbers, *arrays), "folder": here, "config": about, "progress": advance, **common}
+            programs.add((name, str(jax.eval_shape(lambda *given: given, numbers, arrays))))
+            where = None if store is None else store(settings)
+            call = {"args": (numbers, *arrays), "store": where, "progress": advance, **options}
             if precision is None:
-                stats = run(metrics[name], key, len(ids), first_instance=ids.start, **call)
-                done.append(Point(settings, stats, None))
+                done.append(Point(settings, run(metrics[name], key, num_instances, **call), None))
             else:
-                found = run_until(metrics[name], key, precision, max_instances=num_instances, **call)
+                found = run_until(metrics[name], key, precision, max_instances=len(ids), **call)
                 done.append(Point(settings, found.stats, found.interval))
-    return Sweep(tuple(done), len(traces))
-
-
-def _counted(metric: Metric, static: Settings, traces: list[Settings]) -> Metric:
-    """Note each trace: a program is traced once, when it is compiled."""
-
-    def counted(key: jax.Array, *args: Any) -> PyTree:
-        traces.append(static)
-        return metric(key, *args)
-
-    return counted
+    return Sweep(tuple(done), len(programs))
 
 
 def _check_traced(axes: Mapping[str, Sequence[Any]], traced: Sequence[str]) -> None:

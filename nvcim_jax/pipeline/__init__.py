@@ -14,7 +14,6 @@ from nvcim_jax.pipeline.objective import (
     trainable,
     with_trained,
 )
-from nvcim_jax.pipeline.saving import load_state, save_state
 from nvcim_jax.pipeline.stages import (
     AnswerInfo,
     Buffer,
@@ -57,7 +56,6 @@ __all__ = [
     "init",
     "insert",
     "label_candidates",
-    "load_state",
     "make_buffer",
     "make_examples",
     "make_queries",
@@ -68,7 +66,6 @@ __all__ = [
     "program_store",
     "read_prompts",
     "retrieve",
-    "save_state",
     "search",
     "text_features",
     "through_cells",

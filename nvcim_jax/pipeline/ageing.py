@@ -34,7 +34,7 @@ def drift_state(state: State, t_s: Num[ArrayLike, ""], *, config: Config) -> Sta
     Raises:
         ValueError: If the device does not drift, or the time is negative.
 
-    Example: see `nvcim_jax.pipeline.load_state`.
+    Example: see `nvcim_jax.io.load_state`.
     """
     device = _drifting(state)
     checks.number("t_s", t_s, low=0.0, unit="s")
@@ -59,7 +59,7 @@ def compensate_state(key: Key, state: State, *, config: Config) -> State:
     Raises:
         ValueError: If the device does not drift.
 
-    Example: see `nvcim_jax.pipeline.load_state`.
+    Example: see `nvcim_jax.io.load_state`.
 
     References:
         V. Joshi et al., Nature Communications 11, 2473 (2020), "Drift compensation".

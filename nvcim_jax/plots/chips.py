@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure, style
 
 __all__ = ["Records", "band", "ecdf", "load", "number_axes", "violin", "yield_curve"]
@@ -92,7 +92,8 @@ def _save(figure: Any, axes: Any, records: Records, path: Path, curves: int) -> 
         if curves > 1:
             axes.legend(ncols=1 + curves // 13)
         source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
-        figure.savefig(path, format="png", metadata={"Software": None, "Source": source})
+        with files.replacing(path) as part:
+            figure.savefig(part, format="png", metadata={"Software": None, "Source": source})
     return path
 
 

@@ -1,22 +1,17 @@
 """A study in a folder: every finished unit is kept, and a second call goes on where the first one stopped."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nvcim_jax import checks, devices
+from nvcim_jax import checks, devices, files, io
 from nvcim_jax.models import LM
-from nvcim_jax.montecarlo.fingerprint import difference, fingerprint
-from nvcim_jax.montecarlo.records import locked, write_bytes
 from nvcim_jax.study.measure import Record, measure
 from nvcim_jax.study.plan import DIGITAL, Unit, plan
-from nvcim_jax.types import Key
+from nvcim_jax.types import Key, Work
 
 __all__ = ["read", "run"]
 
@@ -82,7 +77,8 @@ def _about(key: Key, streams: Sequence[Any], lm: LM, device_list: Sequence[devic
     settings["train_device"] = None if settings.get("train_device") is None else settings["train_device"].name
     settings["baselines"] = list(settings.get("baselines", ()))
     settings["streams"] = {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams}
-    return fingerprint(settings, key, (lm.params, tuple(device_list), options.get("train_device")))
+    args = (lm.params, tuple(device_list), options.get("train_device"))
+    return io.fingerprint(settings, Work(None, key, args))
 
 
 def _digest(stream: Any) -> str:
@@ -106,21 +102,8 @@ def _fields_of_all(methods: Any) -> Any:
     return None if methods is None else {name: dataclasses.asdict(method) for name, method in methods.items()}
 
 
-def _append(path: Path, records: list[Record]) -> None:
-    """Add the records of one unit in one write, on the disk before it returns."""
-    content = "".join(json.dumps(record) + "\n" for record in records)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _csv(records: list[Record]) -> bytes:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, [*records[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return sink.getvalue().encode()
+def _lines(records: list[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def run(
@@ -152,33 +135,32 @@ def run(
         ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
             of `measure` is wrong.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.folder("folder", folder)
     path, about = folder / RECORDS, _about(key, streams, lm, device_list, options)
-    with locked(folder):
+    with io.locked(folder):
         _same_study(folder / "study.json", about)
         wanted = _numbers(streams, device_list, options)
         done = _finished(path, wanted)
-        write_bytes(path, "".join(json.dumps(record) + "\n" for record in done).encode())
+        files.write(path, _lines(done))
         advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
         advance(len(skip), "already there")
         part: list[Record] = []
         for record in measure(key, streams, lm, device_list, skip=skip, advance=advance, **options):
             part.append(record)
             if len(part) == wanted[_unit(record)]:
-                _append(path, part)
+                files.append(path, _lines(part))
                 part = []
         order = {unit: i for i, unit in enumerate(wanted)}
         records = sorted(_whole_lines(path), key=lambda record: order[_unit(record)])
-        write_bytes(path, "".join(json.dumps(record) + "\n" for record in records).encode())
-        write_bytes(folder / "records.csv", _csv(records))
+        files.write(path, _lines(records))
+        files.write(folder / "records.csv", files.csv(records))
     return records
 
 
 def _same_study(path: Path, about: Any) -> None:
     if not path.is_file():
-        write_bytes(path, json.dumps(about, indent=1).encode())
-    differing = difference(json.loads(path.read_text(encoding="utf-8")), about)
+        files.write_json(path, about)
+    differing = io.difference(json.loads(path.read_text(encoding="utf-8")), about)
     if differing:
         found = f"differs in {'; '.join(differing[:6])}: {path.parent}"
         checks.fail("folder", "hold the same study", found, "Use another folder, or go back to those settings.")

@@ -354,7 +354,7 @@ def _method(bench: _Bench, unit: Unit, device: devices.Device | None, trained_on
             fn,
             _keys(bench)[1],
             range(num),
-            chunk=min(num, _CHIPS),
+            placement=montecarlo.Placement(chunk=min(num, _CHIPS)),
             args=(store, curvatures[block], features, asked, device),
         )
         known = bench.made.setdefault((name, block, unit.device, unit.sigma, method.mitigation), {})

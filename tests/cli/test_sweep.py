@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nvcim_jax import cli, montecarlo
+from nvcim_jax import cli, io, montecarlo
 from nvcim_jax.cli import product
 from nvcim_jax.cli.spec import read_grid
 
@@ -25,7 +25,7 @@ def _main(words: str) -> int:
 
 
 def _values(folder: Path) -> dict[str, np.ndarray]:
-    points = montecarlo.read_points(folder)
+    points = io.read_points(folder)
     return {json.dumps(settings): table.columns["error"] for settings, table in points}
 
 
@@ -104,7 +104,7 @@ def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.Ca
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     assert "8 points by 4 compiled programs" in capsys.readouterr().err
-    points = {(s["mitigation"], s["drift_time_s"]): t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    points = {(s["mitigation"], s["drift_time_s"]): t.columns["error"] for s, t in io.read_points(tmp_path)}
     for mitigation in ("column_factors", "drift_compensation"):
         difference = points["none", 1e7] - points[mitigation, 1e7]
         assert difference.mean() > 5 * difference.std(ddof=1) / len(difference) ** 0.5
@@ -117,7 +117,7 @@ def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: 
         "--set device=Gaussian --set matrix_rows=64 --set matrix_cols=16 --set batch=4 --num-instances 50"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
-    points = {(s["mitigation"], s["verified_share"]): t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    points = {(s["mitigation"], s["verified_share"]): t.columns["error"] for s, t in io.read_points(tmp_path)}
     plain = points["none", 0.0]
     np.testing.assert_allclose(points["write_verify", 0.0], plain, rtol=1e-5)
     # the noise is linear where nothing is clipped: a fifth of it, chip by chip
@@ -130,7 +130,7 @@ def test_converters_are_calibrated_where_the_range_asks_for_it(tmp_path: Path) -
         "--set matrix_cols=16 --set batch=4 --num-instances 5"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
-    points = {s["adc_range"]: t.columns["error"] for s, t in montecarlo.read_points(tmp_path)}
+    points = {s["adc_range"]: t.columns["error"] for s, t in io.read_points(tmp_path)}
     assert points["calibrated"].mean() < 0.3 * points["max"].mean()
 
 

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvcim_jax import montecarlo
-from nvcim_jax.montecarlo import records
+from nvcim_jax import io, montecarlo
 
 WORKER = """
 import os, sys
@@ -19,7 +18,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np
-from nvcim_jax import montecarlo
+from nvcim_jax import io, montecarlo
 
 def metric(key, scale):
     z = jax.random.normal(key, (5,))
@@ -27,8 +26,9 @@ def metric(key, scale):
 
 assert jax.process_count() == 2 and jax.device_count() == 4
 folder = sys.argv[3] if len(sys.argv) > 3 else None
-stats = montecarlo.run(metric, jax.random.key(4), 45, args=(np.float32(2.0),), chunk=4, mesh=montecarlo.instance_mesh(),
-                       folder=folder, save_every_s=0.0)
+place = montecarlo.Placement(chunk=4, mesh=montecarlo.instance_mesh())
+store = None if folder is None else io.folder(folder, save_every_s=0.0)
+stats = montecarlo.run(metric, jax.random.key(4), 45, args=(np.float32(2.0),), placement=place, store=store)
 found = {"loss": stats.values["loss"], "parts": stats.values["parts"], "mean": stats.mean["loss"]}
 np.savez(f"{sys.argv[4]}/{sys.argv[2]}.npz", **found)
 """
@@ -75,6 +75,6 @@ def test_two_processes_equal_one_and_resume(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["parts"], one.values["parts"], rtol=1e-6)
         assert found["mean"] == pytest.approx(one.mean["loss"], rel=1e-6)
         found.close()
-    table = records.read(tmp_path / "records")
+    table = io.read(tmp_path / "records")
     assert table.instance.tolist() == list(range(45))
     np.testing.assert_allclose(table.columns["loss"], one.values["loss"], rtol=1e-6, atol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from nvcim_jax import montecarlo
-from nvcim_jax.montecarlo import engine
+from nvcim_jax.montecarlo import Placement, engine
 
 SIGMA = 0.3
 COLLECTIVE = re.compile(
@@ -49,9 +49,9 @@ def test_loop_gives_the_same_bits_for_every_chunk_and_mesh(
     key: jax.Array, weights: jax.Array, chunk: int | None, num_devices: int
 ) -> None:
     args = (weights, jnp.float32(SIGMA))
-    reference = montecarlo.run(product_error, jax.random.key(9), 100, args=args, chunk=16)
-    mesh = montecarlo.instance_mesh(jax.devices()[:num_devices])
-    stats = montecarlo.run(product_error, jax.random.key(9), 37, args=args, chunk=chunk, mesh=mesh)
+    reference = montecarlo.run(product_error, jax.random.key(9), 100, args=args, placement=Placement(chunk=16))
+    place = Placement(chunk=chunk, mesh=montecarlo.instance_mesh(jax.devices()[:num_devices]))
+    stats = montecarlo.run(product_error, jax.random.key(9), 37, args=args, placement=place)
     np.testing.assert_array_equal(stats.values, reference.values[:37])
 
 
@@ -59,22 +59,22 @@ def test_loop_gives_the_same_bits_for_every_chunk_and_mesh(
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_vmap_gives_the_same_values_within_rounding(weights: jax.Array, chunk: int, num_devices: int) -> None:
     args = (weights, jnp.float32(SIGMA))
-    reference = montecarlo.run(product_error, jax.random.key(9), 100, args=args, chunk=16)
-    mesh = montecarlo.instance_mesh(jax.devices()[:num_devices])
-    stats = montecarlo.run(product_error, jax.random.key(9), 37, args=args, chunk=chunk, mesh=mesh, mapping="vmap")
+    reference = montecarlo.run(product_error, jax.random.key(9), 100, args=args, placement=Placement(chunk=16))
+    place = Placement(chunk=chunk, mesh=montecarlo.instance_mesh(jax.devices()[:num_devices]), mapping="vmap")
+    stats = montecarlo.run(product_error, jax.random.key(9), 37, args=args, placement=place)
     np.testing.assert_allclose(stats.values, reference.values[:37], rtol=2e-5)
 
 
 def test_explicit_mesh_axes_work_and_further_axes_replicate(key: jax.Array) -> None:
     reference = montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,))
     mesh = jax.make_mesh((4, 2), ("instance", "model"))
-    stats = montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,), mesh=mesh)
+    stats = montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,), placement=Placement(mesh=mesh))
     jax.tree.map(np.testing.assert_array_equal, stats.values, reference.values)
 
 
 def test_range_of_ids_is_a_slice_of_the_whole(key: jax.Array) -> None:
     whole = montecarlo.run(tree_metric, jax.random.key(1), 50, args=(2.0,))
-    part = montecarlo.run(tree_metric, jax.random.key(1), 13, args=(2.0,), first_instance=30)
+    part = montecarlo.run(tree_metric, jax.random.key(1), range(30, 43), args=(2.0,))
     np.testing.assert_array_equal(part.values["logits"], whole.values["logits"][30:43])
 
 
@@ -97,7 +97,8 @@ def test_one_compile_for_chunks_keys_counts_and_numbers(mapping: str) -> None:
         return scale * jax.random.normal(key)
 
     for seed, count, scale in [(0, 20, 1.0), (1, 20, 2.0), (2, 3, 0.5), (3, 101, 4.0)]:
-        montecarlo.run(metric, jax.random.key(seed), count, args=(jnp.float32(scale),), chunk=7, mapping=mapping)
+        place = Placement(chunk=7, mapping=mapping)
+        montecarlo.run(metric, jax.random.key(seed), count, args=(jnp.float32(scale),), placement=place)
     assert len(traces) == 1
 
 
@@ -108,13 +109,13 @@ def test_a_second_run_compiles_nothing() -> None:
         if event.endswith("backend_compile_duration"):
             compiled.append(seconds)
 
-    montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,), chunk=5)
+    montecarlo.run(tree_metric, jax.random.key(1), 9, args=(2.0,), placement=Placement(chunk=5))
     jax.monitoring.register_event_duration_secs_listener(listen)
     other = jax.random.key(2)
     compiled.clear()
-    montecarlo.run(tree_metric, other, 23, args=(3.0,), chunk=5)
+    montecarlo.run(tree_metric, other, 23, args=(3.0,), placement=Placement(chunk=5))
     assert compiled == []
-    montecarlo.run(lambda key: jax.random.normal(key), other, 3, chunk=5)  # noqa: PLW0108
+    montecarlo.run(lambda key: jax.random.normal(key), other, 3, placement=Placement(chunk=5))  # noqa: PLW0108
     assert len(compiled) >= 1, "the listener hears compiles"
 
 
@@ -130,7 +131,7 @@ def test_the_memory_check_and_the_run_share_one_compile() -> None:
 
     key = jax.random.key(1)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    montecarlo.run(metric, key, 23, args=(3.0,), chunk=5)
+    montecarlo.run(metric, key, 23, args=(3.0,), placement=Placement(chunk=5))
     assert len(compiled) == 1
 
 
@@ -178,8 +179,10 @@ def test_all_nonfinite_gives_nan_without_a_warning(key: jax.Array) -> None:
 
 
 def test_without_values_the_statistics_are_those_of_the_values() -> None:
-    full = montecarlo.run(tree_metric, jax.random.key(5), 3000, args=(2.0,), chunk=64)
-    thin = montecarlo.run(tree_metric, jax.random.key(5), 3000, args=(2.0,), chunk=64, keep_values=False)
+    full = montecarlo.run(tree_metric, jax.random.key(5), 3000, args=(2.0,), placement=Placement(chunk=64))
+    thin = montecarlo.run(
+        tree_metric, jax.random.key(5), 3000, args=(2.0,), placement=Placement(chunk=64), keep_values=False
+    )
     assert thin.values is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), thin.mean, full.mean)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), thin.standard_error, full.standard_error)
@@ -201,14 +204,14 @@ def test_the_chunk_follows_from_the_budget(key: jax.Array) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_call", spy)
-        stats = montecarlo.run(metric, key, 20, memory_budget_mb=3.0)
+        stats = montecarlo.run(metric, key, 20, placement=Placement(memory_budget_mb=3.0))
     assert stats.values.shape == (20, 2**16)
     assert 1 < max(seen) <= 12
 
 
 @pytest.mark.parametrize("mapping", ["loop", "vmap"])
 def test_out_of_memory_halves_the_chunk_and_goes_on(mapping: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = montecarlo.run(tree_metric, jax.random.key(8), 40, args=(1.0,), mapping=mapping)
+    reference = montecarlo.run(tree_metric, jax.random.key(8), 40, args=(1.0,), placement=Placement(mapping=mapping))
     original = engine._call
 
     def limited(fn, plan, *rest):
@@ -218,7 +221,9 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(mapping: str, monkeypatch: p
 
     monkeypatch.setattr(engine, "_call", limited)
     with pytest.warns(RuntimeWarning, match=r"16 instances a device; going on with 8|8 instances") as warned:
-        stats = montecarlo.run(tree_metric, jax.random.key(8), 40, args=(1.0,), chunk=16, mapping=mapping)
+        stats = montecarlo.run(
+            tree_metric, jax.random.key(8), 40, args=(1.0,), placement=Placement(chunk=16, mapping=mapping)
+        )
     assert len(warned) == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats.values, reference.values)
 
@@ -239,7 +244,8 @@ def temporaries(key):
 fn, mapping = {"outputs": (outputs, "loop"), "temporaries": (temporaries, "vmap")}[sys.argv[1]]
 
 def values(chunk):
-    parts = montecarlo.engine.stream(fn, jax.random.key(3), range(40), chunk=chunk, mapping=mapping)
+    place = montecarlo.Placement(chunk=chunk, mapping=mapping)
+    parts = montecarlo.engine.stream(fn, jax.random.key(3), range(40), placement=place)
     return [np.array(row[:: max(1, len(row) // 128)]) for part in parts for row in part.values]
 
 small = values(4)
@@ -274,7 +280,7 @@ def test_out_of_memory_with_one_instance_is_raised(key: jax.Array, monkeypatch: 
 
     monkeypatch.setattr(engine, "_call", never)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        montecarlo.run(tree_metric, key, 4, args=(1.0,), chunk=1)
+        montecarlo.run(tree_metric, key, 4, args=(1.0,), placement=Placement(chunk=1))
 
 
 def metric(key: jax.Array) -> jax.Array:
@@ -287,24 +293,26 @@ def metric(key: jax.Array) -> jax.Array:
         ({"num_instances": 0}, "`num_instances` must be an integer of at least 1"),
         ({"key": jax.random.PRNGKey(0)}, "`key` must be one typed JAX key.*jax.random.key"),
         ({"key": jax.random.split(jax.random.key(0), 2)}, r"`key` must be one key, shape \(\)"),
-        ({"chunk": 0}, "`chunk` must be an integer of at least 1"),
-        ({"mesh": Mesh(np.asarray(jax.devices()), ("model",))}, '`mesh` must have an axis "instance"'),
-        ({"mapping": "lop"}, "Did you mean 'loop'"),
+        ({"placement": {"chunk": 0}}, "`chunk` must be an integer of at least 1"),
+        ({"placement": {"mesh": Mesh(np.asarray(jax.devices()), ("model",))}}, '`mesh` must have an axis "instance"'),
+        ({"placement": {"mapping": "lop"}}, "Did you mean 'loop'"),
         ({"quantiles": (0.5, 1.5)}, "`quantiles` must lie in"),
-        ({"memory_budget_mb": 0.0}, "`memory_budget_mb` must lie in"),
-        ({"memory_budget_mb": 1e-6}, "`memory_budget_mb` must be at least 1, what one instance needs"),
+        ({"placement": {"memory_budget_mb": 0.0}}, "`memory_budget_mb` must lie in"),
+        ({"placement": {"memory_budget_mb": 1e-6}}, "`memory_budget_mb` must be at least 1, what one instance needs"),
         ({"args": ("text",)}, "`args` must hold arrays and numbers only"),
         ({"fn": lambda key: None}, "`fn` must return a number"),
         ({"fn": lambda key: key}, "`fn` must return real numbers"),
         ({"fn": lambda key: jnp.complex64(1j)}, "`fn` must return real numbers, but returns complex64"),
-        ({"first_instance": 2**32}, "`first_instance` must"),
+        ({"num_instances": range(2**32, 2**32 + 1)}, "`num_instances` must hold ids below"),
+        ({"num_instances": range(0)}, "`num_instances` must be a range of ids that rise"),
     ],
 )
 def test_bad_input_gets_one_clear_line(change: dict, message: str) -> None:
     arguments = {"fn": metric, "key": jax.random.key(0), "num_instances": 3} | change
     positional = [arguments.pop(name) for name in ("fn", "key", "num_instances")]
+    place = arguments.pop("placement", {})
     with pytest.raises(ValueError, match=message) as error:
-        montecarlo.run(*positional, **arguments)
+        montecarlo.run(*positional, **arguments, placement=Placement(**place))
     assert "\n" not in str(error.value)
 
 
@@ -313,7 +321,7 @@ def test_progress_is_shown_only_after_a_while(
 ) -> None:
     montecarlo.run(metric, jax.random.key(1), 10, progress=True)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("nvcim_jax.montecarlo.progress._QUIET_S", -1.0)
+    monkeypatch.setattr("nvcim_jax.progress._QUIET_S", -1.0)
     montecarlo.run(metric, jax.random.key(1), 10, progress=True)
     shown = capsys.readouterr()
     assert "10/10" in shown.err

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import montecarlo
+from nvcim_jax import io, montecarlo
 from nvcim_jax.montecarlo import stopping
 from nvcim_jax.montecarlo.stopping import Precision
 
@@ -111,7 +111,7 @@ def test_run_until_gives_up_and_says_so() -> None:
 
 def test_run_until_resumes_to_the_same_stop(tmp_path: Path) -> None:
     rule = Precision(half_width=0.05, of="loss")
-    options = {"args": (3.0,), "folder": tmp_path, "save_every_s": 0.0}
+    options = {"args": (3.0,), "store": io.folder(tmp_path, save_every_s=0.0)}
     part = montecarlo.run_until(shifted, jax.random.key(1), rule, max_instances=500, **options)
     assert not part.reached
     whole = montecarlo.run_until(shifted, jax.random.key(1), rule, **options)

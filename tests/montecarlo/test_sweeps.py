@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nvcim_jax import montecarlo
-from nvcim_jax.montecarlo import records
+from nvcim_jax import io, montecarlo
 from nvcim_jax.montecarlo.stopping import Precision
 
 AXES = {"law": ["linear", "square"], "sigma": [0.1, 0.2, 0.4], "shift": [0.0, 1.0]}
@@ -27,14 +26,17 @@ def build(settings: dict):
     return metric
 
 
-def _sweep(folder: Path | None = None, num: int = 40, axes: dict = AXES, **options) -> montecarlo.Sweep:
-    common = {"traced": ("sigma", "shift"), "args": (jnp.float32(2.0),), "config": {"rows": 8}, "folder": folder}
+def _sweep(
+    folder: Path | None = None, num: int | range = 40, axes: dict = AXES, config: dict | None = None, **options
+) -> montecarlo.Sweep:
+    store = None if folder is None else io.points(folder, config=config or {"rows": 8})
+    common = {"traced": ("sigma", "shift"), "args": (jnp.float32(2.0),), "store": store}
     return montecarlo.sweep(build, jax.random.key(1), axes, num, **(common | options))
 
 
 def test_numbers_share_one_program_and_points_share_their_chips() -> None:
     found = _sweep()
-    assert found.num_compiles == 2
+    assert found.num_programs == 2
     assert len(found.points) == 12
     assert found.points[1].settings == {"law": "linear", "sigma": 0.1, "shift": 1.0}
     for point in found.points:
@@ -71,7 +73,7 @@ def test_axes_of_names_beside_numbers_compile_once_a_combination_of_names() -> N
     jax.monitoring.register_event_duration_secs_listener(listen)
     found = montecarlo.sweep(build, key, axes, 20, traced=("sigma", "time"))
     assert len(found.points) == 72
-    assert found.num_compiles == len(built) == len(compiled) == 6
+    assert found.num_programs == len(built) == len(compiled) == 6
     values = {tuple(p.settings.values()): p.stats.values for p in found.points}
     z = values["none", 0.1, "RRAM1", 0.0] / np.float32(0.1)
     for (method, sigma, device, time), value in values.items():
@@ -83,7 +85,7 @@ def test_a_saved_sweep_resumes_with_one_compile_a_program(tmp_path: Path) -> Non
     whole = _sweep()
     _sweep(tmp_path, num=17)
     found = _sweep(tmp_path)
-    assert found.num_compiles == 2
+    assert found.num_programs == 2
     for a, b in zip(found.points, whole.points, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a.stats.values, b.stats.values)
 
@@ -108,12 +110,10 @@ def test_each_point_stops_when_it_is_known() -> None:
 def test_shards_merge_into_the_whole(tmp_path: Path) -> None:
     whole = _sweep(tmp_path / "whole")
     for k in (1, 2, 3):
-        _sweep(tmp_path / f"shard-{k}", shard=(k, 3))
-    merged = montecarlo.merge_points([tmp_path / f"shard-{k}" for k in (1, 2, 3)], tmp_path / "m", num_instances=40)
-    assert all(found == montecarlo.Merged(40, (), 0) for found in merged.values())
-    for (s1, one), (s2, two) in zip(
-        montecarlo.read_points(tmp_path / "m"), montecarlo.read_points(tmp_path / "whole"), strict=True
-    ):
+        _sweep(tmp_path / f"shard-{k}", num=montecarlo.shard_range(40, k, 3))
+    merged = io.merge_points([tmp_path / f"shard-{k}" for k in (1, 2, 3)], tmp_path / "m", num_instances=40)
+    assert all(found == io.Merged(40, (), 0) for found in merged.values())
+    for (s1, one), (s2, two) in zip(io.read_points(tmp_path / "m"), io.read_points(tmp_path / "whole"), strict=True):
         assert s1 == s2
         np.testing.assert_array_equal(one.columns["loss"], two.columns["loss"])
     again = _sweep(tmp_path / "m")
@@ -125,20 +125,20 @@ def _metric(key: jax.Array, scale: float) -> jax.Array:
 
 
 def _part(folder: Path, first: int, num: int, scale: float = 1.0) -> Path:
-    montecarlo.run(_metric, jax.random.key(0), num, args=(scale,), first_instance=first, folder=folder)
+    montecarlo.run(_metric, jax.random.key(0), range(first, first + num), args=(scale,), store=io.folder(folder))
     return folder
 
 
 def test_merge_finds_gaps_and_duplicates(tmp_path: Path) -> None:
     sources = [_part(tmp_path / "a", 0, 10), _part(tmp_path / "b", 8, 7), _part(tmp_path / "c", 20, 5)]
-    found = montecarlo.merge(sources, tmp_path / "m", num_instances=30)
-    assert found == montecarlo.Merged(20, (range(15, 20), range(25, 30)), 2)
-    assert records.read(tmp_path / "m").instance.tolist() == [*range(15), *range(20, 25)]
+    found = io.merge(sources, tmp_path / "m", num_instances=30)
+    assert found == io.Merged(20, (range(15, 20), range(25, 30)), 2)
+    assert io.read(tmp_path / "m").instance.tolist() == [*range(15), *range(20, 25)]
     sources.append(_part(tmp_path / "d", 15, 5))
-    found = montecarlo.merge(sources, tmp_path / "m", num_instances=25)
+    found = io.merge(sources, tmp_path / "m", num_instances=25)
     assert found.gaps == ()
     whole = montecarlo.run(_metric, jax.random.key(0), 25, args=(1.0,))
-    np.testing.assert_array_equal(records.read(tmp_path / "m").columns["value"], whole.values)
+    np.testing.assert_array_equal(io.read(tmp_path / "m").columns["value"], whole.values)
 
 
 def test_merge_finds_conflicting_values_and_other_runs(tmp_path: Path) -> None:
@@ -149,16 +149,16 @@ def test_merge_finds_conflicting_values_and_other_runs(tmp_path: Path) -> None:
     changed[0] *= 1.001
     pq.write_table(table.set_column(1, "value", [changed]), file)
     with pytest.raises(ValueError, match="instance 9 has `value`"):
-        montecarlo.merge([a, b], tmp_path / "m")
-    assert montecarlo.merge([a, b], tmp_path / "m2", rtol=0.01).num_duplicates == 1
+        io.merge([a, b], tmp_path / "m")
+    assert io.merge([a, b], tmp_path / "m2", rtol=0.01).num_duplicates == 1
     other = _part(tmp_path / "c", 0, 10, scale=2.0)
     with pytest.raises(ValueError, match=r"c differs in args.0 \('1.0' there, '2.0' here\)"):
-        montecarlo.merge([a, other], tmp_path / "m3")
+        io.merge([a, other], tmp_path / "m3")
 
 
 def test_tables_hold_every_instance_and_every_point(tmp_path: Path) -> None:
     found = _sweep(tmp_path)
-    parquet, summary = montecarlo.export(tmp_path, command="nvcim sweep")
+    parquet, summary = io.export(tmp_path, command="nvcim sweep")
     table = pq.read_table(parquet)
     assert table.num_rows == 12 * 40
     assert json.loads(table.schema.metadata[b"axes"]) == ["law", "shift", "sigma"]
@@ -182,10 +182,14 @@ def test_tables_hold_every_instance_and_every_point(tmp_path: Path) -> None:
         ({"axes": AXES | {"sigma": [0.1, 0.1]}}, "`axes.sigma` must hold each value once"),
         ({"axes": AXES | {"sigma": ["big"]}}, "`axes.sigma` must hold numbers"),
         ({"axes": AXES | {"sigma": [float("nan")]}}, "`axes.sigma` must be finite"),
-        ({"shard": (4, 3)}, "`shard` must be an integer of at least 1 and at most 3"),
-        ({"shard": (1, 3), "precision": Precision(half_width=1.0)}, "`precision` must be None with shards"),
+        ({"num": range(20), "precision": Precision(half_width=1.0)}, "`precision` must be None with a range of ids"),
     ],
 )
 def test_bad_grids_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _sweep(**options)
+
+
+def test_a_bad_shard_is_named() -> None:
+    with pytest.raises(ValueError, match="`shard` must be an integer of at least 1 and at most 3"):
+        montecarlo.shard_range(40, 4, 3)

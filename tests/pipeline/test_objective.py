@@ -120,7 +120,8 @@ def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, gaussian, loss):
 
     args = (trained, batch, lm.params, gaussian)
     loop, many = (
-        montecarlo.run(chip, jax.random.key(9), 3, args=args, mapping=mapping) for mapping in ("loop", "vmap")
+        montecarlo.run(chip, jax.random.key(9), 3, args=args, placement=montecarlo.Placement(mapping=mapping))
+        for mapping in ("loop", "vmap")
     )
     np.testing.assert_allclose(loop.values, many.values, rtol=2e-5)
     single = chip(jax.random.fold_in(jax.random.key(9), 1), *args)

@@ -173,7 +173,7 @@ def test_a_sweep_of_sigma_is_compiled_once(records, config) -> None:
     assert len({r["sigma"] for r in records}) == 3
     fn = _on_chip(study.method_config(config, METHODS["plain"]), METHODS["plain"])
     kept = montecarlo.engine.compiled_map(
-        fn, 2, "loop", montecarlo.engine._plan(jax.random.key(0), 2, "loop", None).mesh
+        fn, 2, "loop", montecarlo.engine._plan(jax.random.key(0), montecarlo.Placement(chunk=2, mapping="loop")).mesh
     )
     assert kept._cache_size() == 1
 

@@ -10,24 +10,20 @@ A file gets its name only after its bytes are on the disk, so that a kill leaves
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
-from nvcim_jax import checks
-from nvcim_jax.montecarlo.fingerprint import difference
-from nvcim_jax.types import PyTree
+from nvcim_jax import checks, files
+from nvcim_jax.io.fingerprint import difference
+from nvcim_jax.types import Table
 
 __all__ = [
-    "Table",
-    "columns",
     "finished",
     "join",
     "locked",
@@ -35,69 +31,8 @@ __all__ = [
     "open_folder",
     "read",
     "read_range",
-    "restore",
-    "write_bytes",
-    "write_chunk",
     "write_columns",
 ]
-
-
-class Table(NamedTuple):
-    """Records in instance order: ids (int64) and named columns with a leading instance axis."""
-
-    instance: np.ndarray
-    columns: dict[str, np.ndarray]
-
-
-def columns(values: PyTree) -> dict[str, np.ndarray]:
-    """Name the leaves of a chunk of values: "value" for a lone array, else the path such as "loss" or "layers.0".
-
-    Example:
-        >>> list(columns({"loss": np.zeros(2), "parts": [np.zeros(2), np.zeros(2)]}))
-        ['loss', 'parts.0', 'parts.1']
-    """
-    flat = jax.tree_util.tree_flatten_with_path(values)[0]
-    named = {jax.tree_util.keystr(p, simple=True, separator=".") or "value": np.asarray(leaf) for p, leaf in flat}
-    if "instance" in named:
-        checks.fail("fn", "not name a value `instance`", "does so", "That column holds the instance's id.")
-    return {n: a.astype(np.float32) if a.dtype.kind == "V" else a for n, a in named.items()}
-
-
-def restore(structure: PyTree, named: dict[str, np.ndarray]) -> PyTree:
-    """Put named columns back into a tree of the given structure."""
-    flat, shape = jax.tree_util.tree_flatten_with_path(structure)
-    return jax.tree.unflatten(
-        shape, [named[jax.tree_util.keystr(p, simple=True, separator=".") or "value"] for p, _ in flat]
-    )
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: If the disk refuses, such as when it is full; what was there before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        kept = "Every finished chunk is kept: make room and run the same command again."
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise OSError(
-            error.errno, f"Could not write {path} ({error.strerror})." + (f" {kept}" if full else "")
-        ) from error
-    if hasattr(os, "O_DIRECTORY"):  # the new name itself must reach the disk
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _to_parquet(instance: np.ndarray, named: dict[str, np.ndarray]) -> bytes:
@@ -129,22 +64,17 @@ def _from_parquet(path: Path, shapes: dict[str, list[int]]) -> Table:
     return Table(table.column("instance").to_numpy(), named)
 
 
-def write_chunk(folder: Path, first: int, values: PyTree) -> None:
-    """Save the instances first, first + 1, ... atomically; the first chunk also fixes the names and shapes."""
-    write_columns(folder, first, columns(values))
-
-
 def write_columns(folder: Path, first: int, named: dict[str, np.ndarray]) -> None:
     """Save named columns of the instances first, first + 1, ... as one file."""
     shapes = {name: list(array.shape[1:]) for name, array in named.items()}
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if about["columns"] is None:
-        write_bytes(folder / "run.json", json.dumps(about | {"columns": shapes}, indent=1).encode())
+        files.write_json(folder / "run.json", about | {"columns": shapes})
     elif about["columns"] != shapes:
         checks.fail("folder", f"hold values {about['columns']}", f"is given {shapes}", "Use another folder.")
     num = len(next(iter(named.values())))
     name = f"{first:010d}-{first + num:010d}.parquet"
-    write_bytes(folder / "chunks" / name, _to_parquet(np.arange(first, first + num), named))
+    files.write(folder / "chunks" / name, _to_parquet(np.arange(first, first + num), named))
 
 
 def _chunk_files(folder: Path) -> list[tuple[range, Path]]:
@@ -256,14 +186,14 @@ def open_folder(folder: Path, found: dict[str, Any]) -> None:
     Raises:
         ValueError: If it was made by other settings, versions, key or arguments; the message shows the difference.
     """
-    (folder / "chunks").mkdir(parents=True, exist_ok=True)
+    files.folder("folder", folder / "chunks")
     about = folder / "run.json"
     if not about.is_file():
-        write_bytes(about, json.dumps({"fingerprint": found, "columns": None}, indent=1).encode())
+        files.write_json(about, {"fingerprint": found, "columns": None})
     there = json.loads(about.read_text(encoding="utf-8"))["fingerprint"]
     differing = difference(there, found)
     if differing:
         text = f"differs in {'; '.join(differing)}: {folder}"
         checks.fail("folder", "hold the same run", text, "Use another folder, or go back to those settings.")
-    for leftover in (folder / "chunks").glob(".*.tmp"):
+    for leftover in [*folder.glob(".*.tmp"), *(folder / "chunks").glob(".*.tmp")]:
         leftover.unlink(missing_ok=True)

@@ -10,29 +10,29 @@ import jax
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.types import Work
 
 __all__ = ["difference", "fingerprint"]
 
 _PACKAGES = ("nvcim-jax", "jax", "jaxlib")
 
 
-def fingerprint(config: Any, key: jax.Array, args: tuple[Any, ...]) -> dict[str, Any]:
+def fingerprint(config: Any, work: Work) -> dict[str, Any]:
     """Return everything that a value depends on, as plain JSON values.
 
     Args:
         config: The run's settings: a dataclass, a dictionary, or any nesting of them with arrays and plain values.
-        key: The run's key.
-        args: The arguments of the metric; arrays enter by a SHA-256 of their bytes.
+        work: What is computed; arrays enter by a SHA-256 of their bytes.
 
     Returns:
         Dictionary with `config`, `versions`, `key` and `args`.
     """
-    data = np.asarray(jax.random.key_data(jax.random.clone(key)))
-    leaves = jax.tree_util.tree_flatten_with_path(args)[0]
+    data = np.asarray(jax.random.key_data(jax.random.clone(work.key)))
+    leaves = jax.tree_util.tree_flatten_with_path(work.args)[0]
     found = {
         "config": config,
         "versions": {name: _version(name) for name in _PACKAGES},
-        "key": {"implementation": str(jax.random.key_impl(key)), "data": data},
+        "key": {"implementation": str(jax.random.key_impl(work.key)), "data": data},
         "args": {jax.tree_util.keystr(path, simple=True, separator="."): _digest(leaf) for path, leaf in leaves},
     }
     return json.loads(json.dumps(found, default=_plain, sort_keys=True))

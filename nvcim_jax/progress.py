@@ -1,4 +1,4 @@
-"""A progress bar on stderr for what takes longer than two seconds."""
+"""A progress bar on stderr for what takes longer than two seconds; any function of the same form may stand for it."""
 
 import sys
 import time

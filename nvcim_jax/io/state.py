@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nvcim_jax import checks, devices, selection
-from nvcim_jax.pipeline.config import Config
-from nvcim_jax.pipeline.memory import Arrays, Correction, program_store
-from nvcim_jax.pipeline.stages import State
-from nvcim_jax.pipeline.store import Store
+from nvcim_jax import checks, devices, files, selection
+from nvcim_jax.pipeline import Arrays, Config, Correction, State, Store, program_store
 from nvcim_jax.types import PyTree
 
 __all__ = ["load_state", "save_state"]
@@ -60,12 +56,8 @@ def save_state(path: str | Path, state: State, *, config: Config) -> Path:
         "config": json.dumps(dataclasses.asdict(config)),
     }
     tensors = {name: np.asarray(leaf) for name, leaf in _named({"store": state.store, "arrays": state.arrays}).items()}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with files.replacing(path) as part:
         save_file(tensors, part, metadata=metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -89,15 +81,15 @@ def load_state(
 
     Example:
         >>> import tempfile
-        >>> from nvcim_jax import models, pipeline
+        >>> from nvcim_jax import io, models, pipeline
         >>> model = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
         >>> config = pipeline.Config(capacity=4, num_virtual=2, codec="identity")
         >>> lm = models.LM(models.init(jax.random.key(0), config=model), model)
         >>> device = devices.get("PCM")
         >>> state = pipeline.init(jax.random.key(1), lm, device, config=config)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pipeline.save_state(folder + "/today.safetensors", state, config=config)
-        ...     again, options = pipeline.load_state(path, device)
+        ...     path = io.save_state(folder + "/today.safetensors", state, config=config)
+        ...     again, options = io.load_state(path, device)
         >>> tomorrow = pipeline.drift_state(again, 86_400.0, config=options)
         >>> tomorrow = pipeline.compensate_state(jax.random.key(2), tomorrow, config=options)
         >>> print(options == config, bool((again.arrays.values.cells.g == state.arrays.values.cells.g).all()))

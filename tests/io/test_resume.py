@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import montecarlo
-from nvcim_jax.montecarlo import records
+from nvcim_jax import io, montecarlo
+from nvcim_jax.io import records
+from nvcim_jax.types import Table, Work
 
 SLOW_RUN = """
 import sys, time
 import jax, jax.numpy as jnp
-from nvcim_jax import montecarlo
+from nvcim_jax import io, montecarlo
 
 def metric(key, scale):
     def turn(i, x):
@@ -29,8 +30,8 @@ def metric(key, scale):
     return {"loss": scale * x.sum(), "parts": x[:3]}
 
 print("ready", flush=True)
-montecarlo.run(metric, jax.random.key(4), int(sys.argv[2]), args=(2.0,), chunk=16, folder=sys.argv[1],
-               config={"sigma": 0.1}, save_every_s=0.0)
+montecarlo.run(metric, jax.random.key(4), int(sys.argv[2]), args=(2.0,), placement=montecarlo.Placement(chunk=16),
+               store=io.folder(sys.argv[1], config={"sigma": 0.1}, save_every_s=0.0))
 print("done", flush=True)
 """
 
@@ -41,8 +42,9 @@ def metric(key: jax.Array, scale: float) -> dict[str, jax.Array]:
 
 
 def _run(folder: Path, num: int = 40, scale: float = 2.0, **options):
-    settings = {"config": {"sigma": 0.1}, "chunk": 8, "save_every_s": 0.0} | options
-    return montecarlo.run(metric, jax.random.key(4), num, args=(scale,), folder=folder, **settings)
+    store = io.folder(folder, **({"config": {"sigma": 0.1}, "save_every_s": 0.0} | options))
+    place = montecarlo.Placement(chunk=8)
+    return montecarlo.run(metric, jax.random.key(4), num, args=(scale,), placement=place, store=store)
 
 
 def test_resumed_values_are_those_of_an_unbroken_run(tmp_path: Path) -> None:
@@ -89,28 +91,26 @@ def test_another_run_is_refused_with_the_difference(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"args.0 \('2.0' there, '3.0' here\)"):
         _run(tmp_path, scale=3.0)
     with pytest.raises(ValueError, match=r"key.data"):
-        montecarlo.run(metric, jax.random.key(5), 4, args=(2.0,), folder=tmp_path, config={"sigma": 0.1})
+        montecarlo.run(metric, jax.random.key(5), 4, args=(2.0,), store=io.folder(tmp_path, config={"sigma": 0.1}))
     monkeypatch.setattr("nvcim_jax.__version__", "99.0")
     with pytest.raises(ValueError, match=r"versions.nvcim-jax \('.*' there, '99.0' here\)"):
         _run(tmp_path)
 
 
 def test_configs_of_dataclasses_and_arrays_are_compared() -> None:
-    from nvcim_jax.montecarlo.fingerprint import difference, fingerprint
-
     def of(sigma: float):
-        return fingerprint({"sigma": jnp.asarray([sigma, 1.0])}, jax.random.key(0), (jnp.ones(3),))
+        return io.fingerprint({"sigma": jnp.asarray([sigma, 1.0])}, Work(None, jax.random.key(0), (jnp.ones(3),)))
 
-    assert difference(of(0.5), of(0.5)) == []
-    assert difference(of(0.5), of(0.25)) == ["config.sigma ([0.5, 1.0] there, [0.25, 1.0] here)"]
+    assert io.difference(of(0.5), of(0.5)) == []
+    assert io.difference(of(0.5), of(0.25)) == ["config.sigma ([0.5, 1.0] there, [0.25, 1.0] here)"]
     with pytest.raises(ValueError, match="`config` must hold plain values"):
-        fingerprint({"sigma": object()}, jax.random.key(0), ())
+        io.fingerprint({"sigma": object()}, Work(None, jax.random.key(0), ()))
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys, time\nfrom nvcim_jax.montecarlo import records\n"
-        "with records.locked(pathlib.Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
+        "import pathlib, sys, time\nfrom nvcim_jax import io\n"
+        "with io.locked(pathlib.Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -125,18 +125,18 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> No
 def test_a_full_disk_loses_no_finished_chunk(tmp_path: Path) -> None:
     limit = (
         "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "import nvcim_jax.montecarlo.records as r\nkeep = r.write_bytes\ncalls = []\n"
+        "import nvcim_jax.files as r\nkeep = r.write\ncalls = []\n"
         "def write(path, content):\n"
         "    calls.append(path)\n"
         "    if len(calls) == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
-        "    keep(path, content)\n"
-        "r.write_bytes = write\n"
+        "    return keep(path, content)\n"
+        "r.write = write\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", limit + SLOW_RUN, str(tmp_path), "160"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "Every finished chunk is kept" in done.stderr
+    assert "What was finished before is kept" in done.stderr
     kept = records.finished(tmp_path)
     assert kept
     assert kept[-1].stop < 160
@@ -147,7 +147,7 @@ def test_a_full_disk_loses_no_finished_chunk(tmp_path: Path) -> None:
     assert len(after.instance) == 160
 
 
-def _resume_slow_run(folder: Path, num: int) -> records.Table:
+def _resume_slow_run(folder: Path, num: int) -> Table:
     subprocess.run([sys.executable, "-c", SLOW_RUN, str(folder), str(num)], check=True, capture_output=True)
     return records.read(folder)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nvcim_jax import crossbar, devices, pipeline, selection
+from nvcim_jax import crossbar, devices, io, pipeline, selection
 
 LATER_S = 1e6
 
@@ -35,21 +35,21 @@ def aged(lm, learnt, config):
 
 
 def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, device, config):
-    path = pipeline.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
-    state, found = pipeline.load_state(path, device, config=config)
+    path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
+    state, found = io.load_state(path, device, config=config)
     assert found == config
     assert equal(state, learnt.state)
     assert state.arrays.values.num_rows == learnt.state.arrays.values.num_rows
     assert os.listdir(tmp_path) == ["m.safetensors"]
     exact = learnt.state._replace(arrays=pipeline.Arrays(jnp.ones((64, 4)), jnp.ones((32, 4))), device=None)
-    pipeline.save_state(path, exact, config=config)  # in place of the first
-    assert equal(pipeline.load_state(path, None)[0], exact)
+    io.save_state(path, exact, config=config)  # in place of the first
+    assert equal(io.load_state(path, None)[0], exact)
 
 
 def test_a_drifting_chip_goes_on_where_it_was(tmp_path, aged):
     state, config = aged
-    path = pipeline.save_state(tmp_path / "m.safetensors", state, config=config)
-    loaded, found = pipeline.load_state(path, state.device)
+    path = io.save_state(tmp_path / "m.safetensors", state, config=config)
+    loaded, found = io.load_state(path, state.device)
     assert found == config
     assert equal(loaded, state)
     later, truth = (pipeline.drift_state(s, LATER_S, config=found) for s in (loaded, state))
@@ -85,12 +85,12 @@ def test_memory_that_does_not_drift_says_so(learnt, config):
 
 
 def test_wrong_files_are_named_in_one_line(tmp_path, learnt, device, config):
-    path = pipeline.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
+    path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
     whole = path.read_bytes()
 
     def fails(message: str, file: Path = path, cells=device, kind=ValueError, **wanted) -> None:
         with pytest.raises(kind, match=message) as caught:
-            pipeline.load_state(file, cells, **wanted)
+            io.load_state(file, cells, **wanted)
         assert "\n" not in str(caught.value)
 
     fails("there is none", tmp_path / "n.safetensors", kind=FileNotFoundError)
@@ -113,26 +113,26 @@ def test_wrong_files_are_named_in_one_line(tmp_path, learnt, device, config):
 def test_a_file_of_other_shapes_or_options_is_named(tmp_path, learnt, device, config):
     from safetensors import safe_open
 
-    path = pipeline.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
+    path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors | {"store.filled": np.ones(3, bool)}, tmp_path / "a.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=r"store.filled` must be bool \(4,\), but holds bool \(3,\)"):
-        pipeline.load_state(tmp_path / "a.safetensors", device)
+        io.load_state(tmp_path / "a.safetensors", device)
     del tensors["store.prompts"]
     save_file(tensors, tmp_path / "b.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match="no prompts"):
-        pipeline.load_state(tmp_path / "b.safetensors", device)
+        io.load_state(tmp_path / "b.safetensors", device)
     newer = metadata | {"config": metadata["config"].replace('"code"', '"codes"')}
     save_file(tensors, tmp_path / "c.safetensors", metadata=newer)
     with pytest.raises(ValueError, match="'codes'"):
-        pipeline.load_state(tmp_path / "c.safetensors", device)
+        io.load_state(tmp_path / "c.safetensors", device)
 
 
 def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, learnt, config):
     with pytest.raises(FileNotFoundError, match="folder"):
-        pipeline.save_state(tmp_path / "none" / "m.safetensors", learnt.state, config=config)
+        io.save_state(tmp_path / "none" / "m.safetensors", learnt.state, config=config)
     with pytest.raises(ValueError, match="capacity"):
-        pipeline.save_state(tmp_path / "m", learnt.state, config=dataclasses.replace(config, capacity=9))
+        io.save_state(tmp_path / "m", learnt.state, config=dataclasses.replace(config, capacity=9))
     assert not os.listdir(tmp_path)

@@ -1,23 +1,21 @@
 """Tables of a sweep's records: one row an instance (Parquet), one row a point (CSV)."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nvcim_jax import checks
-from nvcim_jax.montecarlo import records
-from nvcim_jax.montecarlo.runner import QUANTILES
-from nvcim_jax.montecarlo.statistics import stats_of_values
+from nvcim_jax import checks, files
+from nvcim_jax.io import records
+from nvcim_jax.montecarlo import QUANTILES, stats_of_values
+from nvcim_jax.types import Table
 
 __all__ = ["export", "read_points", "summary"]
 
 Settings = dict[str, Any]
 
 
-def read_points(folder: str | Path) -> list[tuple[Settings, records.Table]]:
+def read_points(folder: str | Path) -> list[tuple[Settings, Table]]:
     """Read the records of every point of a sweep, sorted by the names of their folders.
 
     Raises:
@@ -33,9 +31,7 @@ def read_points(folder: str | Path) -> list[tuple[Settings, records.Table]]:
     return found
 
 
-def summary(
-    points: Sequence[tuple[Settings, records.Table]], quantiles: tuple[float, ...] = QUANTILES
-) -> list[dict[str, Any]]:
+def summary(points: Sequence[tuple[Settings, Table]], quantiles: tuple[float, ...] = QUANTILES) -> list[dict[str, Any]]:
     """Return one row for each point and scalar value: settings, mean, standard error, quantiles, counts."""
     rows = []
     for settings, table in points:
@@ -74,15 +70,5 @@ def export(folder: str | Path, *, command: str) -> tuple[Path, Path]:
     sink = pa.BufferOutputStream()
     about = {"axes": json.dumps(axes), "command": command}
     pq.write_table(joined.replace_schema_metadata(about), sink)
-    records.write_bytes(folder / "records.parquet", sink.getvalue().to_pybytes())
-    records.write_bytes(folder / "summary.csv", _csv(summary(points)).encode())
-    return folder / "records.parquet", folder / "summary.csv"
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    whole = files.write(folder / "records.parquet", sink.getvalue().to_pybytes())
+    return whole, files.write(folder / "summary.csv", files.csv(summary(points)))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvcim_jax import checks
-from nvcim_jax.montecarlo import records
-from nvcim_jax.montecarlo.fingerprint import difference
+from nvcim_jax import checks, files
+from nvcim_jax.io import records
+from nvcim_jax.io.fingerprint import difference
 
 __all__ = ["Merged", "merge", "merge_points"]
 
@@ -51,7 +51,7 @@ def merge(
         checks.fail("sources", "name one folder at least", "is empty")
     tables = [records.read(folder) for folder in folders]
     found = _same_run(folders)
-    target.mkdir(parents=True, exist_ok=True)
+    files.folder("target", target)
     with records.locked(target):
         records.open_folder(target, found)
         if done := records.finished(target):

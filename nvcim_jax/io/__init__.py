@@ -1,0 +1,25 @@
+"""Disk: folders of records that a run goes on from, what they were made with, merging, tables, saved memories."""
+
+from nvcim_jax.io.fingerprint import difference, fingerprint
+from nvcim_jax.io.merging import Merged, merge, merge_points
+from nvcim_jax.io.records import locked, read
+from nvcim_jax.io.state import load_state, save_state
+from nvcim_jax.io.store import folder, points
+from nvcim_jax.io.tables import export, read_points, summary
+
+__all__ = [
+    "Merged",
+    "difference",
+    "export",
+    "fingerprint",
+    "folder",
+    "load_state",
+    "locked",
+    "merge",
+    "merge_points",
+    "points",
+    "read",
+    "read_points",
+    "save_state",
+    "summary",
+]
