@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -31,6 +32,7 @@ __all__ = [
     "number",
     "options",
     "rank",
+    "real",
     "shape",
     "suggestion",
 ]
@@ -125,12 +127,37 @@ def shape(argument: str, value: Any, expected: tuple[int, ...], axes: str = "", 
         fail(argument, f"have shape {axes + ' = ' if axes else ''}{expected}", f"has shape {found}", fix)
 
 
+def real(argument: str, value: Any, fix: str = "") -> None:
+    """Check that a value is a real number or an array of them: no text, no truth values, nothing complex, not None.
+
+    Raises:
+        ValueError: If it is not; a traced array is known by its dtype.
+
+    Example:
+        >>> real("sigma", 0.1j)
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `sigma` must be a real number, but is 0.1j.
+    """
+    plain = not hasattr(value, "dtype")
+    try:
+        dtype = np.asarray(value).dtype if plain else value.dtype
+    except (ValueError, TypeError):  # rows of unlike lengths, lists of tracers
+        dtype = jnp.result_type(*value) if plain and any(isinstance(v, Tracer) for v in value) else np.dtype(object)
+    kinds = (jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        array = np.ndim(value) if not plain else isinstance(value, list | tuple)
+        found = f"has the dtype {dtype}" if array else f"is {value!r}"
+        fail(argument, "be a real number" if not array else "hold real numbers", found, fix)
+
+
 def finite(argument: str, value: Any, fix: str = "") -> None:
-    """Check that a concrete array has no NaN and no infinity; a traced one passes.
+    """Check that an array of real numbers has no NaN and no infinity; the values of a traced one pass.
 
     Raises:
         ValueError: If it has one; the message counts them.
     """
+    real(argument, value, fix)
     if is_concrete(value):
         bad = int(np.size(value) - np.isfinite(np.asarray(value, dtype=np.float32)).sum())
         if bad:
@@ -150,8 +177,9 @@ def number(
     """Check that every element of a concrete number or array lies in [low, high] ((low, high] if `low_open`).
 
     Raises:
-        ValueError: If one does not, or is NaN.
+        ValueError: If one does not, or is NaN, or is no real number.
     """
+    real(argument, value, fix)
     if not is_concrete(value):
         return
     values = np.asarray(value, dtype=np.float64)

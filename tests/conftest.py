@@ -1,7 +1,10 @@
 """Strict settings for every test: what JAX can be asked to refuse, it is asked to refuse."""
 
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Eight forced host devices, so that meshes are real in the tests; and machine code that is made quickly, not code that
@@ -28,6 +31,35 @@ jax.config.update("jax_debug_key_reuse", True)
 def key() -> jax.Array:
     """Return a fresh key; a test splits it once at its top."""
     return jax.random.key(20241112)
+
+
+_SAY = """
+import json, sys
+for call in json.load(sys.stdin):
+    try:
+        exec("import jax, jax.numpy as jnp, numpy as np, nvcim_jax as nv\\n" + call, {})
+        print(json.dumps(["nothing", ""]))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+@pytest.fixture(scope="session")
+def said_plainly() -> Callable[..., list[tuple[str, str]]]:
+    """Return what pieces of code raise in a Python of their own, without the run-time check of types of the tests."""
+
+    def said(calls: Sequence[str], **environment: str) -> list[tuple[str, str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", _SAY],
+            input=json.dumps(list(calls)),
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        )
+        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+    return said
 
 
 def _as_others_wrote_it(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -113,15 +113,16 @@ def _device(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> devices.
     device = devices.get(chosen["device"], rng=chosen["rng"], **given)
     if "level_sigma" not in numbers:
         return device
-    table = dataclasses.replace(_table(device), sigma=numbers["level_sigma"])
-    return dataclasses.replace(device, programming=table)
+    levels = _table(device)
+    return device.replace(programming=devices.level_table(levels.conductance, numbers["level_sigma"], levels.mean))
 
 
-def _table(device: devices.Device) -> devices.LevelTable:
-    if not isinstance(device.programming, devices.LevelTable):
+def _table(device: devices.Device) -> Any:
+    levels = None if device.programming is None else device.programming.levels
+    if levels is None:
         fix = "Choose one of NVCiM-PT, such as FeFET6, or use sigma."
         checks.fail("level_sigma", "be of a device whose noise is a table of levels", f"is of {device.name!r}", fix)
-    return device.programming
+    return levels
 
 
 def level_sigma(settings: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

@@ -282,7 +282,7 @@ def check_sampling(device: devices.Device, config: Config) -> None:
 
 def _same_at_every_level(device: devices.Device) -> bool:
     law = device.programming
-    return law is None or (isinstance(law, devices.Polynomial) and law.coefficients.shape[0] == 1)
+    return law is None or law.constant
 
 
 def _fixed(name: str, value: object, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:

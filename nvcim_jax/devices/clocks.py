@@ -15,19 +15,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int8, Num
 
 from nvcim_jax import checks
-from nvcim_jax.devices.programming import programmed
-from nvcim_jax.devices.spec import Device, GaussianRead, PowerLawDrift
+from nvcim_jax.devices.programming import law_values, programmed
+from nvcim_jax.devices.spec import Device, Drift, check_device
 from nvcim_jax.ops import normal
 from nvcim_jax.types import Key
 
-__all__ = ["Cells", "cycle_key", "drift", "drift_exponents", "program", "read", "read_sigma", "reprogram"]
+__all__ = ["Cells", "cycle_key", "drift", "program", "read", "read_sigma", "reprogram"]
 
 # How far outside [0, 1] a conductance may lie by rounding.
 _ROUNDING = 1e-5
-# Below this fraction of g_max the logarithm of a conductance is held constant.
-_LEAST_LOG = 1e-7
-# Keeps the slope of a power of an empty cell finite; far below where `OneOverFRead.floor` acts.
-_LEAST_POWER = 1e-12
 
 
 class Cells(NamedTuple):
@@ -82,38 +78,10 @@ def _draw_faults(key: Key, shape: tuple[int, ...], device: Device) -> Int8[Array
     return fault
 
 
-def drift_exponents(
-    g: Num[ArrayLike, "*cells"], device: Device
-) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:
-    """Return the mean and standard deviation of the drift exponent of a cell programmed to g.
-
-    They are those of the normal number whose absolute value is the exponent.
-
-    Args:
-        g: Programmed conductances, in units of g_max, any shape.
-        device: The device, with `drift`.
-
-    Returns:
-        Mean and standard deviation, each of the shape of `g`.
-
-    Raises:
-        ValueError: If the device does not drift.
-
-    Example:
-        >>> from nvcim_jax import devices
-        >>> mean, std = devices.drift_exponents(0.1, devices.get("PCM"))
-        >>> print(f"{mean:.4f} {std:.4f}")  # -0.0155 ln 0.1 + 0.0244 and -0.0125 ln 0.1 - 0.0059
-        0.0601 0.0229
-    """
-    law = _drift_of(device)
-    log_g = jnp.log(jnp.maximum(jnp.abs(jnp.asarray(g, jnp.float32)), _LEAST_LOG))
-    mean = jnp.clip(law.mean_slope * log_g + law.mean_offset, law.mean_low, law.mean_high)
-    return mean, jnp.clip(law.std_slope * log_g + law.std_offset, law.std_low, law.std_high)
-
-
-def _drift_of(device: Device) -> PowerLawDrift:
+def _drift_of(device: Device) -> Drift:
+    check_device(device)
     if device.drift is None:
-        fix = "Give it one, such as get(name, drift=PowerLawDrift(mean_offset=0.05))."
+        fix = "Give it one, such as get(name, drift=Drift(mean=0.05))."
         checks.fail("device", "have drift", f"{device.name!r} has none", fix)
     return device.drift
 
@@ -133,7 +101,8 @@ def _settle(
         settled = jnp.where(fault > 0, 1.0, jnp.where(fault < 0, device.g_min, settled))
     kept, nu = None, None
     if device.drift is not None:
-        mean, std = drift_exponents(settled, device)
+        mean = law_values("drift.mean", device.drift.mean, settled)
+        std = law_values("drift.std", device.drift.std, settled)
         nu = jnp.abs(mean + std * normal(keys.exponent, g.shape, rng=device.rng))
         # A stuck cell does not move.
         kept, nu = settled, nu if fault is None else jnp.where(fault == 0, nu, 0.0)
@@ -175,6 +144,7 @@ def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
         >>> print(f"{cells.g.std():.2f}")  # sigma
         0.10
     """
+    check_device(device)
     g = _checked(g)
     keys = _Keys(*jax.random.split(key, len(_Keys._fields)))
     d2d = None
@@ -199,6 +169,7 @@ def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Devic
         ValueError: If a conductance is not finite or outside [0, 1], if the shape differs from the cells', or if the
             cells were made of a device without the offsets or faults of this one.
     """
+    check_device(device)
     g = _checked(g)
     checks.shape("g", g, cells.g.shape, "of the cells")
     faulty = device.stuck_on is not None or device.stuck_off is not None
@@ -233,7 +204,7 @@ def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from nvcim_jax import devices
-        >>> law = devices.PowerLawDrift(mean_offset=0.05, t0_s=20.0)
+        >>> law = devices.Drift(mean=0.05, t0_s=20.0)
         >>> device = devices.get("ideal", drift=law)
         >>> cells = devices.program(jax.random.key(0), jnp.ones(1), device)
         >>> print(f"{devices.drift(cells, 180.0, device).g[0]:.4f} {10**-0.05:.4f}")  # (200 / 20) ** -0.05
@@ -271,17 +242,13 @@ def read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
         >>> print(f"{devices.read_sigma(cells, device)[0]:.5f}")  # 0.0088 sqrt(ln((20 s + 250 ns) / 500 ns))
         0.03682
     """
+    check_device(device)
     law = device.read
     if law is None:
-        fix = "Give it one, such as get(name, read=GaussianRead(sigma=0.01)), or use cells.g."
+        fix = "Give it one, such as get(name, read=Read(sigma=0.01)), or use cells.g."
         checks.fail("device", "have read noise", f"{device.name!r} has none", fix)
-    if isinstance(law, GaussianRead):
-        return jnp.broadcast_to(law.sigma, cells.g.shape)
     origin = cells.g if cells.g_programmed is None else cells.g_programmed
-    power = jnp.maximum(jnp.abs(origin), _LEAST_POWER) ** law.exponent
-    relative = jnp.minimum(law.scale / jnp.maximum(power, law.floor), law.ceiling)
-    age = jnp.log((cells.t_s + law.t0_s + law.t_read_s) / (2.0 * law.t_read_s))
-    return jnp.abs(cells.g) * relative * jnp.sqrt(age)
+    return law_values("read.sigma", law.sigma, cells.g, origin, cells.t_s)
 
 
 def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
@@ -301,10 +268,11 @@ def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from nvcim_jax import devices
-        >>> device = devices.get("ideal", read=devices.GaussianRead(sigma=0.02))
+        >>> device = devices.get("ideal", read=devices.Read(sigma=0.02))
         >>> cells = devices.program(jax.random.key(0), jnp.full(100_000, 0.5), device)
         >>> print(f"{devices.read(jax.random.key(1), cells, device).std():.3f}")  # sigma
         0.020
     """
+    check_device(device)
     g = cells.g + read_sigma(cells, device) * normal(key, cells.g.shape, rng=device.rng)
     return jnp.maximum(g, 0.0) if device.clip else g

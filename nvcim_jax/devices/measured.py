@@ -1,20 +1,15 @@
 """Devices from measurements: a table, or repeated programming records from which the table is fitted."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
-from nvcim_jax.devices.build import build
-from nvcim_jax.devices.spec import Device, Drift, LevelTable, Read
+from nvcim_jax.devices.laws import Row, level_table
+from nvcim_jax.devices.spec import Device, Drift, Read
 
 __all__ = ["LevelFit", "fit_table", "from_fit", "from_table"]
-
-# An array, or a list of numbers as it is typed.
-Row: TypeAlias = ArrayLike | Sequence[int | float]
 
 
 class LevelFit(NamedTuple):
@@ -39,15 +34,6 @@ class LevelFit(NamedTuple):
     counts: np.ndarray
     d2d_sigma_us: float | None
     d2d_error_us: float | None
-
-
-def _check_row(argument: str, value: Row, length: int | None, least: float) -> None:
-    """Check one row of a table: rank, length, and every entry finite and at least `least`."""
-    checks.rank(argument, value, 1, "(levels,)")
-    if length is not None:
-        checks.shape(argument, value, (length,), fix="One entry for each entry of `levels`.")
-    checks.finite(argument, value)
-    checks.number(argument, value, low=least)
 
 
 def from_table(
@@ -102,22 +88,11 @@ def from_table(
     """
     known = set(from_table.__annotations__) - {"levels", "mean", "sigma", "unknown", "return"}
     checks.options("from_table", unknown, known)
-    _check_row("levels", levels, None, 0.0)
-    checks.number("levels", levels, low=0.0, high=1.0 + 1e-6, fix="Divide conductances by g_max.")
+    checks.rank("levels", levels, 1, "(levels,)")
     num_levels = np.shape(levels)[0]
     checks.integer("num_levels", num_levels, low=2, fix="Give a level for g_min and one for g_max at least.")
-    if checks.is_concrete(levels) and not np.all(np.diff(np.asarray(levels)) > 0):
-        checks.fail("levels", "rise from entry to entry", f"is {np.asarray(levels).tolist()}")
-    _check_row("sigma", sigma, num_levels, 0.0)
-    if mean is not None:
-        _check_row("mean", mean, num_levels, -np.inf)
-    table = LevelTable(
-        conductance=jnp.asarray(levels, jnp.float32),
-        sigma=jnp.asarray(sigma, jnp.float32),
-        mean=None if mean is None else jnp.asarray(mean, jnp.float32),
-    )
-    return build(
-        programming=table,
+    return Device(
+        programming=level_table(levels, sigma, mean),
         sigma=1.0,
         g_max_us=g_max_us,
         on_off_ratio=on_off_ratio,
@@ -131,6 +106,7 @@ def from_table(
         num_levels=num_levels,
         clip=clip,
         rng=rng,
+        sigma_unit="measured",
     )
 
 

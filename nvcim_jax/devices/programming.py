@@ -1,28 +1,29 @@
 """The law of one programming: its noise at a conductance, its result for given normals, its moments."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.scipy.stats import norm
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks
-from nvcim_jax.devices.spec import Device, LevelTable
+from nvcim_jax.devices.spec import Device, check_device
 
-__all__ = ["level_conductances", "mean_of", "program_moments", "programmed", "sigma_of"]
-
-# Up to here a sum of clipped ramps, which fuses with its surroundings, is faster than a search in the table.
-_MAX_RAMPS = 64
+__all__ = ["law_values", "level_conductances", "mean_of", "program_moments", "programmed", "sigma_of"]
 
 
-def _interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[Array, " L"]) -> Float[Array, "*cells"]:
-    """Return the piecewise linear curve through (at, row), constant outside."""
-    if at.shape[0] > _MAX_RAMPS:
-        return jnp.interp(g, at, row)
-    value = jnp.full_like(g, row[0]) if at.shape[0] == 1 else row[0]
-    for low, high, left, right in zip(at[:-1], at[1:], row[:-1], row[1:], strict=True):
-        width = high - low
-        value = value + (right - left) / width * jnp.clip(g - low, 0.0, width)
-    return value
+def law_values(name: str, law: Partial, g: Float[Array, "*cells"], *rest: Any) -> Float[Array, "*cells"]:
+    """Return what a law says of every conductance.
+
+    Raises:
+        ValueError: If it returns another shape.
+    """
+    value = jnp.asarray(law(g, *rest), jnp.float32)
+    if value.shape not in ((), g.shape):
+        checks.fail(name, "return the shape of the conductances", f"returns {value.shape} for {g.shape}")
+    return jnp.broadcast_to(value, g.shape)
 
 
 def sigma_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
@@ -43,16 +44,11 @@ def sigma_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cell
         >>> print([f"{sigma:.4f}" for sigma in row.tolist()])  # the printed table: .0026 .0155 .0155 .0026
         ['0.0026', '0.0155', '0.0155', '0.0026']
     """
+    check_device(device)
     g = jnp.asarray(g, jnp.float32)
     if device.programming is None:
         return jnp.zeros_like(g)
-    if isinstance(device.programming, LevelTable):
-        return device.sigma * _interpolate(g, device.programming.conductance, device.programming.sigma)
-    coefficients = device.programming.coefficients
-    value = jnp.broadcast_to(coefficients[-1], g.shape)
-    for power in reversed(range(coefficients.shape[0] - 1)):
-        value = value * g + coefficients[power]
-    return device.sigma * jnp.maximum(value, 0.0)
+    return device.sigma * law_values("programming.sigma", device.programming.sigma, g)
 
 
 def mean_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
@@ -63,13 +59,13 @@ def mean_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells
         device: The device.
 
     Returns:
-        g itself, plus the shift of a measured table where the device has one.
+        What the law says of g; without such a law, g itself.
     """
+    check_device(device)
     g = jnp.asarray(g, jnp.float32)
-    table = device.programming
-    if isinstance(table, LevelTable) and table.mean is not None:
-        return g + _interpolate(g, table.conductance, table.mean - table.conductance)
-    return g
+    if device.programming is None or device.programming.mean is None:
+        return g
+    return law_values("programming.mean", device.programming.mean, g)
 
 
 def level_conductances(num_levels: int, device: Device) -> Float[Array, " num_levels"]:
@@ -87,6 +83,7 @@ def level_conductances(num_levels: int, device: Device) -> Float[Array, " num_le
         >>> devices.level_conductances(3, devices.get("ideal", on_off_ratio=5.0)).tolist()
         [0.2..., 0.6..., 1.0]
     """
+    check_device(device)
     checks.integer("num_levels", num_levels, low=2, high=device.num_levels)
     step = jnp.arange(num_levels, dtype=jnp.float32) / (num_levels - 1)
     return device.g_min + (1.0 - device.g_min) * step

@@ -1,163 +1,156 @@
-"""What a device is: numbers of its physics as array leaves, names and choices as static facts.
+"""What a device is: numbers of its physics as array leaves, laws as functions, names and choices as static facts.
 
 Everything is normalised: a conductance g lies in [0, 1] and stands for g * g_max, and every sigma is in the same
 unit, so a physical standard deviation scales with `g_max_us` by construction.
 
-A spec takes Python numbers and lists, and holds strong float32 arrays: it can be swept, mapped and differentiated
-without a new trace.
+A spec takes Python numbers, and holds strong float32 arrays: it can be swept, mapped and differentiated without a new
+trace. A law is a function of the conductance; the numbers that `jax.tree_util.Partial` binds are leaves too. A plain
+number stands for the function that is the same everywhere.
 """
 
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from jax.tree_util import Partial
 
+from nvcim_jax import checks
+from nvcim_jax.devices import curves
+from nvcim_jax.devices.tree import function_of, replaced, spec, strong
+from nvcim_jax.ops import RNGS
 from nvcim_jax.types import Scalar
 
-__all__ = [
-    "Device",
-    "Drift",
-    "GaussianRead",
-    "LevelTable",
-    "OneOverFRead",
-    "Polynomial",
-    "PowerLawDrift",
-    "Programming",
-    "Read",
-]
+__all__ = ["Device", "Drift", "Law", "Levels", "Read", "check_device"]
 
-# JAX rebuilds a spec with whatever a transformation puts in its leaves (axes, batches, None), so the run-time
-# check of shapes must let everything pass; once made by a user a `Number` is a `Scalar` and a `Row` an array (L,).
+# Given as numbers or functions, held as `Scalar` and `Partial`; JAX puts anything in their place.
 Number: TypeAlias = Scalar | Any
-Row: TypeAlias = jax.Array | Any
+Function: TypeAlias = Partial | Any
+
+# What the global sigma of a device is, in words.
+_SIGMA_UNITS = {"g_max": "share of g_max", "measured": "multiple of the measured noise"}
+
+# name: least value, whether it is excluded, greatest value
+_RANGES: dict[str, tuple[float, bool, float]] = {
+    "sigma": (0.0, False, float("inf")),
+    "g_max_us": (0.0, True, float("inf")),
+    "on_off_ratio": (1.0, True, float("inf")),
+    "d2d_sigma": (0.0, False, float("inf")),
+    "stuck_on": (0.0, False, 1.0),
+    "stuck_off": (0.0, False, 1.0),
+}
+_ALWAYS = ("sigma", "g_max_us", "on_off_ratio")
+# Conductances at which a user's law is looked at where the device has no levels.
+_NUM_POINTS = 17
 
 
-def _strengthen(spec: Any) -> None:
-    """Turn Python floats and lists of numbers into strong float32 arrays, in place."""
-    for name in spec.__dataclass_fields__:
-        value = getattr(spec, name)
-        # An int may be an axis of `jax.vmap`: it stays.
-        if isinstance(value, float | np.floating | list | tuple):
-            object.__setattr__(spec, name, jnp.asarray(value, jnp.float32))
+class Levels(NamedTuple):
+    """The rows of a table of levels (L,): targets, their relative noise, what is expected there (None: the target)."""
+
+    conductance: jax.Array
+    sigma: jax.Array
+    mean: jax.Array | None
 
 
-@struct.dataclass
-class LevelTable:
-    """Programming noise known at a few conductances, linear in between, constant outside.
+@spec
+class Law:
+    """Programming noise as functions of the target conductance.
 
-    Attributes:
-        conductance: Target conductances (L,), rising, in [0, 1].
-        sigma: Noise at each, relative to the device's `sigma` (L,), at least 0.
-        mean: Expected conductance after programming at each (L,); None where it is the target itself.
-    """
-
-    conductance: Row
-    sigma: Row
-    mean: Row | None = None
-
-    def __post_init__(self) -> None:
-        _strengthen(self)
-
-
-@struct.dataclass
-class Polynomial:
-    """Programming noise as a polynomial of the target conductance, cut at 0.
-
-    sigma(g) = device.sigma * max(sum_i coefficients[i] * g**i, 0)
+    programmed = mean(g) + device.sigma * sigma(g) * z, z standard normal.
 
     Attributes:
-        coefficients: Ascending (n,), relative to g_max. One coefficient is a noise that is the same at every level.
+        sigma: `f(g)`: noise relative to the device's `sigma`, at least 0, of the shape of g; or one number.
+        mean: `f(g)`: expected conductance after programming; None where it is the target itself.
+
+    Raises:
+        ValueError: If a part is neither a function nor a number of at least 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.tree_util import Partial
+        >>> from nvcim_jax import devices
+        >>> def bow(g, a):
+        ...     return 1.0 + a * g * (1.0 - g)
+        >>> device = devices.get("Gaussian", sigma=0.1).replace(programming=devices.Law(sigma=Partial(bow, a=2.0)))
+        >>> print(devices.sigma_of(jnp.asarray([0.0, 0.5]), device))  # 0.1 and 0.1 (1 + 2 / 4)
+        [0.1  0.15]
     """
 
-    coefficients: Row
+    sigma: Function
+    mean: Function | None = None
+
+    def replace(self, **changes: Any) -> "Law":
+        """Return one with some fields changed, checked as when it is made."""
+        return replaced(self, changes)
 
     def __post_init__(self) -> None:
-        _strengthen(self)
+        object.__setattr__(self, "sigma", function_of("sigma", self.sigma))
+        if self.mean is not None:
+            object.__setattr__(self, "mean", function_of("mean", self.mean))
+
+    @property
+    def constant(self) -> bool:
+        """Whether the noise is the same at every conductance, known without its value."""
+        return self.sigma.func is curves.everywhere and self.mean is None
+
+    @property
+    def levels(self) -> Levels | None:
+        """The rows of a law made by `level_table`; None for any other."""
+        if self.sigma.func is not curves.on_levels:
+            return None
+        at, sigma = self.sigma.args
+        return Levels(at, sigma, None if self.mean is None else self.mean.args[1])
 
 
-@struct.dataclass
-class PowerLawDrift:
+@spec
+class Drift:
     """Conductance that falls as a power of time, with an exponent of its own in every cell.
 
-    g(t) = g_programmed * ((t + t0) / t0) ** -nu,  nu = |mean + std * z|, z standard normal, drawn once at programming,
-    mean = clip(mean_slope * ln(g_programmed) + mean_offset, mean_low, mean_high), std in the same way.
-
-    The defaults of all fields but the two offsets make both constants: `PowerLawDrift(mean_offset=0.05)`.
+    g(t) = g_programmed * ((t + t0) / t0) ** -nu,  nu = |mean(g_programmed) + std(g_programmed) * z|, z standard normal,
+    drawn once at programming.
 
     Attributes:
-        mean_offset: Mean exponent at g = 1, before the limits.
-        std_offset: Standard deviation of the exponent over cells at g = 1, before the limits.
-        mean_slope: Change of the mean per unit of ln g.
-        std_slope: Change of the standard deviation per unit of ln g.
-        mean_low: Lower limit of the mean.
-        mean_high: Upper limit of the mean.
-        std_low: Lower limit of the standard deviation.
-        std_high: Upper limit of the standard deviation.
-        t0_s: Time from programming to the reference read, seconds; t counts from that read.
+        mean: `f(g)`: mean exponent of cells programmed to g; or one number. `log_linear` makes the usual function.
+        std: `f(g)`: standard deviation of the exponent over cells; or one number.
+        t0_s: Time from programming to the reference read, seconds, above 0; t counts from that read.
     """
 
-    mean_offset: Number
-    std_offset: Number = 0.0
-    mean_slope: Number = 0.0
-    std_slope: Number = 0.0
-    mean_low: Number = 0.0
-    mean_high: Number = float("inf")
-    std_low: Number = 0.0
-    std_high: Number = float("inf")
+    mean: Function
+    std: Function = 0.0
     t0_s: Number = 20.0
 
+    def replace(self, **changes: Any) -> "Drift":
+        """Return one with some fields changed, checked as when it is made."""
+        return replaced(self, changes)
+
     def __post_init__(self) -> None:
-        _strengthen(self)
+        object.__setattr__(self, "mean", function_of("mean", self.mean))
+        object.__setattr__(self, "std", function_of("std", self.std))
+        object.__setattr__(self, "t0_s", strong("t0_s", self.t0_s, low=0.0, low_open=True, unit="s"))
 
 
-@struct.dataclass
-class OneOverFRead:
-    """Read noise with a 1/f spectrum, accumulated since programming.
-
-    sigma = |g| * min(scale / max(g_programmed ** exponent, floor), ceiling) * sqrt(ln((t + t0 + t_read) / (2 t_read)))
+@spec
+class Read:
+    """Noise drawn anew at each read.
 
     Attributes:
-        scale: Relative noise at g_programmed = 1.
-        exponent: Power of the conductance.
-        floor: Least value of the power, so that an empty cell stays finite.
-        ceiling: Greatest relative noise.
-        t_read_s: Duration of one read, seconds.
-        t0_s: Time from programming to the reference read, seconds.
+        sigma: `f(g, g_programmed, t_s)`: standard deviation of a read, relative to g_max, of the shape of g; or one
+            number. `one_over_f` makes the law of phase-change memory.
     """
 
-    scale: Number = 0.0088
-    exponent: Number = 0.65
-    floor: Number = 1e-3
-    ceiling: Number = 0.2
-    t_read_s: Number = 250e-9
-    t0_s: Number = 20.0
+    sigma: Function
+
+    def replace(self, **changes: Any) -> "Read":
+        """Return one with some fields changed, checked as when it is made."""
+        return replaced(self, changes)
 
     def __post_init__(self) -> None:
-        _strengthen(self)
+        object.__setattr__(self, "sigma", function_of("sigma", self.sigma))
 
 
-@struct.dataclass
-class GaussianRead:
-    """Read noise of one size for every cell, drawn anew at each read.
-
-    Attributes:
-        sigma: Standard deviation relative to g_max.
-    """
-
-    sigma: Number
-
-    def __post_init__(self) -> None:
-        _strengthen(self)
-
-
-Programming: TypeAlias = LevelTable | Polynomial
-Drift: TypeAlias = PowerLawDrift
-Read: TypeAlias = OneOverFRead | GaussianRead
-
-
-@struct.dataclass
+@spec
 class Device:
     """One kind of memory cell: how it is programmed, how it drifts, how it is read, how it fails.
 
@@ -165,10 +158,9 @@ class Device:
     `device.replace(drift=None)` takes one away; `devices.get` adds one.
 
     Attributes:
-        sigma: Global factor of the programming noise. For the five devices of NVCiM-PT and `Gaussian` it is relative
-            to g_max; for devices fitted to measurements it is a multiplier, 1 by default.
-        g_max_us: Greatest conductance, microsiemens.
-        on_off_ratio: g_max / g_min; infinite where an empty cell conducts nothing.
+        sigma: Global factor of the programming noise, at least 0; `sigma_unit` says of what.
+        g_max_us: Greatest conductance, microsiemens, above 0.
+        on_off_ratio: g_max / g_min, above 1; infinite where an empty cell conducts nothing.
         programming: Cycle-to-cycle noise of one programming; None programs exactly.
         d2d_sigma: Device-to-device noise: standard deviation of an offset that a cell keeps for life, in units
             of g_max.
@@ -181,27 +173,132 @@ class Device:
         num_levels: Number of levels a cell can hold; None where it is continuous.
         clip: Whether programmed, drifted and read conductances are cut at 0.
         rng: Generator of all its noise, see `nvcim_jax.ops.normal`.
+        sigma_unit: "g_max": sigma is a share of g_max (the five devices of NVCiM-PT, `Gaussian`); "measured": it
+            multiplies a measured noise (PCM, RRAM, tables), 1 by default.
+
+    Raises:
+        ValueError: If a number is out of range, an effect of another kind, or a law negative or not finite at a level.
     """
 
     sigma: Number
     g_max_us: Number
     on_off_ratio: Number
-    programming: Programming | None = None
+    programming: Law | None = None
     d2d_sigma: Number | None = None
     stuck_on: Number | None = None
     stuck_off: Number | None = None
     drift: Drift | None = None
     read: Read | None = None
-    name: str = struct.field(pytree_node=False, default="custom")
-    citation: str = struct.field(pytree_node=False, default="")
-    num_levels: int | None = struct.field(pytree_node=False, default=None)
-    clip: bool = struct.field(pytree_node=False, default=True)
-    rng: str = struct.field(pytree_node=False, default="counter")
+    name: str = dataclasses.field(default="custom", metadata={"static": True})
+    citation: str = dataclasses.field(default="", metadata={"static": True})
+    num_levels: int | None = dataclasses.field(default=None, metadata={"static": True})
+    clip: bool = dataclasses.field(default=True, metadata={"static": True})
+    rng: str = dataclasses.field(default="counter", metadata={"static": True})
+    sigma_unit: str = dataclasses.field(default="g_max", metadata={"static": True})
+
+    def replace(self, **changes: Any) -> "Device":
+        """Return one with some fields changed, checked as when it is made."""
+        return replaced(self, changes)
 
     def __post_init__(self) -> None:
-        _strengthen(self)
+        _check_facts(self)
+        shapes = [np.shape(getattr(self, name)) for name in _ALWAYS]
+        # a batch of devices, made by `jax.vmap` or `jax.tree.map`, keeps its axes
+        shape = () if () in shapes else shapes[0]
+        for name, (low, low_open, high) in _RANGES.items():
+            value: Any = getattr(self, name)
+            if value is None and name not in _ALWAYS:
+                continue
+            made = strong(name, value, low=low, low_open=low_open, high=high)
+            checks.shape(name, value, shape, fix="Use jax.vmap over devices for several values.")
+            if name != "on_off_ratio":
+                checks.finite(name, value)
+            object.__setattr__(self, name, made)
+        _check_stuck(self)
+        if shape == ():
+            _check_laws(self)
 
     @property
     def g_min(self) -> Scalar:
         """Least conductance, 1 / on_off_ratio: 0 where the ratio is infinite."""
         return 1.0 / self.on_off_ratio
+
+    @property
+    def sigma_label(self) -> str:
+        """The global sigma in words, for an axis or a title: "sigma (share of g_max)"."""
+        return f"sigma ({_SIGMA_UNITS[self.sigma_unit]})"
+
+
+def check_device(device: Any, argument: str = "device") -> None:
+    """Check that an argument is a device, not its name.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+        >>> check_device("FeFET3")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `device` must be a Device, but is 'FeFET3'. Use devices.get('FeFET3').
+    """
+    if not isinstance(device, Device):
+        found = repr(device) if isinstance(device, str) else f"a {type(device).__name__}"
+        name = device if isinstance(device, str) else "FeFET3"
+        checks.fail(argument, "be a Device", f"is {found}", f"Use devices.get({name!r}).")
+
+
+def _check_facts(device: Device) -> None:
+    """Check what is static, and the kinds of the effects."""
+    checks.choice("rng", device.rng, RNGS)
+    checks.choice("sigma_unit", device.sigma_unit, _SIGMA_UNITS)
+    if device.num_levels is not None:
+        checks.integer("num_levels", device.num_levels, low=2, fix="Use None where a cell is continuous.")
+    if not isinstance(device.clip, bool | np.bool_):
+        checks.fail("clip", "be True or False", f"is {device.clip!r}")
+    for name, kind in (("programming", Law), ("drift", Drift), ("read", Read)):
+        law = getattr(device, name)
+        if law is not None and not isinstance(law, kind):
+            part = "mean" if kind is Drift else "sigma"
+            fix = f"Use devices.{kind.__name__}({part}=...), with a number or a function of the conductance."
+            found = repr(law) if isinstance(law, str | float | int) else f"a {type(law).__name__}"
+            checks.fail(name, f"be a {kind.__name__} or None", f"is {found}", fix)
+
+
+def _check_stuck(device: Device) -> None:
+    """Check that the two fractions leave room for each other."""
+    given = [value for value in (device.stuck_on, device.stuck_off) if value is not None]
+    if all(map(checks.is_concrete, given)):
+        total = float(np.max(sum(np.asarray(value, np.float64) for value in given)))
+        if total > 1.0 + 1e-6:
+            checks.fail("stuck_on", "leave room for stuck_off, with a sum of at most 1", f"their sum is {total:g}")
+
+
+def _users(device: Device) -> Iterator[tuple[str, Any, float, int]]:
+    """Yield the laws that are not the library's own: name, function, least value, number of arguments."""
+    law, drift, read = device.programming, device.drift, device.read
+    found: Sequence[tuple[str, Any, float, int]] = (
+        ("programming.sigma", law and law.sigma, 0.0, 1),
+        ("programming.mean", law and law.mean, -float("inf"), 1),
+        ("drift.mean", drift and drift.mean, 0.0, 1),
+        ("drift.std", drift and drift.std, 0.0, 1),
+        ("read.sigma", read and read.sigma, 0.0, 3),
+    )
+    return (part for part in found if part[1] is not None and part[1].func not in curves.OWN)
+
+
+def _check_laws(device: Device) -> None:
+    """Look at the values of a user's laws at the levels, where its numbers are known."""
+    for name, law, low, num_arguments in _users(device):
+        if not all(map(checks.is_concrete, jax.tree.leaves((law, device.on_off_ratio)))):
+            continue
+        with jax.ensure_compile_time_eval():
+            g = jnp.linspace(1.0 / device.on_off_ratio, 1.0, device.num_levels or _NUM_POINTS)
+            value = law(*(g, g, jnp.zeros(()))[:num_arguments])
+        fix = (
+            f"It is a function of the conductance{'' if num_arguments == 1 else ', of that at first, and of the time'}."
+        )
+        if np.shape(value) not in ((), g.shape):
+            checks.fail(name, "return the shape of the conductances", f"returns {np.shape(value)} for {g.shape}", fix)
+        if checks.is_concrete(value):
+            checks.finite(name, value, fix)
+            checks.number(name, value, low=low, fix=fix)

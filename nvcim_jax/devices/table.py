@@ -17,17 +17,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
-from nvcim_jax.devices.build import build
-from nvcim_jax.devices.spec import (
-    Device,
-    Drift,
-    LevelTable,
-    OneOverFRead,
-    Polynomial,
-    PowerLawDrift,
-    Programming,
-    Read,
-)
+from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
+from nvcim_jax.devices.spec import Device, Drift, Law, Read
 from nvcim_jax.types import Scalar
 
 __all__ = ["get", "names"]
@@ -43,7 +34,7 @@ class _Row(NamedTuple):
     """One device of the table; `programming` is made from g_min, because levels span [g_min, 1]."""
 
     citation: str
-    programming: Callable[[Scalar], Programming | None]
+    programming: Callable[[Scalar], Law | None]
     sigma: float = 1.0
     g_max_us: float = 100.0
     on_off_ratio: float = _INFINITE
@@ -51,36 +42,37 @@ class _Row(NamedTuple):
     clip: bool = True
     drift: Drift | None = None
     read: Read | None = None
+    sigma_unit: str = "measured"
 
 
-def _four_levels(factor: float) -> Callable[[Scalar], LevelTable]:
+def _four_levels(factor: float) -> Callable[[Scalar], Law]:
     """Return the row sigma(L0, L3) = 1, sigma(L1, L2) = s, both over sqrt(0.6 + 0.4 s^2)."""
     norm = (0.6 + 0.4 * factor**2) ** 0.5
     row = (1.0 / norm, factor / norm, factor / norm, 1.0 / norm)
 
-    def make(g_min: Scalar) -> LevelTable:
+    def make(g_min: Scalar) -> Law:
         conductance = g_min + (1.0 - g_min) * jnp.asarray((0.0, 1 / 3, 2 / 3, 1.0), jnp.float32)
-        return LevelTable(conductance=conductance, sigma=row)
+        return level_table(conductance, row)
 
     return make
 
 
-def _polynomial(*coefficients: float, scale: float = 1.0) -> Callable[[Scalar], Polynomial]:
+def _polynomial(*coefficients: float, scale: float = 1.0) -> Callable[[Scalar], Law]:
     """Return a polynomial of g whose coefficients are given in units of g_max / scale."""
-    return lambda g_min: Polynomial(coefficients=[c / scale for c in coefficients])
+    return lambda g_min: polynomial([c / scale for c in coefficients])
 
 
-def _polynomial_us(*coefficients: float, g_max_us: float) -> Callable[[Scalar], Polynomial]:
+def _polynomial_us(*coefficients: float, g_max_us: float) -> Callable[[Scalar], Law]:
     """Return sigma(G), both in microsiemens, as a polynomial of g = G / g_max, relative to g_max."""
-    return lambda g_min: Polynomial(coefficients=[c * g_max_us ** (i - 1) for i, c in enumerate(coefficients)])
+    return lambda g_min: polynomial([c * g_max_us ** (i - 1) for i, c in enumerate(coefficients)])
 
 
 def _exact(g_min: Scalar) -> None:
     """Return no programming noise."""
 
 
-def _nvcim_pt(programming: Callable[[Scalar], Programming], num_levels: int = 4) -> _Row:
-    return _Row(_NVCIM_PT, programming, sigma=0.1, num_levels=num_levels, clip=False)
+def _nvcim_pt(programming: Callable[[Scalar], Law], num_levels: int = 4) -> _Row:
+    return _Row(_NVCIM_PT, programming, sigma=0.1, num_levels=num_levels, clip=False, sigma_unit="g_max")
 
 
 def _wan(day: str, *coefficients_us: float) -> _Row:
@@ -89,15 +81,9 @@ def _wan(day: str, *coefficients_us: float) -> _Row:
 
 
 # Joshi et al.: exponents and 1/f noise as in aihwkit's PCMLikeNoiseModel; t0 is the first read, 20 s.
-_PCM_DRIFT = PowerLawDrift(
-    mean_slope=-0.0155,
-    mean_offset=0.0244,
-    mean_low=0.049,
-    mean_high=0.1,
-    std_slope=-0.0125,
-    std_offset=-0.0059,
-    std_low=0.008,
-    std_high=0.045,
+_PCM_DRIFT = Drift(
+    mean=log_linear(0.0244, -0.0155, low=0.049, high=0.1),
+    std=log_linear(-0.0059, -0.0125, low=0.008, high=0.045),
     t0_s=20.0,
 )
 
@@ -112,7 +98,7 @@ _TABLE: dict[str, _Row] = {
         _polynomial(0.26348, 1.9650, -1.1731, scale=25.0),
         g_max_us=25.0,
         drift=_PCM_DRIFT,
-        read=OneOverFRead(),
+        read=one_over_f(),
     ),
     "PCM-CrossSim": _Row(
         f"{_JOSHI}, Fig. 3b; quadratic fit of CrossSim's PCMJoshi, 0.25 to 25 uS",
@@ -135,8 +121,10 @@ _TABLE: dict[str, _Row] = {
         g_max_us=225.0,
         on_off_ratio=4.5,
     ),
-    "Gaussian": _Row("Generic: one sigma for every conductance", _polynomial(1.0), sigma=0.1, clip=False),
-    "ideal": _Row("Generic: every effect absent", _exact, sigma=0.0, clip=False),
+    "Gaussian": _Row(
+        "Generic: one sigma for every conductance", _polynomial(1.0), sigma=0.1, clip=False, sigma_unit="g_max"
+    ),
+    "ideal": _Row("Generic: every effect absent", _exact, sigma=0.0, clip=False, sigma_unit="g_max"),
 }
 
 
@@ -179,7 +167,7 @@ def get(
     Args:
         name: One of `names()`.
         sigma: Global factor of the programming noise. The five devices of NVCiM-PT and `Gaussian`: relative to g_max,
-            0.1 by default. Measured devices: a multiplier, 1 by default.
+            0.1 by default. Measured devices: a multiplier, 1 by default (`device.sigma_unit` tells which).
         g_max_us: Greatest conductance, microsiemens, above 0.
         on_off_ratio: g_max / g_min, above 1; may be infinite.
         d2d_sigma: Standard deviation of a cell's lasting offset, relative to g_max; None: no such effect.
@@ -219,7 +207,7 @@ def get(
         checks.fail("sigma", "be left out", f"{name!r} programs exactly", "Use get('Gaussian', sigma=...).")
     ratio = row.on_off_ratio if on_off_ratio is None else on_off_ratio
     checks.number("on_off_ratio", ratio, low=1.0, low_open=True)
-    return build(
+    return Device(
         programming=row.programming(1.0 / jnp.asarray(ratio, jnp.float32)),
         sigma=row.sigma if sigma is None else sigma,
         g_max_us=row.g_max_us if g_max_us is None else g_max_us,
@@ -234,4 +222,5 @@ def get(
         num_levels=row.num_levels,
         clip=row.clip if clip is None else clip,
         rng=rng,
+        sigma_unit=row.sigma_unit,
     )

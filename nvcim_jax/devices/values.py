@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks
-from nvcim_jax.devices.spec import Device, LevelTable, Polynomial
+from nvcim_jax.devices.spec import Device, check_device
 from nvcim_jax.ops import normal
 from nvcim_jax.types import Key
 
@@ -43,15 +43,17 @@ def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Flo
     References:
         Qin et al., arXiv:2411.08244, Section 2 and its published code; marks as in `nvcim_jax.devices.table`.
     """
+    check_device(device)
     checks.finite("values", values)
     law = device.programming
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(values), initial=0.0)).astype(jnp.float32)
-    if isinstance(law, LevelTable) and law.sigma.shape[0] == 4:
+    levels = None if law is None else law.levels
+    if levels is not None and levels.sigma.shape[0] == 4:
         share = jax.lax.stop_gradient(jnp.abs(values)).astype(jnp.float32) / jnp.where(scale > 0, scale, 1.0)
-        low = jnp.where(share > 0.25, law.sigma[1], law.sigma[0])
-        relative = jnp.where(share > 0.5, jnp.where(share > 0.75, law.sigma[3], law.sigma[2]), low)
-    elif isinstance(law, Polynomial) and law.coefficients.shape[0] == 1:
-        relative = jnp.broadcast_to(law.coefficients[0], values.shape)
+        low = jnp.where(share > 0.25, levels.sigma[1], levels.sigma[0])
+        relative = jnp.where(share > 0.5, jnp.where(share > 0.75, levels.sigma[3], levels.sigma[2]), low)
+    elif law is not None and law.constant:
+        relative = law.sigma(values)
     else:
         fix = "Use FeFET2, FeFET3, RRAM4, FeFET6, RRAM1 or Gaussian, or noise of cells by nvcim_jax.crossbar."
         checks.fail("device", "have four levels, or one noise for all", f"{device.name!r} has neither", fix)

@@ -113,7 +113,7 @@ def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
         ("pair", devices.get("Gaussian", sigma=0.1, clip=True), "clipping at 0"),
         ("output_joint", devices.get("FeFET6"), "differs between levels"),
         ("output_marginal", devices.get("Gaussian", sigma=0.1, stuck_on=0.1), "stuck cells"),
-        ("output_joint", devices.get("Gaussian", sigma=0.1, read=devices.GaussianRead(sigma=0.1)), "read noise"),
+        ("output_joint", devices.get("Gaussian", sigma=0.1, read=devices.Read(sigma=0.1)), "read noise"),
         ("moment_matched", devices.get("PCM"), "drift"),
     ]:
         with pytest.raises(ValueError, match=reason):

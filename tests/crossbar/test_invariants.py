@@ -27,7 +27,7 @@ def test_1_sigma_scales_with_g_max(name: str) -> None:
 
 def test_2_drift_acts_on_the_stored_pair() -> None:
     """Both cells of a pair drift from what was programmed, the noise of an empty cell included."""
-    device = devices.get("Gaussian", sigma=0.1, drift=devices.PowerLawDrift(mean_offset=0.05))
+    device = devices.get("Gaussian", sigma=0.1, drift=devices.Drift(mean=0.05))
     chip = _chip(device)
     later = crossbar.drift(chip, 980.0, device, config=CONFIG)
     np.testing.assert_allclose(later.cells.g, chip.cells.g * (1000 / 20) ** -0.05, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_drift_is_absolute_in_time_and_keeps_the_programmed_state() -> None:
 
 
 def test_compensation_restores_a_drift_that_is_the_same_everywhere() -> None:
-    device = devices.get("Gaussian", sigma=0.05, drift=devices.PowerLawDrift(mean_offset=0.06))
+    device = devices.get("Gaussian", sigma=0.05, drift=devices.Drift(mean=0.06))
     chip = _chip(device)
     fresh, _ = crossbar.matmul(jax.random.key(1), X, chip, device, config=CONFIG)
     later = crossbar.drift(chip, 1e6, device, config=CONFIG)

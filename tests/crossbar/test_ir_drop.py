@@ -111,7 +111,7 @@ def test_one_solve_serves_every_read_and_read_noise_solves_its_own() -> None:
     first, _ = crossbar.matmul(jax.random.key(1), np.eye(6), chip, quiet, config=config)
     stored = crossbar.read_back(jax.random.key(2), chip, quiet, config=config)
     np.testing.assert_allclose(first, stored, atol=1e-6)
-    noisy = devices.get("Gaussian", sigma=0.05, read=devices.GaussianRead(sigma=0.05))
+    noisy = devices.get("Gaussian", sigma=0.05, read=devices.Read(sigma=0.05))
     chip = crossbar.program(jax.random.key(0), w, noisy, config=config, wires=wires)
     reads = [crossbar.matmul(jax.random.key(k), np.eye(6), chip, noisy, config=config)[0] for k in (1, 2)]
     assert np.abs(reads[0] - reads[1]).max() > 1e-3

@@ -33,8 +33,8 @@ EFFECTS = {
     "clip": {"clip": True},
     "d2d": {"d2d_sigma": 0.02},
     "faults": {"stuck_on": 0.1, "stuck_off": 0.1},
-    "drift": {"drift": devices.PowerLawDrift(mean_offset=0.05, std_offset=0.01)},
-    "read": {"read": devices.GaussianRead(sigma=0.02)},
+    "drift": {"drift": devices.Drift(mean=0.05, std=0.01)},
+    "read": {"read": devices.Read(sigma=0.02)},
     "on_off": {"on_off_ratio": 10.0},
 }
 PAIRS = list(itertools.combinations(VALUES, 2))

@@ -123,7 +123,7 @@ def test_stuck_cells_move_mean_and_variance_as_they_must() -> None:
 
 
 def test_reads_of_one_chip_differ_by_read_noise_alone() -> None:
-    device = devices.get("Gaussian", sigma=0.2, read=devices.GaussianRead(sigma=0.05))
+    device = devices.get("Gaussian", sigma=0.2, read=devices.Read(sigma=0.05))
     config = crossbar.Config(rows=25)
     chip = crossbar.program(jax.random.key(0), W, device, config=config)
     read = jax.jit(lambda key: crossbar.matmul(key, X[0], chip, device, config=config)[0])

@@ -41,7 +41,7 @@ def test_jit_equals_eager_and_sample_equals_write_and_matmul() -> None:
 @pytest.mark.parametrize(
     "effects",
     [
-        {"read": devices.GaussianRead(sigma=0.03)},
+        {"read": devices.Read(sigma=0.03)},
         {"d2d_sigma": 0.03},
         {"stuck_on": 0.1},
         {"clip": True},

@@ -14,8 +14,8 @@ EVERYTHING = {
     "d2d_sigma": 0.05,
     "stuck_on": 0.05,
     "stuck_off": 0.1,
-    "drift": devices.PowerLawDrift(mean_offset=0.05, std_offset=0.01, mean_slope=-0.01),
-    "read": devices.OneOverFRead(),
+    "drift": devices.Drift(mean=devices.log_linear(0.05, -0.01), std=0.01),
+    "read": devices.one_over_f(),
 }
 MEASURED = devices.from_table(
     [0.0, 0.3, 0.6, 1.0], [0.03, 0.3, 0.58, 0.97], [0.02, 0.05, 0.04, 0.03], g_max_us=60.0, name="table"

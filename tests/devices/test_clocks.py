@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from nvcim_jax import devices
-from nvcim_jax.devices import build
 
 # One compilation a shape is faster than one a shape and operation; the contracts hold the two together.
 program = jax.jit(devices.program)
@@ -17,13 +16,13 @@ reprogram = jax.jit(devices.reprogram)
 read = jax.jit(devices.read)
 drift = jax.jit(devices.drift)
 
-DRIFT = devices.PowerLawDrift(mean_offset=0.05, std_offset=0.02)
+DRIFT = devices.Drift(mean=0.05, std=0.02)
 EFFECTS = {
     "cycle": {},
     "d2d": {"d2d_sigma": 0.05},
     "faults": {"stuck_on": 0.1, "stuck_off": 0.2},
     "drift": {"drift": DRIFT},
-    "read": {"read": devices.GaussianRead(sigma=0.02)},
+    "read": {"read": devices.Read(sigma=0.02)},
 }
 G = 0.5
 
@@ -142,9 +141,13 @@ def test_stuck_cells_do_not_drift_and_are_read_with_noise(key) -> None:
     assert abs(seen[stuck].std() / 0.02 - 1) < 5 / np.sqrt(2 * stuck.sum())
 
 
+def _exponents(g: jax.Array, device: devices.Device) -> tuple[jax.Array, jax.Array]:
+    return device.drift.mean(g), device.drift.std(g)
+
+
 def test_pcm_drift_exponents_equal_aihwkits(golden) -> None:
     truth = golden("08")
-    mean, std = devices.drift_exponents(jnp.asarray(truth["g"] / 25.0, jnp.float32), devices.get("PCM"))
+    mean, std = _exponents(jnp.asarray(truth["g"] / 25.0, jnp.float32), devices.get("PCM"))
     np.testing.assert_allclose(mean, truth["nu_mean"], rtol=1e-5)
     np.testing.assert_allclose(jnp.abs(mean + std), truth["nu_mean_plus_std"], rtol=1e-5)
 
@@ -166,13 +169,13 @@ def test_pcm_drift_and_read_equal_aihwkits_at_every_time(golden) -> None:
 def test_exponents_follow_the_folded_normal(g: float, key, assert_moments) -> None:
     device = devices.get("PCM", sigma=0.0)
     cells = program(key, jnp.full(100_000, g), device)
-    mean, std = (float(value) for value in devices.drift_exponents(g, device))
+    mean, std = (float(value) for value in _exponents(jnp.float32(g), device))
     folded = stats.foldnorm(mean / std, scale=std)
     assert_moments(cells.nu, folded.mean(), folded.var())
 
 
 def test_drifted_conductance_has_the_mean_of_the_lognormal(key, assert_moments) -> None:
-    law = devices.PowerLawDrift(mean_offset=0.2, std_offset=0.02, t0_s=10.0)
+    law = devices.Drift(mean=0.2, std=0.02, t0_s=10.0)
     device = devices.get("ideal", drift=law)
     cells = drift(program(key, jnp.full(100_000, G), device), 990.0, device)
     # ten standard deviations above 0 the exponent is plainly normal, and the conductance lognormal
@@ -233,8 +236,6 @@ def test_a_call_that_has_no_effect_raises(name: str, key) -> None:
     cells = program(program_key, jnp.full(3, G), device)
     with pytest.raises(ValueError, match=rf"`device` must have drift, but '{name}' has none\. Give it one"):
         drift(cells, 60.0, device)
-    with pytest.raises(ValueError, match=rf"`device` must have drift, but '{name}' has none"):
-        devices.drift_exponents(G, device)
     with pytest.raises(ValueError, match=rf"`device` must have read noise, but '{name}' has none\. Give it one"):
         read(read_key, cells, device)
 
@@ -259,9 +260,3 @@ def test_bad_input_to_the_clocks_is_named(key) -> None:
     drifting = devices.program(next(keys), jnp.full((2, 3), G), pcm)
     with pytest.raises(ValueError, match=r"`t_s` must lie in \[0, inf\] s, but is -1 s"):
         devices.drift(drifting, -1.0, pcm)
-
-
-def test_a_law_of_the_wrong_kind_is_named() -> None:
-    # `get` makes this check, behind the run-time check of types that only tests have
-    with pytest.raises(ValueError, match=r"`read` must be a OneOverFRead or GaussianRead, but is 0\.05"):
-        build._check_law("read", 0.05, (devices.OneOverFRead, devices.GaussianRead))

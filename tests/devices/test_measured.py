@@ -85,7 +85,7 @@ def test_a_fitted_device_has_the_moments_of_the_records(key, assert_moments) -> 
     level, g_us, cell = _records(0, num_cells=60, repeats=20, d2d_us=1.5)
     fit = devices.fit_table(level, g_us, cell=cell, target_us=TARGETS)
     device = devices.from_fit(fit, g_max_us=40.0, clip=False)
-    np.testing.assert_allclose(device.programming.conductance, TARGETS / 40, rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.conductance, TARGETS / 40, rtol=1e-6)
     np.testing.assert_allclose(device.on_off_ratio, 20.0)
     np.testing.assert_allclose(device.d2d_sigma * 40, fit.d2d_sigma_us, rtol=1e-6)
     g = np.broadcast_to(np.float32(TARGETS / 40), (50_000, 4))
@@ -107,10 +107,10 @@ def test_records_in_a_file_give_the_device_of_the_fit(tmp_path: Path) -> None:
     records = devices.read_records(file)
     np.testing.assert_array_equal(records.level, level)
     np.testing.assert_array_equal(records.g_us, g_us)
-    device = devices.from_csv(file, g_max_us=40.0, drift=devices.PowerLawDrift(mean_offset=0.05))
+    device = devices.from_csv(file, g_max_us=40.0, drift=devices.Drift(mean=0.05))
     fit = devices.fit_table(level, g_us, cell=cell, target_us=TARGETS)
-    np.testing.assert_allclose(device.programming.sigma * 40, fit.sigma_us, rtol=1e-6)
-    np.testing.assert_allclose(device.programming.mean * 40, fit.mean_us, rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.sigma * 40, fit.sigma_us, rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.mean * 40, fit.mean_us, rtol=1e-6)
     assert device.name == "chip"
     assert device.drift is not None
 
@@ -118,11 +118,11 @@ def test_records_in_a_file_give_the_device_of_the_fit(tmp_path: Path) -> None:
 def test_a_table_in_a_file_gives_its_device_in_any_order(tmp_path: Path) -> None:
     file = _write(tmp_path, "sigma_us,level,mean_us\n0.8,2,39\n0.2,0,1\n1.0,1,20\n")
     device = devices.from_csv(file, g_max_us=40.0, on_off_ratio=40.0)
-    np.testing.assert_allclose(device.programming.sigma * 40, [0.2, 1.0, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(device.programming.conductance, [0.025, 0.5125, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.sigma * 40, [0.2, 1.0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.conductance, [0.025, 0.5125, 1.0], rtol=1e-6)
     targets = _write(tmp_path, "level,mean_us,sigma_us,target_us\n1,20,1,21\n0,1,0.2,2\n")
     device = devices.from_csv(targets, g_max_us=40.0)
-    np.testing.assert_allclose(device.programming.conductance, [0.05, 0.525], rtol=1e-6)
+    np.testing.assert_allclose(device.programming.levels.conductance, [0.05, 0.525], rtol=1e-6)
     np.testing.assert_allclose(device.on_off_ratio, 20.0)
 
 

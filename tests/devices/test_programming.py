@@ -45,7 +45,7 @@ def test_wan_noise_is_the_published_polynomial_in_microsiemens(name: str, descen
 
 
 def test_a_negative_polynomial_is_no_noise() -> None:
-    device = devices.get("Gaussian").replace(programming=devices.Polynomial(coefficients=[-1.0, 2.0]))
+    device = devices.get("Gaussian").replace(programming=devices.polynomial([-1.0, 2.0]))
     np.testing.assert_allclose(devices.sigma_of(jnp.asarray([0.0, 0.5, 1.0]), device), [0.0, 0.0, 0.1], atol=1e-8)
 
 
@@ -54,7 +54,7 @@ def test_tables_interpolate_linearly_and_stay_constant_outside(num_levels: int) 
     rng = np.random.default_rng(num_levels)
     at = np.sort(rng.uniform(0.05, 0.95, num_levels)).astype(np.float32)
     row = rng.uniform(0.0, 1.0, num_levels).astype(np.float32)
-    table = devices.LevelTable(conductance=jnp.asarray(at), sigma=jnp.asarray(row))
+    table = devices.level_table(jnp.asarray(at), sigma=jnp.asarray(row))
     device = devices.get("Gaussian", sigma=0.5).replace(programming=table)
     g = np.concatenate([np.linspace(0, 1, 301), at]).astype(np.float32)
     np.testing.assert_allclose(devices.sigma_of(g, device), 0.5 * np.interp(g, at, row), rtol=1e-4, atol=1e-5)
@@ -72,7 +72,7 @@ def test_physical_noise_scales_with_g_max(name: str, g_max_us: float, key, asser
 
 
 def test_programmed_is_the_formula(key) -> None:
-    table = devices.LevelTable(conductance=[0.0, 0.5, 1.0], sigma=[1.0, 2.0, 1.0], mean=[0.1, 0.5, 0.8])
+    table = devices.level_table([0.0, 0.5, 1.0], sigma=[1.0, 2.0, 1.0], mean=[0.1, 0.5, 0.8])
     device = devices.get("Gaussian", sigma=0.3, clip=True).replace(programming=table)
     z_key, offset_key = jax.random.split(key)
     g = jnp.asarray([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -108,7 +108,7 @@ def test_clipped_moments_equal_the_integral(sigma: float, g: float) -> None:
 
 
 def test_clipped_moments_below_zero_stay_positive() -> None:
-    table = devices.LevelTable(conductance=[0.0, 1.0], sigma=[0.1, 0.1], mean=[-0.2, 1.0])
+    table = devices.level_table([0.0, 1.0], sigma=[0.1, 0.1], mean=[-0.2, 1.0])
     device = devices.get("Gaussian", sigma=1.0, clip=True).replace(programming=table)
     mean, variance = devices.program_moments(0.0, device)
     truth = stats.norm(-0.2, 0.1)

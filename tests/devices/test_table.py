@@ -80,7 +80,7 @@ def test_only_the_physical_fits_are_cut_at_zero() -> None:
 
 
 def test_an_override_replaces_the_default_and_nothing_else() -> None:
-    drift, read = devices.PowerLawDrift(mean_offset=0.05), devices.GaussianRead(sigma=0.01)
+    drift, read = devices.Drift(mean=0.05), devices.Read(sigma=0.01)
     device = devices.get("FeFET6", sigma=0.2, g_max_us=30.0, d2d_sigma=0.03, stuck_on=0.01, drift=drift, read=read)
     for value, expected in ((device.sigma, 0.2), (device.g_max_us, 30.0), (device.d2d_sigma, 0.03)):
         np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -89,7 +89,7 @@ def test_an_override_replaces_the_default_and_nothing_else() -> None:
     assert device.read is read
     plain = devices.get("FeFET6")
     assert plain.d2d_sigma is plain.stuck_on is plain.stuck_off is plain.drift is plain.read is None
-    np.testing.assert_array_equal(device.programming.sigma, plain.programming.sigma)
+    np.testing.assert_array_equal(device.programming.levels.sigma, plain.programming.levels.sigma)
 
 
 def test_levels_of_a_finite_ratio_keep_their_own_noise() -> None:
@@ -122,9 +122,9 @@ def test_get_works_inside_transformations() -> None:
 
 
 def test_python_numbers_and_lists_in_specs_become_strong_arrays() -> None:
-    device = devices.get("Gaussian").replace(sigma=0.3, drift=devices.PowerLawDrift(mean_offset=0.05))
-    table = devices.LevelTable(conductance=[0.0, 1.0], sigma=[1.0, 2.0])
-    for leaf in (device.sigma, device.drift.t0_s, device.drift.mean_high, table.sigma):
+    device = devices.get("Gaussian").replace(sigma=0.3, drift=devices.Drift(mean=0.05))
+    table = devices.level_table([0.0, 1.0], sigma=[1.0, 2.0])
+    for leaf in (device.sigma, device.drift.t0_s, *jax.tree.leaves((device.drift, table))):
         assert leaf.dtype == jnp.float32
         assert not leaf.weak_type
 

@@ -14,7 +14,7 @@ value_noise = jax.jit(devices.value_noise)
 @pytest.mark.parametrize("name", ["FeFET2", "FeFET3", "RRAM4", "FeFET6"])
 def test_each_quarter_of_the_range_has_the_noise_of_its_level(name: str, key, assert_moments) -> None:
     device = devices.get(name, sigma=0.1)
-    row = np.asarray(0.1 * device.programming.sigma)
+    row = np.asarray(0.1 * device.programming.levels.sigma)
     # bounds belong to the bucket below; signs do not matter; the largest value, 4, is the scale
     values = jnp.asarray([0.0, 1.0, -1.0, 1.001, -2.0, 2.001, 3.0, -3.001, 4.0])
     levels = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3])

@@ -88,7 +88,7 @@ def test_selective_write_verify_spans_no_mitigation_to_exact_writing(lm, config,
 def test_calibration_takes_back_a_gain_that_differs_by_column(lm, config, kind):
     # a day of drift takes .4 of every conductance; 8 bits, so that rounding does not set the floor
     config = dataclasses.replace(config, arrays=dataclasses.replace(config.arrays, weight_bits=8))
-    drift = devices.PowerLawDrift(mean_offset=0.06, std_offset=0.01)
+    drift = devices.Drift(mean=0.06, std=0.01)
     device = devices.get("Gaussian", sigma=0.01, drift=drift)
     store = filled_store(lm, config)
     chip = pipeline.program_store(jax.random.key(8), store, device, config=config)
