@@ -26,8 +26,10 @@ __all__ = [
     "file",
     "finite",
     "frozen_config",
+    "instance",
     "integer",
     "is_concrete",
+    "key",
     "not_html",
     "number",
     "options",
@@ -89,6 +91,47 @@ def choice(argument: str, value: Any, known: Iterable[str]) -> None:
 def is_concrete(value: Any) -> bool:
     """Return whether the values of an array can be looked at now (not traced by a JAX transformation)."""
     return not isinstance(value, Tracer)
+
+
+def instance(argument: str, value: Any, kind: type, fix: str = "") -> None:
+    """Check that `value` is of a class of this library.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+        >>> instance("converters", {"adc_bits": 8}, int, "Use an int.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `converters` must be a builtins.int, but is a dict. Use an int.
+    """
+    if not isinstance(value, kind):
+        room = ".".join(part for part in kind.__module__.split(".")[1:2] or [kind.__module__])
+        fail(argument, f"be a {room}.{kind.__name__}", f"is a {type(value).__name__}", fix)
+
+
+def key(argument: str, value: Any) -> None:
+    """Check that `value` is one JAX random key, of any implementation: typed, or the old uint32 array.
+
+    Raises:
+        ValueError: If it is not, such as a seed.
+
+    Example:
+        >>> key("key", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `key` must be one JAX random key, but is the int 0. Use jax.random.key(0).
+    """
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, int | np.integer):
+        fail(argument, "be one JAX random key", f"is the int {value}", f"Use jax.random.key({value}).")
+    if dtype is None:
+        fail(argument, "be one JAX random key", f"is a {type(value).__name__}", "Use jax.random.key(0).")
+    typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != np.uint32:
+        fail(argument, "be one JAX random key", f"is an array of {dtype}", "Use jax.random.key(0).")
+    if np.ndim(value) != (0 if typed else 1):
+        fail(argument, "be one JAX random key", f"has shape {np.shape(value)}", "Use jax.vmap for many.")
 
 
 def rank(argument: str, value: Any, ranks: int | tuple[int, ...], axes: str, fix: str = "") -> None:

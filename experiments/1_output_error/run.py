@@ -22,14 +22,13 @@ FOLDER as JSON lines and CSV, with the command, versions and seed in `run.json`;
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +109,7 @@ CONFIGS = {
 
 
 # At module level, so that one compilation serves all points with the same options.
-encode = jax.jit(crossbar.encode, static_argnames="config")
+encode = jax.jit(crossbar.encode)
 
 
 class Point(NamedTuple):
@@ -153,30 +152,16 @@ def problem(rows: int, cols: int, batch: int, seed: int) -> Problem:
     return Problem(weights, x, jnp.matmul(x, weights, precision="highest"))
 
 
-@functools.cache
-def squared_error(config: crossbar.Config) -> Callable[..., jax.Array]:
-    """Return the metric of one chip, |y - truth|^2 / |truth|^2: the same function for the same options.
-
-    What changes along a sweep of sigma is in the arguments, so that such a sweep is compiled once.
-    """
-
-    def metric(
-        key: jax.Array,
-        x: jax.Array,
-        truth: jax.Array,
-        target: crossbar.Target,
-        device: devices.Device,
-        wires: crossbar.Wires | None,
-    ) -> jax.Array:
-        if wires is None:
-            y, _ = crossbar.sample(key, x, target, device, config=config)
-        else:
-            write_key, read_key = jax.random.split(key)
-            chip = crossbar.write(write_key, target, device, config=config, wires=wires)
-            y, _ = crossbar.matmul(read_key, x, chip, device, config=config)
-        return jnp.sum((y - truth) ** 2) / jnp.sum(truth**2)
-
-    return metric
+def squared_error(
+    key: jax.Array, x: jax.Array, truth: jax.Array, target: crossbar.Target, wires: crossbar.Wires | None
+) -> jax.Array:
+    """Return |y - truth|^2 / |truth|^2 of one chip; what changes along a sweep of sigma compiles nothing anew."""
+    if wires is None:
+        y, _ = crossbar.sample(key, x, target)
+    else:
+        write_key, read_key = jax.random.split(key)
+        y, _ = crossbar.matmul(read_key, x, crossbar.write(write_key, target, wires=wires))
+    return jnp.sum((y - truth) ** 2) / jnp.sum(truth**2)
 
 
 def measure(point: Point, made: Problem, num_chips: int, seed: int) -> dict[str, Any]:
@@ -186,9 +171,9 @@ def measure(point: Point, made: Problem, num_chips: int, seed: int) -> dict[str,
     started = time.perf_counter()
     target = encode(made.weights, point.device, config=config)
     if config.adc_range == "calibrated":
-        target = _calibrated(range_key, made.x, target, point.device, config)
-    arguments = (made.x, made.truth, target, point.device, point.wires)
-    stats = montecarlo.run(squared_error(config), chip_key, num_chips, args=arguments, progress=False)
+        target = _calibrated(range_key, made.x, target)
+    arguments = (made.x, made.truth, target, point.wires)
+    stats = montecarlo.run(squared_error, chip_key, num_chips, args=arguments, progress=False)
     interval = montecarlo.mean_interval(stats.values)
     return {
         "figure": point.figure,
@@ -198,7 +183,7 @@ def measure(point: Point, made: Problem, num_chips: int, seed: int) -> dict[str,
         "relative_rms_error": math.sqrt(interval.estimate),
         "low": math.sqrt(max(interval.low, 0.0)),
         "high": math.sqrt(interval.high),
-        "expected": _expected(point, made, target, config),
+        "expected": _expected(point, made, target),
         "num_chips": stats.num_instances,
         "num_nonfinite": stats.num_nonfinite,
         "seconds": round(time.perf_counter() - started, 3),
@@ -210,26 +195,24 @@ def measure(point: Point, made: Problem, num_chips: int, seed: int) -> dict[str,
     }
 
 
-def _calibrated(
-    key: jax.Array, x: jax.Array, target: crossbar.Target, device: devices.Device, config: crossbar.Config
-) -> crossbar.Target:
+def _calibrated(key: jax.Array, x: jax.Array, target: crossbar.Target) -> crossbar.Target:
     """Take the ranges of the converters from one chip, for all chips."""
 
     @jax.jit
-    def find(key: jax.Array, x: jax.Array, target: crossbar.Target, device: devices.Device) -> jax.Array | None:
+    def find(key: jax.Array, x: jax.Array, target: crossbar.Target) -> jax.Array | None:
         write_key, read_key = jax.random.split(key)
-        chip = crossbar.write(write_key, target, device, config=config)
-        return crossbar.calibrate(read_key, x, chip, device, config=config).adc_range
+        chip = crossbar.write(write_key, target)
+        return crossbar.calibrate(read_key, x, chip).adc_range
 
-    return dataclasses.replace(target, adc_range=find(key, x, target, device))
+    return dataclasses.replace(target, adc_range=find(key, x, target))
 
 
-def _expected(point: Point, made: Problem, target: crossbar.Target, config: crossbar.Config) -> float | None:
+def _expected(point: Point, made: Problem, target: crossbar.Target) -> float | None:
     if point.expected == "textbook":
         return textbook_error(made.x, made.weights, float(point.device.sigma))
     if point.expected is None or point.device.read is not None:
         return None
-    return expected_error(made.x, made.truth, target, point.device, config)
+    return expected_error(made.x, made.truth, target)
 
 
 CONVERTERS = {"dac_bits": 8, "adc_bits": 8}

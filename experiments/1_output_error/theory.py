@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
-from nvcim_jax import crossbar, devices
+from nvcim_jax import crossbar
 from nvcim_jax.crossbar.converters import dac
 from nvcim_jax.crossbar.moments import array_moments
 
@@ -25,8 +25,8 @@ __all__ = ["expected_error", "textbook_error"]
 
 NUM_QUANTILES = 129
 
-_array_moments = jax.jit(array_moments, static_argnames="config")
-_dac = jax.jit(dac, static_argnums=(1, 2, 4))
+_array_moments = jax.jit(array_moments)
+_dac = jax.jit(dac, static_argnums=(1, 2))
 
 
 def textbook_error(x: jax.Array, weights: jax.Array, sigma: float) -> float:
@@ -36,22 +36,20 @@ def textbook_error(x: jax.Array, weights: jax.Array, sigma: float) -> float:
     return float(np.sqrt(truth.shape[1] * variance.sum() / np.sum(truth**2)))
 
 
-def expected_error(
-    x: jax.Array, truth: jax.Array, target: crossbar.Target, device: devices.Device, config: crossbar.Config
-) -> float:
+def expected_error(x: jax.Array, truth: jax.Array, target: crossbar.Target) -> float:
     """Return the relative RMS error over chips of a product with all its converters.
 
     Args:
         x: Inputs (batch, rows).
         truth: Exact product (batch, cols).
-        target: What the cells are to hold.
-        device: The memory cells, without read noise.
-        config: Options; inputs applied at once, pairs subtracted before a symmetric converter, ideal wires.
+        target: What the cells are to hold, on a device without read noise: inputs applied at once, pairs subtracted
+            before a symmetric converter, ideal wires.
 
     Returns:
         sqrt(E |y - truth|^2) / |truth|.
     """
-    arrays = _array_moments(target, device, config=config)
+    config = target.config
+    arrays = _array_moments(target)
     num_arrays, tile_rows, _ = arrays.mean.shape
     num_tiles = crossbar.geometry((target.num_rows, truth.shape[1]), config).num_row_tiles
     drive = _dac(x, num_tiles, tile_rows, target.dac_max, config)

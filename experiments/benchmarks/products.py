@@ -34,12 +34,12 @@ _TURNS = 16
 # XLA's default is 256 bits; the numbers drawn are the same.
 _WIDE = {"xla_cpu_prefer_vector_width": 512}
 
-_Arrays = tuple[jax.Array, crossbar.Target, devices.Device]
-_Chip = Callable[[jax.Array, jax.Array, crossbar.Target, devices.Device], jax.Array]
+_Arrays = tuple[jax.Array, crossbar.Target]
+_Chip = Callable[[jax.Array, jax.Array, crossbar.Target], jax.Array]
 
 
 def _product(mode: str, shape: Shape) -> tuple[_Chip, _Arrays]:
-    """Return `(key, x, target, device) -> y` of one chip, and its arrays."""
+    """Return `(key, x, target) -> y` of one chip, and its arrays."""
     sampling, clip = MODES[mode]
     device = devices.get("ideal") if mode == "no_noise" else devices.get("Gaussian", sigma=SIGMA, clip=clip)
     config = crossbar.Config(
@@ -50,15 +50,14 @@ def _product(mode: str, shape: Shape) -> tuple[_Chip, _Arrays]:
         adc_bits=BITS,
         adc_range="fixed",
         adc_code="uniform",
-        sampling=sampling,
     )
     x, weights = (jnp.asarray(array) for array in inputs_and_weights(shape))
     target = crossbar.encode(weights, device, config=config, dac_max=1.0, adc_max=ADC_MAX)
 
-    def product(key: jax.Array, x: jax.Array, target: crossbar.Target, device: devices.Device) -> jax.Array:
-        return crossbar.sample(key, x, target, device, config=config)[0]
+    def product(key: jax.Array, x: jax.Array, target: crossbar.Target) -> jax.Array:
+        return crossbar.sample(key, x, target, sampling=sampling)[0]
 
-    return product, (x, target, device)
+    return product, (x, target)
 
 
 def _energy(product: _Chip) -> _Chip:

@@ -55,6 +55,7 @@ _PROBLEM = {
     "device": "FeFET6",
     "rng": "counter",
     "mitigation": "none",
+    "sampling": "device",
     "matrix_rows": 128,
     "matrix_cols": 64,
     "batch": 8,
@@ -88,6 +89,9 @@ def check(settings: Mapping[str, Any]) -> None:
         checks.fail("drift_time_s", "be left out for a device without drift", f"is given for {device.name}", fix)
     if settings.get("mitigation") == "drift_compensation" and "drift_time_s" not in settings:
         checks.fail("drift_time_s", "be given with mitigation='drift_compensation'", "is missing")
+    if settings.get("sampling", "device") != "device" and _keeps_a_chip(settings, config):
+        found = f"is {settings['sampling']!r}, which keeps no chip"
+        checks.fail("sampling", "be 'device' where a chip is calibrated, drifts or is mitigated", found)
     metric = build({**settings})
     jax.eval_shape(metric, jax.random.key(0), _numbers(settings), *operands(settings))
     crossbar.geometry((settings.get("matrix_rows", 128), settings.get("matrix_cols", 64)), config)
@@ -147,6 +151,12 @@ def _config(settings: Mapping[str, Any], relaxed: Sequence[str] = ()) -> crossba
     return crossbar.Config(**{name: settings[name] for name in _CONFIG if name in settings} | any_number)
 
 
+def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:
+    """Return whether something is done to a chip between its programming and its read."""
+    calibrated = "calibrated" in (config.dac_range, config.adc_range)
+    return calibrated or settings.get("mitigation", "none") != "none" or "drift_time_s" in settings
+
+
 def operands(settings: Mapping[str, Any], seed: int = 0) -> tuple[jax.Array, jax.Array]:
     """Return the matrix (matrix_rows, matrix_cols) and the inputs (batch, matrix_rows), standard normal from `seed`."""
     chosen = {**DEFAULTS, **settings}
@@ -174,18 +184,17 @@ def build(settings: Settings, relaxed: Sequence[str] = ()) -> Callable[..., dict
         0.1..., 0.1...
     """
     config = _config(settings, relaxed)
-    mitigation = settings.get("mitigation", "none")
-    kept = mitigation != "none" or "calibrated" in (config.dac_range, config.adc_range)
+    mitigation, sampling = settings.get("mitigation", "none"), settings.get("sampling", "device")
 
     def metric(key: jax.Array, numbers: dict[str, jax.Array], weights: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
         given = {**{name: settings[name] for name in NUMBERS if name in settings}, **numbers}
         device = _device(settings, given)
         bits = crossbar.Bits(**{name.removesuffix("_bits"): numbers[name] for name in relaxed})
-        if kept or "drift_time_s" in given:
+        if _keeps_a_chip(given | {"mitigation": mitigation}, config):
             y = _product_of_chip(key, x, weights, given, device, config, mitigation, bits)
         else:
             target = crossbar.encode(weights, device, config=config)
-            y, _ = crossbar.sample(key, x, target, device, config=config, bits=bits)
+            y, _ = crossbar.sample(key, x, target, sampling=sampling, bits=bits)
         exact = jnp.matmul(x, weights, precision=jax.lax.Precision.HIGHEST)
         return {"error": jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)}
 
@@ -213,14 +222,14 @@ def _product_of_chip(
     else:
         chip = crossbar.program(write_key, weights, device, config=config)
     if "calibrated" in (config.dac_range, config.adc_range):
-        chip = crossbar.calibrate(range_key, batch, chip, device, config=config)
+        chip = crossbar.calibrate(range_key, batch, chip)
     if "drift_time_s" in given:
-        chip = crossbar.drift(chip, jnp.float32(given["drift_time_s"]), device, config=config)
+        chip = crossbar.drift(chip, jnp.float32(given["drift_time_s"]))
     if mitigation == "drift_compensation":
-        chip = crossbar.compensate(method_key, chip, device, config=config)
-    y, _ = crossbar.matmul(read_key, x, chip, device, config=config, bits=bits)
+        chip = crossbar.compensate(method_key, chip)
+    y, _ = crossbar.matmul(read_key, x, chip, bits=bits)
     if mitigation == "column_factors":
-        outputs, _ = crossbar.matmul(method_key, batch, chip, device, config=config, bits=bits)
+        outputs, _ = crossbar.matmul(method_key, batch, chip, bits=bits)
         reference = jnp.matmul(batch, weights, precision=jax.lax.Precision.HIGHEST)
         y = y * crossbar.column_factors(outputs, reference)[None, :]
     return y

@@ -183,26 +183,24 @@ def _problem(options: Options) -> _Problem:
     x = jax.random.normal(input_key, (options.batch, options.inputs), jnp.float32)
     target = crossbar.encode(weights, device, config=config)
     if config.adc_range == "calibrated":
-        target = dataclasses.replace(target, adc_range=_ranges(range_key, x, target, device, config))
+        target = dataclasses.replace(target, adc_range=_ranges(range_key, x, target))
+    jax.eval_shape(functools.partial(crossbar.sample, sampling=options.sampling), chip_key, x, target)
     truth = jnp.matmul(x, weights, precision=jax.lax.Precision.HIGHEST)
     return _Problem(x, truth, target, device, config, chip_key)
 
 
-def _ranges(key: Any, x: Any, target: Any, device: Any, config: Any) -> Any:
+def _ranges(key: Any, x: Any, target: Any) -> Any:
     """Take the ranges of the converters from one chip, for all chips."""
     import jax
 
     from nvcim_jax import crossbar
 
-    config = dataclasses.replace(config, sampling="device")  # a chip to measure has cells
-
     @jax.jit
-    def find(key: jax.Array, x: jax.Array, target: Any, device: Any) -> Any:
+    def find(key: jax.Array, x: jax.Array, target: Any) -> Any:
         write_key, read_key = jax.random.split(key)
-        chip = crossbar.write(write_key, target, device, config=config)
-        return crossbar.calibrate(read_key, x, chip, device, config=config).adc_range
+        return crossbar.calibrate(read_key, x, crossbar.write(write_key, target)).adc_range
 
-    return find(key, x, target, device)
+    return find(key, x, target)
 
 
 def _device(options: Options) -> Any:
@@ -214,13 +212,13 @@ def _device(options: Options) -> Any:
     return devices.get(options.device, rng=options.rng, **given_numbers)
 
 
-def _chip(key: Any, x: Any, truth: Any, target: Any, device: Any, *, config: Any) -> dict[str, Any]:
+def _chip(key: Any, x: Any, truth: Any, target: Any, *, sampling: str) -> dict[str, Any]:
     """Return the error of one chip, and what its converters did."""
     import jax.numpy as jnp
 
     from nvcim_jax import crossbar
 
-    y, info = crossbar.sample(key, x, target, device, config=config)
+    y, info = crossbar.sample(key, x, target, sampling=sampling)
     error = jnp.linalg.norm(y - truth) / jnp.linalg.norm(truth)
     return {"relative_error": error, "adc_saturated": info.adc_saturated}
 
@@ -231,8 +229,8 @@ def _measure(problem: _Problem, options: Options) -> Summary:
     from nvcim_jax import montecarlo
     from nvcim_jax.crossbar.report import report
 
-    metric = functools.partial(_chip, config=problem.config)
-    arguments = (problem.x, problem.truth, problem.target, problem.device)
+    metric = functools.partial(_chip, sampling=options.sampling)
+    arguments = (problem.x, problem.truth, problem.target)
     started = time.perf_counter()
     stats = montecarlo.run(metric, problem.key, options.instances, args=arguments, quantiles=QUANTILES)
     seconds = time.perf_counter() - started
@@ -263,7 +261,7 @@ def _closed_form(problem: _Problem) -> float | None:
 
     if problem.device.read is not None:
         return None
-    mean, variance = product_moments(problem.x, problem.target, problem.device, config=problem.config)
+    mean, variance = product_moments(problem.x, problem.target)
     squares = np.square(np.asarray(mean) - np.asarray(problem.truth)) + np.asarray(variance)
     return math.sqrt(np.sum(squares, dtype=np.float64) / np.sum(np.square(problem.truth), dtype=np.float64))
 

@@ -1,13 +1,14 @@
 """Weights on arrays of memory cells: mapping, converters, programming, the noisy product, and its statistics."""
 
+from nvcim_jax.crossbar.calibration import calibrate
 from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back, reprogram, write
-from nvcim_jax.crossbar.config import Config, Geometry, geometry
+from nvcim_jax.crossbar.config import Config, Converters, Geometry, geometry
 from nvcim_jax.crossbar.converters import Bits
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
 from nvcim_jax.crossbar.mapping import Target, encode
 from nvcim_jax.crossbar.mitigation import column_factors, program_verified, selected
 from nvcim_jax.crossbar.moments import product_moments
-from nvcim_jax.crossbar.product import Info, calibrate, matmul
+from nvcim_jax.crossbar.product import Info, matmul
 from nvcim_jax.crossbar.report import Report, report
 from nvcim_jax.crossbar.sample import sample
 
@@ -15,6 +16,7 @@ __all__ = [
     "Bits",
     "Chip",
     "Config",
+    "Converters",
     "Geometry",
     "Info",
     "Report",

@@ -10,8 +10,9 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from nvcim_jax import checks, devices, ops
-from nvcim_jax.crossbar.config import Config, geometry, replace
+from nvcim_jax import checks, devices
+from nvcim_jax.crossbar.config import Config, Converters, geometry, layout
+from nvcim_jax.crossbar.converters import as_read
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_cells
 from nvcim_jax.crossbar.mapping import (
     Leaf,
@@ -41,6 +42,8 @@ class Chip:
         wires: Wire resistances; None for ideal wires.
         transfer: Conductances as the bit lines see them through the wires, of the shape of the cells' conductances;
             None for ideal wires.
+        device: The memory cells that it is made of.
+        config: Options that it was written with; static.
         num_rows: Rows of the matrix; static.
     """
 
@@ -52,6 +55,8 @@ class Chip:
     baseline: Leaf | None
     wires: Wires | Any
     transfer: Leaf | None
+    device: devices.Device | Any
+    config: Config = struct.field(pytree_node=False)
     num_rows: int = struct.field(pytree_node=False)
 
 
@@ -92,91 +97,78 @@ def program(
         >>> config = crossbar.Config(rows=64, cols=64, weight_bits=8, cell_bits=2)
         >>> weights = jax.random.uniform(jax.random.key(0), (100, 20), minval=-1, maxval=1)
         >>> chip = crossbar.program(jax.random.key(1), weights, devices.get("ideal"), config=config)
-        >>> y, info = crossbar.matmul(jax.random.key(2), jnp.ones(100), chip, devices.get("ideal"), config=config)
+        >>> y, info = crossbar.matmul(jax.random.key(2), jnp.ones(100), chip)
         >>> print(f"{jnp.abs(y - weights.sum(axis=0)).max() < 100 * 0.5 / 127}")  # half a step a weight
         True
     """
     target = encode(weights, device, config=config, dac_max=dac_max, adc_max=adc_max, adc_min=adc_min)
-    return write(key, target, device, config=config, wires=wires)
+    return write(key, target, wires=wires)
 
 
-def write(key: Key, target: Target, device: devices.Device, *, config: Config, wires: Wires | None = None) -> Chip:
+def write(key: Key, target: Target, *, wires: Wires | None = None) -> Chip:
     """Program an encoded target on one physical chip; the random part of `program`.
 
     Args:
         key: Key of the chip.
         target: What the cells are to hold.
-        device: The memory cells.
-        config: Options of the crossbar.
         wires: Resistances of the wires; None for ideal ones.
 
     Returns:
         The chip, at t = 0.
 
     Raises:
-        ValueError: If the options keep no chip, or do not go with the wires.
+        ValueError: If the key is none, or the noise does not go with the wires.
     """
-    if config.sampling not in ("device", "pair"):
-        checks.fail(
-            "config.sampling",
-            "be 'device' or 'pair' to program a chip",
-            f"is {config.sampling!r}, which draws outputs and keeps no cells",
-            "Use crossbar.sample for one product on a fresh chip.",
-        )
-    if wires is not None and (config.sampling == "pair" or config.noise == "value"):
-        checks.fail(
-            "wires",
-            "be None with sampling='pair' or noise='value'",
-            "is given",
-            "Voltage drops belong to single cells: use sampling='device', noise='cell'.",
-        )
-    cells = write_cells(key, target.conductance, device, config)
+    checks.key("key", key)
+    if wires is not None and target.config.noise == "value":
+        fix = "Voltage drops belong to single cells: use noise='cell'."
+        checks.fail("wires", "be None with noise='value'", "is given", fix)
+    cells = write_cells(key, target)
     chip = Chip(
         cells=cells,
         scale=target.scale,
         dac_max=target.dac_max,
         adc_range=target.adc_range,
         gain=jnp.ones(target.conductance.shape[0], jnp.float32),
-        baseline=None if device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3)),
+        baseline=None if target.device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3)),
         wires=wires,
         transfer=None,
+        device=target.device,
+        config=target.config,
         num_rows=target.num_rows,
     )
-    return _with_transfer(chip, device, config)
+    return _with_transfer(chip)
 
 
-@functools.partial(jax.jit, static_argnames="config", inline=True)
-def write_cells(
-    key: Key, conductance: Float[Array, "arrays halves tile_rows lines"], device: devices.Device, config: Config
-) -> devices.Cells:
+def write_cells(key: Key, target: Target) -> devices.Cells:
     """Program all arrays, each with a key of its own."""
-    if config.noise == "value":
-        # one tensor with one largest value, so one draw over all of it
-        return _exact_cells(devices.value_noise(key, conductance, device))
+    write = _write_values if target.config.noise == "value" else _write_arrays
+    return write(key, target.conductance, target.device)
+
+
+# What draws is compiled once for a shape and a device, for eager callers; inside another jit it is inlined.
+@functools.partial(jax.jit, inline=True)
+def _write_arrays(key: Key, conductance: jax.Array, device: devices.Device) -> devices.Cells:
     arrays = jnp.arange(conductance.shape[0])
-    return jax.vmap(lambda a, g: write_array(jax.random.fold_in(key, a), g, device, config), out_axes=CELL_AXES)(
+    return jax.vmap(lambda a, g: devices.program(jax.random.fold_in(key, a), g, device), out_axes=CELL_AXES)(
         arrays, conductance
     )
 
 
-def write_array(
-    key: Key, g: Float[Array, "halves tile_rows lines"], device: devices.Device, config: Config
-) -> devices.Cells:
-    """Program one array."""
-    if config.sampling == "pair":
-        return _exact_cells(drawn_pair(key, *pair_moments(g[0], g[1], device), device)[None])
-    return devices.program(key, g, device)
+@functools.partial(jax.jit, inline=True)
+def _write_values(key: Key, conductance: jax.Array, device: devices.Device) -> devices.Cells:
+    # one tensor with one largest value, so one draw over all of it
+    g = devices.value_noise(key, conductance, device)
+    return devices.Cells(g=g, g_programmed=None, nu=None, d2d=None, fault=None, t_s=jnp.zeros((), jnp.float32))
 
 
-def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."], device: devices.Device, *, config: Config) -> Chip:
+def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."]) -> Chip:
     """Program other weights on the same physical chip: its faults and device-to-device offsets stay.
 
     Args:
         key: Key of this programming.
         chip: The chip; its converter ranges and wires are kept.
         weights: New weights of the shape of the old.
-        device: The memory cells.
-        config: Options the chip was programmed with.
 
     Returns:
         The chip, at t = 0.
@@ -184,14 +176,15 @@ def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."], device: devi
     Raises:
         ValueError: If the shape differs, or the chip keeps no single cells.
     """
-    if config.sampling != "device" or config.noise != "cell":
-        checks.fail("config", "have sampling='device' and noise='cell' to reprogram a chip", "keeps no single cells")
+    checks.key("key", key)
+    if chip.config.noise != "cell":
+        checks.fail("chip", "have noise='cell' to be programmed again", "keeps no single cells")
     checks.shape("weights", weights, (chip.num_rows, chip.scale.shape[0]), "(rows, cols) of the chip")
-    target = encode(weights, device, config=replace(config, dac_range="absmax", adc_range="absmax"))
-    cells = _rewrite_cells(key, chip.cells, target.conductance, device)
-    baseline = None if device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3))
+    target = encode(weights, chip.device, config=layout(chip.config))
+    cells = _rewrite_cells(key, chip.cells, target.conductance, chip.device)
+    baseline = None if chip.baseline is None else jnp.sum(cells.g, axis=(1, 2, 3))
     chip = dataclasses.replace(chip, cells=cells, scale=target.scale, baseline=baseline, gain=jnp.ones_like(chip.gain))
-    return _with_transfer(chip, device, config)
+    return _with_transfer(chip)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -205,14 +198,12 @@ def _rewrite_cells(
     )
 
 
-def drift(chip: Chip, t_s: Num[ArrayLike, ""], device: devices.Device, *, config: Config) -> Chip:
+def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
     """Let time pass: clock 2 of the noise, from the exponents sampled at programming. Draws nothing.
 
     Args:
         chip: The chip.
         t_s: Seconds since programming (not since the last call).
-        device: The memory cells.
-        config: Options of the chip.
 
     Returns:
         The same chip at time `t_s`.
@@ -220,11 +211,11 @@ def drift(chip: Chip, t_s: Num[ArrayLike, ""], device: devices.Device, *, config
     Raises:
         ValueError: If the device does not drift.
     """
-    cells = jax.vmap(lambda c: devices.drift(c, t_s, device), in_axes=(CELL_AXES,), out_axes=CELL_AXES)(chip.cells)
-    return _with_transfer(dataclasses.replace(chip, cells=cells), device, config)
+    cells = jax.vmap(lambda c: devices.drift(c, t_s, chip.device), in_axes=(CELL_AXES,), out_axes=CELL_AXES)(chip.cells)
+    return _with_transfer(dataclasses.replace(chip, cells=cells))
 
 
-def compensate(key: Key, chip: Chip, device: devices.Device, *, config: Config) -> Chip:
+def compensate(key: Key, chip: Chip) -> Chip:
     """Compensate drift globally: scale the outputs of each array by what its summed conductance has lost.
 
     gain_a = sum g_a(0) / sum g_a(t), from one read of array a with all inputs on.
@@ -232,8 +223,6 @@ def compensate(key: Key, chip: Chip, device: devices.Device, *, config: Config) 
     Args:
         key: Key of that read; used where the device has read noise.
         chip: The chip, at some time after programming.
-        device: The memory cells.
-        config: Options of the chip.
 
     Returns:
         The chip with its gains set.
@@ -245,22 +234,20 @@ def compensate(key: Key, chip: Chip, device: devices.Device, *, config: Config) 
         V. Joshi et al., "Accurate deep neural network inference using computational phase-change memory", Nature
         Communications 11, 2473 (2020), "Drift compensation".
     """
+    checks.key("key", key)
     if chip.baseline is None:
-        checks.fail(
-            "device", "drift, to compensate drift", f"is {device.name!r}, which does not", "Leave the call out."
-        )
-    now = conductances(key, chip, device, config)
+        found = f"is of {chip.device.name!r}, which does not"
+        checks.fail("chip", "be of a device that drifts, to compensate drift", found, "Leave the call out.")
+    now = conductances(key, chip)
     return dataclasses.replace(chip, gain=chip.baseline / jnp.sum(now, axis=(1, 2, 3)))
 
 
-def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -> Float[Array, "rows cols"]:
+def read_back(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
     """Read the stored weights cell by cell, without converters: the values as the chip holds them now.
 
     Args:
         key: Key of this read; used where the device has read noise.
         chip: The chip.
-        device: The memory cells.
-        config: Options of the chip.
 
     Returns:
         Noisy weights (rows, cols).
@@ -271,69 +258,51 @@ def read_back(key: Key, chip: Chip, device: devices.Device, *, config: Config) -
         >>> device, config = devices.get("ideal"), crossbar.Config(weight_bits=16, cell_bits=2)
         >>> weights = jax.random.normal(jax.random.key(0), (30, 4))
         >>> chip = crossbar.program(jax.random.key(1), weights, device, config=config)
-        >>> error = jnp.abs(crossbar.read_back(jax.random.key(2), chip, device, config=config) - weights).max()
+        >>> error = jnp.abs(crossbar.read_back(jax.random.key(2), chip) - weights).max()
         >>> print(bool(error <= 0.5 * jnp.abs(weights).max() / 32767 * 1.01))  # half a step
         True
     """
-    return _stored(key, chip, device, config)
+    checks.key("key", key)
+    return _stored(key, as_read(chip, Converters()))
 
 
-@functools.partial(jax.jit, static_argnames="config", inline=True)
-def _stored(key: Key, chip: Chip, device: devices.Device, config: Config) -> Float[Array, "rows cols"]:
+@functools.partial(jax.jit, inline=True)
+def _stored(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
     """Return what the cells of one read say, put together again."""
-    num_cols = chip.scale.shape[0]
+    num_cols, config = chip.scale.shape[0], chip.config
     sizes = geometry((chip.num_rows, num_cols), config)
-    cells = conductances(key, chip, device, config)
+    cells = conductances(key, chip)
     signed = jax.vmap(lambda g: signed_cells((*g,), config, num_cols))(cells) * chip.gain[:, None, None]
     weights = slice_weights(config)
     sliced = signed.reshape(sizes.num_row_tiles, weights.shape[0], sizes.tile_rows, num_cols)
     if config.mapping == "offset_digital":
-        sliced = sliced - zero_conductance(device, config)[None, :, None, None]
+        sliced = sliced - zero_conductance(chip.device, config)[None, :, None, None]
     values = jnp.tensordot(weights, sliced, axes=(0, 1)).reshape(-1, num_cols)[: chip.num_rows]
-    return values * (output_factor(device, config) * chip.scale)[None, :]
+    return values * (output_factor(chip.device, config) * chip.scale)[None, :]
 
 
-def conductances(
-    key: Key, chip: Chip, device: devices.Device, config: Config
-) -> Float[Array, "arrays halves tile_rows lines"]:
+def conductances(key: Key, chip: Chip) -> Float[Array, "arrays halves tile_rows lines"]:
     """Return the conductances that one read of the whole chip sees, through its wires."""
-    if device.read is None:
+    if chip.device.read is None:
         return chip.cells.g if chip.transfer is None else chip.transfer
     arrays = jnp.arange(chip.gain.shape[0])
-    g = jax.vmap(lambda a, c: devices.read(jax.random.fold_in(key, a), c, device), in_axes=(0, CELL_AXES))(
+    g = jax.vmap(lambda a, c: devices.read(jax.random.fold_in(key, a), c, chip.device), in_axes=(0, CELL_AXES))(
         arrays, chip.cells
     )
-    return g if chip.wires is None else _through_wires(g, chip, device, config)
+    return g if chip.wires is None else _through_wires(g, chip)
 
 
-def _with_transfer(chip: Chip, device: devices.Device, config: Config) -> Chip:
+def _with_transfer(chip: Chip) -> Chip:
     """Solve the wires for the conductances of now; where every read differs, each read solves its own."""
-    if chip.wires is None or device.read is not None:
+    if chip.wires is None or chip.device.read is not None:
         return chip
-    return dataclasses.replace(chip, transfer=_through_wires(chip.cells.g, chip, device, config))
+    return dataclasses.replace(chip, transfer=_through_wires(chip.cells.g, chip))
 
 
-def _through_wires(g: jax.Array, chip: Chip, device: devices.Device, config: Config) -> jax.Array:
-    sizes = geometry((chip.num_rows, chip.scale.shape[0]), config)
+def _through_wires(g: jax.Array, chip: Chip) -> jax.Array:
+    sizes = geometry((chip.num_rows, chip.scale.shape[0]), chip.config)
     assert chip.wires is not None
-    return transfer_cells(g, chip.wires, device, config, sizes)
-
-
-def pair_moments(plus: jax.Array, minus: jax.Array, device: devices.Device) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance of the difference of two independent cells."""
-    (mean_plus, variance_plus), (mean_minus, variance_minus) = (
-        devices.program_moments(g, device) for g in (plus, minus)
-    )
-    return mean_plus - mean_minus, variance_plus + variance_minus
-
-
-def drawn_pair(key: Key, mean: jax.Array, variance: jax.Array, device: devices.Device) -> jax.Array:
-    """Draw the differences of one array with one number each: the difference of two Gaussians is a Gaussian."""
-    return mean + jnp.sqrt(variance) * ops.normal(key, mean.shape, rng=device.rng)
+    return transfer_cells(g, chip.wires, chip.device, layout(chip.config), sizes)
 
 
 CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None)  # type: ignore[arg-type]
-
-
-def _exact_cells(g: jax.Array) -> devices.Cells:
-    return devices.Cells(g=g, g_programmed=None, nu=None, d2d=None, fault=None, t_s=jnp.zeros((), jnp.float32))

@@ -1,31 +1,95 @@
 """What a crossbar is made of: the static options, which of them go together, and the geometry that follows."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 from nvcim_jax import checks
 
-__all__ = ["Config", "Geometry", "geometry"]
+__all__ = ["Config", "Converters", "Geometry", "geometry"]
 
 MAPPINGS = ("differential", "offset", "offset_digital")
-SAMPLINGS = ("device", "pair", "output_joint", "output_marginal", "moment_matched")
-OUTPUT_SAMPLINGS = ("output_joint", "output_marginal", "moment_matched")
-_CHOICES = {
+_LAYOUT_CHOICES = {
     "mapping": MAPPINGS,
     "weight_scale": ("tensor", "column"),
     "slices": ("arrays", "rows", "columns"),
+    "noise": ("cell", "value"),
+}
+_CONVERTER_CHOICES = {
     "dac_range": ("absmax", "fixed", "calibrated"),
     "adc_range": ("absmax", "max", "fixed", "calibrated"),
     "adc_code": ("symmetric", "uniform"),
-    "noise": ("cell", "value"),
-    "sampling": SAMPLINGS,
 }
 MAX_BITS = 24  # integers of more bits are not exact in float32
+_IDEAL = "Use None for the ideal case."
+
+
+@checks.frozen_config
+class Converters:
+    """Static options of one read: how inputs become voltages, and outputs codes.
+
+    A chip is read with those of its `Config`, or with others given to `matmul`: they are free from read to read, where
+    the layout is fixed by writing.
+
+    Args:
+        dac_bits: Bits of an input, its sign included, 2 to 24; None for no rounding.
+        dac_range: Full scale of the inputs: `absmax` of the part of a vector that meets an array, `fixed` (given to
+            `program` as `dac_max`), or `calibrated` (by `calibrate`).
+        dac_bits_per_cycle: Bits of an input applied at a time, each followed by a conversion; 1 is bit-serial,
+            None is all at once.
+        adc_bits: Bits of a conversion, 2 to 24 (1 with `uniform`); None for no rounding and no saturation.
+        adc_range: Full scale of the conversions of an array and slice: `absmax` of the read (an auto-ranging converter:
+            optimistic, needs no number), `max` (the largest output that the array can have: never saturates),
+            `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by `calibrate`).
+        adc_code: `symmetric`: 2**adc_bits - 1 codes with one for zero; `uniform`: 2**adc_bits codes, both ends among
+            them.
+        adc_before_subtraction: Convert the two halves of a pair (the data and the reference column) apart and subtract
+            digitally, instead of subtracting currents. With `offset_digital` it is always so.
+
+    Raises:
+        TypeError: If an option does not exist; the message suggests the nearest.
+        ValueError: If an option has no such value, or does not go together with another.
+
+    Example:
+        >>> Config(rows=64, adc_bits=8).converters == Converters(adc_bits=8)
+        True
+    """
+
+    dac_bits: int | None = None
+    dac_range: str = "absmax"
+    dac_bits_per_cycle: int | None = None
+    adc_bits: int | None = None
+    adc_range: str = "absmax"
+    adc_code: str = "symmetric"
+    adc_before_subtraction: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option, then those that may not go together."""
+        _check_choices(self, _CONVERTER_CHOICES)
+        least = 1 if self.adc_code == "uniform" else 2
+        _check_integers(self, {"dac_bits": 2, "dac_bits_per_cycle": 1, "adc_bits": least})
+        if self.dac_bits_per_cycle is not None and self.dac_bits is None:
+            checks.fail("dac_bits", "be given with dac_bits_per_cycle", "is None", "Give the bits of an input.")
+        if self.dac_bits is not None and (self.dac_bits_per_cycle or 1) > self.dac_bits - 1:
+            checks.fail(
+                "dac_bits_per_cycle",
+                f"be at most dac_bits - 1 = {self.dac_bits - 1} (the sign is applied with every cycle)",
+                f"is {self.dac_bits_per_cycle}",
+            )
+        for kind in ("dac", "adc"):
+            if getattr(self, f"{kind}_range") != "absmax" and getattr(self, f"{kind}_bits") is None:
+                checks.fail(
+                    f"{kind}_range",
+                    f"be left at 'absmax' without {kind}_bits",
+                    f"is {getattr(self, f'{kind}_range')!r}",
+                    f"An ideal converter has no range: give {kind}_bits.",
+                )
 
 
 @checks.frozen_config
 class Config:
-    """Static options of a crossbar; every one that is `None` is ideal.
+    """Static options of a crossbar: its layout, fixed when it is written, and the converters that it is read with.
+
+    Every option that is `None` is ideal.
 
     Args:
         rows: Word lines of one array; None for as many as the matrix has rows.
@@ -40,22 +104,10 @@ class Config:
         weight_scale: One scale for the `tensor` or one for each `column`.
         slices: Where the slices of a weight lie: in separate `arrays`, on neighbouring `rows` of one array (read
             one slice at a time), or on neighbouring `columns` of one array, the two cells of a pair among them.
-        dac_bits: Bits of an input, its sign included, 2 to 24; None for no rounding.
-        dac_range: Full scale of the inputs: `absmax` of the part of a vector that meets an array, `fixed` (given to
-            `program` as `dac_max`), or `calibrated` (by `calibrate`).
-        dac_bits_per_cycle: Bits of an input applied at a time, each followed by a conversion; 1 is bit-serial,
-            None is all at once.
-        adc_bits: Bits of a conversion, 2 to 24 (1 with `uniform`); None for no rounding and no saturation.
-        adc_range: Full scale of the conversions of an array and slice: `absmax` of the read (an auto-ranging converter:
-            optimistic, needs no number), `max` (the largest output that the array can have: never saturates),
-            `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by `calibrate`).
-        adc_code: `symmetric`: 2**adc_bits - 1 codes with one for zero; `uniform`: 2**adc_bits codes, both ends among
-            them.
-        adc_before_subtraction: Convert the two halves of a pair (the data and the reference column) apart and subtract
-            digitally, instead of subtracting currents. With `offset_digital` it is always so.
         noise: `cell`: every cell is programmed with the noise of its own level; `value`: the NVCiM-PT group's noise on
             the stored values (`devices.value_noise`), whatever cells hold them.
-        sampling: How a product on a fresh chip is drawn; see `sample`. `program` serves `device` and `pair`.
+        dac_bits, dac_range, dac_bits_per_cycle, adc_bits, adc_range, adc_code, adc_before_subtraction: The converters;
+            see `Converters`.
 
     Raises:
         TypeError: If an option does not exist; the message suggests the nearest.
@@ -74,6 +126,7 @@ class Config:
     cell_bits: int | None = None
     weight_scale: str = "tensor"
     slices: str = "arrays"
+    noise: str = "cell"
     dac_bits: int | None = None
     dac_range: str = "absmax"
     dac_bits_per_cycle: int | None = None
@@ -81,40 +134,35 @@ class Config:
     adc_range: str = "absmax"
     adc_code: str = "symmetric"
     adc_before_subtraction: bool = False
-    noise: str = "cell"
-    sampling: str = "device"
+
+    @property
+    def converters(self) -> Converters:
+        """The converters that a chip is read with where no others are given."""
+        return Converters(**{name: getattr(self, name) for name in _CONVERTERS})
 
     def __post_init__(self) -> None:
         """Check every option, then every pair of options that may not go together."""
-        for name, known in _CHOICES.items():
-            checks.choice(name, getattr(self, name), known)
-        ideal = "Use None for the ideal case."
-        lowest = {
-            "rows": 1,
-            "cols": 1,
-            "weight_bits": 2,
-            "cell_bits": 1,
-            "dac_bits": 2,
-            "dac_bits_per_cycle": 1,
-            "adc_bits": 1 if self.adc_code == "uniform" else 2,
-        }
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None:
-                checks.integer(name, value, low=low, high=MAX_BITS if "bits" in name else None, fix=ideal)
-        self._check_weight_options()
-        self._check_converter_options()
-        self._check_noise_options()
+        _check_choices(self, _LAYOUT_CHOICES)
+        _check_integers(self, {"rows": 1, "cols": 1, "weight_bits": 2, "cell_bits": 1})
+        _ = self.converters  # which checks its own
+        self._check_cells()
+        self._check_array()
+        if self.noise == "value":
+            for name, needed in (("mapping", "differential"), ("adc_before_subtraction", False)):
+                if getattr(self, name) != needed:
+                    fix = "Value-level noise knows no single cells."
+                    checks.fail(name, f"be {needed!r} with noise='value'", f"is {getattr(self, name)!r}", fix)
 
-    def _check_weight_options(self) -> None:
-        offset = self.mapping != "differential"
-        if offset and self.weight_bits is None and self.cell_bits == 1:
+    def _check_cells(self) -> None:
+        if self.mapping != "differential" and self.weight_bits is None and self.cell_bits == 1:
             checks.fail(
                 "cell_bits",
                 f"be at least 2 with mapping {self.mapping!r} and no weight_bits",
                 "is 1",
                 "Two levels leave none for zero: raise cell_bits, give weight_bits, or use mapping='differential'.",
             )
+
+    def _check_array(self) -> None:
         per_value = _lines_per_column(self) * num_slices(self) if self.slices == "columns" else _lines_per_column(self)
         per_value += 1 if self.mapping == "offset" else 0
         if self.cols is not None and self.cols < per_value:
@@ -122,48 +170,51 @@ class Config:
         if self.rows is not None and self.slices == "rows" and self.rows < num_slices(self):
             checks.fail("rows", f"hold the {num_slices(self)} slices of a weight", f"is {self.rows}")
 
-    def _check_converter_options(self) -> None:
-        if self.dac_bits_per_cycle is not None and self.dac_bits is None:
-            checks.fail("dac_bits", "be given with dac_bits_per_cycle", "is None", "Give the bits of an input.")
-        if self.dac_bits is not None and (self.dac_bits_per_cycle or 1) > self.dac_bits - 1:
-            checks.fail(
-                "dac_bits_per_cycle",
-                f"be at most dac_bits - 1 = {self.dac_bits - 1} (the sign is applied with every cycle)",
-                f"is {self.dac_bits_per_cycle}",
-            )
-        for kind in ("dac", "adc"):
-            if getattr(self, f"{kind}_range") != "absmax" and getattr(self, f"{kind}_bits") is None:
-                checks.fail(
-                    f"{kind}_range",
-                    f"be left at 'absmax' without {kind}_bits",
-                    f"is {getattr(self, f'{kind}_range')!r}",
-                    f"An ideal converter has no range: give {kind}_bits.",
-                )
 
-    def _check_noise_options(self) -> None:
-        if self.noise == "value":
-            for name, needed in (
-                ("sampling", "device"),
-                ("mapping", "differential"),
-                ("adc_before_subtraction", False),
-            ):
-                if getattr(self, name) != needed:
-                    checks.fail(
-                        name,
-                        f"be {needed!r} with noise='value'",
-                        f"is {getattr(self, name)!r}",
-                        "Value-level noise knows no single cells.",
-                    )
-        if self.sampling == "pair" and (self.mapping != "differential" or self.adc_before_subtraction):
-            checks.fail(
-                "sampling",
-                "not be 'pair' unless both cells of a pair meet before the converter",
-                f"is 'pair' with mapping={self.mapping!r}, adc_before_subtraction={self.adc_before_subtraction}",
-                "Use sampling='device'.",
-            )
+_CONVERTERS = tuple(field.name for field in dataclasses.fields(Converters))  # type: ignore[arg-type]
 
 
-class Geometry(NamedTuple):
+def _check_choices(options: Any, known: dict[str, tuple[str, ...]]) -> None:
+    for name, values in known.items():
+        checks.choice(name, getattr(options, name), values)
+
+
+def _check_integers(options: Any, lowest: dict[str, int]) -> None:
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if value is not None:
+            checks.integer(name, value, low=low, high=MAX_BITS if "bits" in name else None, fix=_IDEAL)
+
+
+def check_config(config: object) -> None:
+    """Refuse what is no `Config`, such as a dict of options.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    checks.instance("config", config, Config, "Use crossbar.Config(rows=64, adc_bits=8) and the like.")
+
+
+def reading(config: Config, converters: Converters | None) -> Config:
+    """Return the options of one read: the layout as it was written, and the converters of this read.
+
+    Raises:
+        ValueError: If `converters` is none, or does not go together with the layout.
+    """
+    if converters is None:
+        return config
+    fix = "A chip knows its layout: give crossbar.Converters(adc_bits=8) and the like, or nothing."
+    checks.instance("converters", converters, Converters, fix)
+    return replace(config, **{name: getattr(converters, name) for name in _CONVERTERS})
+
+
+def layout(config: Config) -> Config:
+    """Return the options with ideal converters: what reads none of them is compiled once for all of them."""
+    return reading(config, Converters())
+
+
+@checks.frozen_config
+class Geometry:
     """Sizes that follow from a matrix and a `Config`.
 
     Attributes:
@@ -244,6 +295,13 @@ def num_slices(config: Config) -> int:
 def stored_slices(config: Config) -> int:
     """Return the slices that are kept apart in a simulation: one where the noise is on values."""
     return 1 if config.noise == "value" else num_slices(config)
+
+
+def num_planes(config: Config) -> int:
+    """Return the parts in which an input is applied, one a cycle."""
+    if config.dac_bits is None or config.dac_bits_per_cycle is None:
+        return 1
+    return -(-(config.dac_bits - 1) // config.dac_bits_per_cycle)
 
 
 def cell_steps(config: Config) -> float:

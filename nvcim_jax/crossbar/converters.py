@@ -1,6 +1,7 @@
 """Digital to analog and back: inputs to the voltages of word lines, currents of bit lines to codes."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, ops
-from nvcim_jax.crossbar.config import MAX_BITS, Config
+from nvcim_jax.crossbar.config import MAX_BITS, Config, Converters, num_planes, reading
 from nvcim_jax.types import Key
 
-__all__ = ["Bits", "Dither", "Drive", "adc", "check_bits", "check_inputs", "dac", "dither"]
+__all__ = ["Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
+
+Held = TypeVar("Held")
+"""A `Chip` or a `Target`: what holds options and ranges."""
 
 # Arrays fold in their numbers, 0, 1, ...; this is none of them.
 _CONVERTERS = 2**32 - 1
@@ -38,7 +42,7 @@ class Bits:
         >>> target = crossbar.encode(0.5 * jnp.ones((4, 20_000)), device, config=config)
         >>> def spread(bits):
         ...     x = jnp.array([0.5, -0.2, 0.1, 0.5])
-        ...     y, _ = crossbar.sample(jax.random.key(0), x, target, device, config=config, bits=bits)
+        ...     y, _ = crossbar.sample(jax.random.key(0), x, target, bits=bits)
         ...     return jnp.log2(y.std())
         >>> slope = jax.grad(spread)(crossbar.Bits(adc=8.0)).adc
         >>> print(f"{slope:.3f}")  # one bit more halves the step 2 x 4 x 0.5 / (2^b - 2)
@@ -97,6 +101,36 @@ def check_bits(bits: Bits | None, config: Config) -> None:
             checks.fail("bits.dac", "be left out for inputs that are applied digit by digit", found)
 
 
+def as_read(held: Held, converters: Converters | None) -> Held:
+    """Return a chip or a target as one read sees it: with the converters of that read, and the ranges that they use.
+
+    The one place where the options of a read are made. A range that was given or calibrated belongs to the converters
+    that it was made for; their bits may change.
+
+    Raises:
+        ValueError: If the converters do not go together with the layout, or need a range that is not there.
+    """
+    own: Any = held
+    if converters is None:
+        return held
+    config = reading(own.config, converters)
+    for kind, bound_to in (("dac", ("dac_range",)), ("adc", ("adc_range", "adc_code", "adc_before_subtraction"))):
+        if getattr(config, f"{kind}_range") not in ("fixed", "calibrated"):
+            continue
+        for name in bound_to:
+            wanted, found = getattr(config, name), getattr(own.config, name)
+            if wanted != found:
+                range_ = f"a range that is {getattr(config, f'{kind}_range')}"
+                fix = f"Such a range is made for one kind of converter: encode or program with {name}={wanted!r}."
+                checks.fail("converters", f"have {name}={found!r} for {range_}", f"have {name}={wanted!r}", fix)
+    return dataclasses.replace(
+        own,
+        config=config,
+        dac_max=own.dac_max if config.dac_range in ("fixed", "calibrated") else None,
+        adc_range=own.adc_range if config.adc_range in ("fixed", "calibrated") else None,
+    )
+
+
 class Drive(NamedTuple):
     """Inputs as the word lines see them.
 
@@ -115,14 +149,14 @@ class Drive(NamedTuple):
 
 
 def check_inputs(x: ArrayLike, num_rows: int, dac_max: Float[Array, ""] | None, config: Config) -> None:
-    """Check rank, rows and range of the inputs before anything is traced.
+    """Check rows and range of the inputs before anything is traced.
 
     Raises:
         ValueError: If one is wrong.
     """
-    checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
-    if np.shape(x)[-1] != num_rows:
-        checks.fail("x", f"have {num_rows} rows, as the programmed weights", f"has shape {np.shape(x)}")
+    checks.real("x", x)
+    if np.ndim(x) == 0 or np.shape(x)[-1] != num_rows:
+        checks.fail("x", f"have {num_rows} rows on its last axis, as the weights", f"has shape {np.shape(x)}")
     checks.finite("x", x)
     if config.dac_range == "fixed" and dac_max is not None and checks.is_concrete(dac_max):
         checks.number("x", x, low=-float(dac_max), high=float(dac_max), fix="Scale x, or raise dac_max.")
@@ -248,8 +282,8 @@ def _planes(
     if config.dac_bits_per_cycle is None:
         return code[:, None] / steps, whole
     base = 2**config.dac_bits_per_cycle
-    num_planes = -(-(config.dac_bits - 1) // config.dac_bits_per_cycle)
+    num = num_planes(config)
     sign = jnp.where(lax.stop_gradient(code) < 0, -1.0, 1.0)  # not 0 at 0, where the gradient would be lost
-    digits = sign[None] * ops.digits(sign * code, base=base, num_digits=num_planes)
-    weights = jnp.asarray([float(base) ** p * (base - 1) / steps for p in range(num_planes)], unit.dtype)
+    digits = sign[None] * ops.digits(sign * code, base=base, num_digits=num)
+    weights = jnp.asarray([float(base) ** p * (base - 1) / steps for p in range(num)], unit.dtype)
     return jnp.moveaxis(digits, 0, 1) / (base - 1), weights

@@ -106,7 +106,7 @@ def transfer_cells(
     return _transfer_cells(g, row, col, device.g_min, config, sizes)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sizes"), inline=True)
+@functools.partial(jax.jit, inline=True)
 def _transfer_cells(
     g: jax.Array, row: jax.Array, col: jax.Array, erased: jax.Array, config: Config, sizes: Geometry
 ) -> jax.Array:

@@ -19,12 +19,13 @@ from jaxtyping import Array, Float, Num
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.config import (
     MAX_BITS,
-    OUTPUT_SAMPLINGS,
     Config,
     Geometry,
     cell_steps,
+    check_config,
     code_bits,
     geometry,
+    layout,
     magnitude_steps,
     slice_base,
     stored_slices,
@@ -48,6 +49,8 @@ class Target:
         dac_max: Full scale of the inputs where it is fixed or calibrated, else None.
         adc_range: Lowest and highest output of each array (arrays, 2), in units of full-scale input x g_max; None where
             it is not fixed or not calibrated yet.
+        device: The memory cells.
+        config: Options of the crossbar; static.
         num_rows: Rows of the matrix; static, since a shape follows from it.
     """
 
@@ -56,6 +59,8 @@ class Target:
     scale: Leaf
     dac_max: Leaf | None
     adc_range: Leaf | None
+    device: devices.Device | Any
+    config: Config = struct.field(pytree_node=False)
     num_rows: int = struct.field(pytree_node=False)
 
 
@@ -80,7 +85,7 @@ def encode(
 
     Args:
         weights: Finite weights (rows, cols).
-        device: The device; only its levels and its on/off ratio matter here.
+        device: The memory cells; only their levels and their on/off ratio matter here.
         config: Options of the crossbar.
         dac_max: Full scale of the inputs, in the unit of the inputs; needed where `dac_range` is "fixed".
         adc_max: Full scale of the conversions, in units of a full-scale input times g_max, a scalar or one for each
@@ -103,14 +108,16 @@ def encode(
         [[3. 0.]
          [1. 0.]]
     """
+    check_config(config)
+    devices.check_device(device)
     _check_weights(weights)
     _check_device(device, config)
     fixed_dac = _fixed("dac_max", dac_max, config.dac_range, ())
     weights = jnp.asarray(weights, jnp.float32)
     sizes = geometry((weights.shape[0], weights.shape[1]), config)
     fixed_adc = _fixed_adc_range(adc_max, adc_min, config, sizes.num_row_tiles * stored_slices(config))
-    conductance, scale = _encoded(weights, device, config)
-    return Target(conductance, scale, fixed_dac, fixed_adc, num_rows=sizes.num_rows)
+    conductance, scale = _encoded(weights, device, layout(config))
+    return Target(conductance, scale, fixed_dac, fixed_adc, device, config, sizes.num_rows)
 
 
 def subtract_lines(lines: Float[Array, "... lines"], config: Config, num_cols: int) -> Float[Array, "... cols"]:
@@ -162,7 +169,7 @@ def slice_weights(config: Config) -> Float[Array, " slices"]:
 
 
 # Compiled once for a shape and a configuration; inside another jit it is inlined.
-@functools.partial(jax.jit, static_argnames="config", inline=True)
+@functools.partial(jax.jit, inline=True)
 def _encoded(
     weights: Float[Array, "rows cols"], device: devices.Device, config: Config
 ) -> tuple[Float[Array, "arrays halves tile_rows lines"], Float[Array, " cols"]]:
@@ -223,13 +230,14 @@ def _tiles(
 
 def _check_weights(weights: ArrayLike) -> None:
     checks.rank("weights", weights, 2, "(rows, cols)")
+    checks.real("weights", weights)
     checks.finite("weights", weights)
     if 0 in np.shape(weights):
         checks.fail("weights", "have at least one row and one column", f"has shape {np.shape(weights)}")
 
 
 def _check_device(device: devices.Device, config: Config) -> None:
-    """Refuse more levels than the device has, and samplings that are wrong for it."""
+    """Refuse more levels than the device has, and value-level noise with effects of cells."""
     levels = 1 if config.cell_bits is None else 2 ** min(config.cell_bits, code_bits(config) or MAX_BITS)
     if device.num_levels is not None and levels > device.num_levels:
         checks.fail(
@@ -247,42 +255,6 @@ def _check_device(device: devices.Device, config: Config) -> None:
                 "be 'cell' for a device whose cells drift, fail, differ or are read noisily",
                 "is 'value'",
             )
-    check_sampling(device, config)
-
-
-def check_sampling(device: devices.Device, config: Config) -> None:
-    """Refuse a sampling that is not exact for the device, and say why.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if config.sampling == "device":
-        return
-    reasons = {
-        "stuck cells": device.stuck_on is not None or device.stuck_off is not None,
-        "drift, whose exponents belong to single cells": device.drift is not None,
-        "read noise, which belongs to single cells": device.read is not None,
-        "clipping at 0, which makes the noise of a cell not Gaussian": device.clip
-        and config.sampling != "moment_matched",
-        "a noise that differs between levels, so that outputs of one chip are not separable": (
-            config.sampling == "output_joint" and not _same_at_every_level(device)
-        ),
-    }
-    for reason, present in reasons.items():
-        if present:
-            checks.fail(
-                "config.sampling",
-                f"be 'device' for device {device.name!r}",
-                f"is {config.sampling!r}, which is not exact with {reason}",
-                "Use sampling='device', or 'moment_matched' where only clipping is in the way."
-                if config.sampling in OUTPUT_SAMPLINGS
-                else "Use sampling='device'.",
-            )
-
-
-def _same_at_every_level(device: devices.Device) -> bool:
-    law = device.programming
-    return law is None or law.constant
 
 
 def _fixed(name: str, value: object, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:

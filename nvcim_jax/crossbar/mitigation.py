@@ -8,8 +8,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from nvcim_jax import checks, devices
-from nvcim_jax.crossbar.chip import Chip, program
-from nvcim_jax.crossbar.config import Config, geometry
+from nvcim_jax.crossbar.chip import Chip, write, write_cells
+from nvcim_jax.crossbar.config import Config, check_config, geometry
+from nvcim_jax.crossbar.mapping import encode
 from nvcim_jax.types import Key
 
 __all__ = ["column_factors", "program_verified", "selected"]
@@ -43,6 +44,9 @@ def program_verified(
     residual_sigma: ArrayLike,
     *,
     config: Config,
+    dac_max: ArrayLike | None = None,
+    adc_max: ArrayLike | None = None,
+    adc_min: ArrayLike | None = None,
 ) -> Chip:
     """Program a chip on which chosen weights are written and verified until a smaller error is left.
 
@@ -57,6 +61,9 @@ def program_verified(
         device: The memory cells.
         residual_sigma: sigma after write-verify, in the unit of `device.sigma`; 0.03 where sigma is 0.1 is usual.
         config: Options of the crossbar.
+        dac_max: As in `program`, as the next two.
+        adc_max: Full scale of the conversions.
+        adc_min: Lower end of a "uniform" converter.
 
     Returns:
         The chip, at t = 0.
@@ -71,7 +78,7 @@ def program_verified(
         >>> mask = jnp.arange(20_000).reshape(200, 100) % 2 == 0
         >>> weights = jnp.ones((200, 100))
         >>> chip = program_verified(jax.random.key(0), weights, mask, device, 0.03, config=config)
-        >>> error = crossbar.read_back(jax.random.key(1), chip, device, config=config) - weights
+        >>> error = crossbar.read_back(jax.random.key(1), chip) - weights
         >>> print(f"{error[mask].std():.3f} {0.03 * 2**0.5:.3f}, {error[~mask].std():.3f} {0.1 * 2**0.5:.3f}")
         0.042 0.042, 0.141 0.141
 
@@ -79,18 +86,20 @@ def program_verified(
         Z. Yan et al., "SWIM: Selective write-verify for computing-in-memory neural accelerators", DAC 2022,
         arXiv:2202.08395.
     """
-    if config.sampling != "device" or config.noise != "cell":
-        checks.fail("config", "have sampling='device' and noise='cell' to verify cells", "keeps no single cells")
-    checks.shape("verified", verified, weights.shape, "(rows, cols)")
-    plain = program(key, weights, device, config=config)
-    residual = dataclasses.replace(device, sigma=jnp.asarray(residual_sigma, jnp.float32))
-    careful = program(key, weights, residual, config=config)
+    check_config(config)
+    if config.noise != "cell":
+        checks.fail("config", "have noise='cell' to verify cells", "keeps no single cells")
+    target = encode(weights, device, config=config, dac_max=dac_max, adc_max=adc_max, adc_min=adc_min)
+    checks.shape("verified", verified, (target.num_rows, target.scale.shape[0]), "(rows, cols)")
+    plain = write(key, target)
+    residual = device.replace(sigma=jnp.asarray(residual_sigma, jnp.float32))
+    careful = write_cells(key, dataclasses.replace(target, device=residual))
     mask = _cell_mask(verified, plain.cells.g.shape, config)
 
     def either(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(jnp.broadcast_to(mask, a.shape), b, a) if a.shape == plain.cells.g.shape else a
 
-    chip = dataclasses.replace(plain, cells=jax.tree.map(either, plain.cells, careful.cells))
+    chip = dataclasses.replace(plain, cells=jax.tree.map(either, plain.cells, careful))
     if chip.baseline is None:
         return chip
     return dataclasses.replace(chip, baseline=jnp.sum(chip.cells.g, axis=(1, 2, 3)))

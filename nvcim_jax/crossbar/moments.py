@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -36,7 +37,7 @@ class ArrayMoments(NamedTuple):
 
 
 def product_moments(
-    x: Float[Array, "*batch rows"], target: Target, device: devices.Device, *, config: Config
+    x: Float[Array, "*batch rows"], target: Target
 ) -> tuple[Float[Array, "*batch cols"], Float[Array, "*batch cols"]]:
     """Return mean and variance of a product over freshly programmed chips, with ideal converters and wires.
 
@@ -50,13 +51,12 @@ def product_moments(
     target already, and so in the mean.
 
     Args:
-        x: Inputs (rows,) or (batch, rows).
-        target: What the cells are to hold, from `encode`.
-        device: The memory cells; without read noise.
-        config: Options of the crossbar; converters are taken as ideal whatever it says of them.
+        x: Inputs (..., rows).
+        target: What the cells are to hold, from `encode`, on a device without read noise. Converters are taken as ideal
+            whatever its options say of them.
 
     Returns:
-        Mean and variance (cols,) or (batch, cols).
+        Mean and variance (..., cols).
 
     Raises:
         ValueError: If the device has read noise, or the noise is on values.
@@ -66,30 +66,28 @@ def product_moments(
         >>> from nvcim_jax import crossbar, devices
         >>> device, config = devices.get("Gaussian", sigma=0.1), crossbar.Config()
         >>> target = crossbar.encode(jnp.full((3, 1), 2.0), device, config=config)
-        >>> mean, variance = product_moments(jnp.array([1.0, 2.0, 2.0]), target, device, config=config)
+        >>> mean, variance = product_moments(jnp.array([1.0, 2.0, 2.0]), target)
         >>> print(f"{mean[0]:.1f} {variance[0]:.2f} = {2 * (2 * 0.1) ** 2 * (1 + 4 + 4):.2f}")
         10.0 0.72 = 0.72
     """
-    checks.rank("x", x, (1, 2), "(rows,) or (batch, rows)")
-    checks.shape("x", x, (*x.shape[:-1], target.num_rows), "(..., rows of the target)")
-    rows = jnp.atleast_2d(x)
-    arrays = array_moments(target, device, config=config)
+    checks.shape("x", x, (*np.shape(x)[:-1], target.num_rows), "(..., rows of the target)")
+    x = jnp.asarray(x, jnp.float32)
+    rows = x.reshape(-1, target.num_rows)
+    arrays = array_moments(target)
     weight = arrays.weight[:, None, None]
     scale = target.scale[None]
-    means = lax.dot(rows, _rows(weight * arrays.mean, target, config), precision=lax.Precision.HIGHEST) * scale
-    spread = _rows(weight**2 * arrays.variance, target, config)
+    means = lax.dot(rows, _rows(weight * arrays.mean, target), precision=lax.Precision.HIGHEST) * scale
+    spread = _rows(weight**2 * arrays.variance, target)
     squares = lax.dot(rows**2, spread, precision=lax.Precision.HIGHEST) * scale**2
     shape = (*x.shape[:-1], scale.shape[1])
     return means.reshape(shape), squares.reshape(shape)
 
 
-def array_moments(target: Target, device: devices.Device, *, config: Config) -> ArrayMoments:
+def array_moments(target: Target) -> ArrayMoments:
     """Return mean and variance of what each array multiplies with, over freshly programmed chips.
 
     Args:
-        target: What the cells are to hold, from `encode`.
-        device: The memory cells; without read noise.
-        config: Options of the crossbar.
+        target: What the cells are to hold, from `encode`, on a device without read noise.
 
     Returns:
         The moments, after the subtraction of pairs, reference columns or offsets.
@@ -97,10 +95,12 @@ def array_moments(target: Target, device: devices.Device, *, config: Config) -> 
     Raises:
         ValueError: If the device has read noise, or the noise is on values.
     """
+    device, config = target.device, target.config
     if device.read is not None:
-        checks.fail("device", "have no read noise", f"{device.name!r} has", "Use device.replace(read=None).")
+        found = f"is of {device.name!r}, which has"
+        checks.fail("target", "be of a device without read noise", found, "Encode for device.replace(read=None).")
     if config.noise == "value":
-        checks.fail("config.noise", "be 'cell'", "is 'value'", "Its variance is that of devices.value_noise.")
+        checks.fail("target", "have noise='cell'", "has 'value'", "Its variance is that of devices.value_noise.")
     num_cols = target.scale.shape[0]
     mean, variance = devices.program_moments(target.conductance, device)
     signed = jax.vmap(lambda cells: signed_cells((*cells,), config, num_cols))(mean)
@@ -119,7 +119,7 @@ def _both_halves(cells: Float[Array, "halves tile_rows lines"], config: Config, 
     return -subtract_lines(jnp.concatenate([-cells[0, :, :num_cols], cells[0, :, num_cols:]], axis=1), config, num_cols)
 
 
-def _rows(cells: Float[Array, "arrays tile_rows cols"], target: Target, config: Config) -> Float[Array, "rows cols"]:
+def _rows(cells: Float[Array, "arrays tile_rows cols"], target: Target) -> Float[Array, "rows cols"]:
     """Add up the slices of each value, with the rows of all tiles one after another."""
-    tiles = cells.reshape(-1, stored_slices(config), *cells.shape[1:])
+    tiles = cells.reshape(-1, stored_slices(target.config), *cells.shape[1:])
     return jnp.sum(tiles, axis=1).reshape(-1, cells.shape[-1])[: target.num_rows]

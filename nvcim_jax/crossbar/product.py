@@ -1,6 +1,5 @@
 """The noise-aware matrix product: one read of a programmed chip."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,9 +12,10 @@ from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, conductances
-from nvcim_jax.crossbar.config import Config, stored_slices
-from nvcim_jax.crossbar.converters import Bits, Dither, Drive, adc, check_bits, check_inputs, dac, dither
+from nvcim_jax.crossbar.config import Config, Converters, stored_slices
+from nvcim_jax.crossbar.converters import Bits, Dither, Drive, adc, as_read, check_bits, check_inputs, dac, dither
 from nvcim_jax.crossbar.mapping import (
+    Target,
     bit_lines,
     output_factor,
     signed_cells,
@@ -25,7 +25,7 @@ from nvcim_jax.crossbar.mapping import (
 )
 from nvcim_jax.types import Key, PyTree
 
-__all__ = ["Info", "calibrate", "matmul"]
+__all__ = ["Info", "matmul"]
 
 
 class Info(NamedTuple):
@@ -56,9 +56,8 @@ def matmul(
     key: Key,
     x: Num[ArrayLike, "..."],
     chip: Chip,
-    device: devices.Device,
     *,
-    config: Config,
+    converters: Converters | None = None,
     bits: Bits | None = None,
 ) -> tuple[Float[Array, "..."], Info]:
     """Multiply inputs with a programmed chip: one read, clock 3 of the noise.
@@ -69,145 +68,90 @@ def matmul(
 
     Args:
         key: Key of this read; used where the device has read noise.
-        x: One vector (rows,) or a batch (batch, rows), float. Converters work on each vector by itself.
+        x: Inputs (..., rows), real: one vector, a batch, any leading axes. Converters work on each vector by itself.
         chip: The chip, from `program`.
-        device: The memory cells.
-        config: Options the chip was programmed with.
-        bits: Bits of relaxed converters, in place of those of `config`; None rounds.
+        converters: Converters of this read; None for those of the chip. The layout is the chip's in any case.
+        bits: Bits of relaxed converters, in place of those of the converters; None rounds.
 
     Returns:
-        y: Products (cols,) or (batch, cols).
+        y: Products (..., cols).
         info: Shares of clipped inputs and saturated conversions.
 
     Raises:
         ValueError: If `x` has the wrong shape, is not finite, or lies outside a fixed range; if a range is to be
-            calibrated and is not.
+            calibrated and is not; if the converters do not fit the chip.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from nvcim_jax import crossbar, devices
-        >>> device, config = devices.get("Gaussian", sigma=0.05), crossbar.Config()
+        >>> device = devices.get("Gaussian", sigma=0.05)
         >>> weights, x = jnp.ones((400, 2000)), jnp.ones(400)
-        >>> chip = crossbar.program(jax.random.key(0), weights, device, config=config)
-        >>> y, _ = crossbar.matmul(jax.random.key(1), x, chip, device, config=config)
+        >>> chip = crossbar.program(jax.random.key(0), weights, device, config=crossbar.Config())
+        >>> y, _ = crossbar.matmul(jax.random.key(1), x, chip)
         >>> print(f"{y.std():.1f}, sigma sqrt(2 sum x^2) = {0.05 * (2 * 400) ** 0.5:.1f}")
         1.4, sigma sqrt(2 sum x^2) = 1.4
 
     References:
         R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
     """
-    check_inputs(x, chip.num_rows, chip.dac_max, config)
-    check_calibrated(chip.dac_max, chip.adc_range, config)
-    check_bits(bits, config)
-    return _read_product(key, jnp.asarray(x, jnp.float32), chip, device, config, bits)
+    checks.key("key", key)
+    chip = as_read(chip, converters)
+    check_read(x, chip, bits)
+    return _read_product(key, jnp.asarray(x, jnp.float32), chip, bits)
+
+
+def check_read(x: ArrayLike, held: Chip | Target, bits: Bits | None) -> None:
+    """Check inputs, ranges and relaxed bits of a read, before anything is traced."""
+    check_inputs(x, held.num_rows, held.dac_max, held.config)
+    check_calibrated(held)
+    check_bits(bits, held.config)
 
 
 # Compiled once for a shape and a configuration, for eager callers; inside another jit it is inlined.
-@functools.partial(jax.jit, static_argnames="config", inline=True)
-def _read_product(
-    key: Key, x: Float[Array, "..."], chip: Chip, device: devices.Device, config: Config, bits: Bits | None
-) -> tuple[Float[Array, "..."], Info]:
+@functools.partial(jax.jit, inline=True)
+def _read_product(key: Key, x: Float[Array, "..."], chip: Chip, bits: Bits | None) -> tuple[Float[Array, "..."], Info]:
     """Return the product of one read; the arguments are checked."""
-    num_cols = chip.scale.shape[0]
-    relaxed = dither(key, bits, device.rng)
-    drive = dac(jnp.atleast_2d(x), *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config, relaxed)
-    array_lines, arrays = _reads(key, chip, device, config)
-    y, saturated = accumulate(array_lines, arrays, drive, chip.adc_range, chip.gain, device, config, num_cols, relaxed)
-    y = y * (output_factor(device, config) * chip.scale)[None, :]
-    return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
+    relaxed = dither(key, bits, chip.device.rng)
+    drive = driven(x, chip, chip.cells.g.shape, relaxed)
+    return product(reads(key, chip), drive, chip, chip.gain, x.shape[:-1], relaxed)
 
 
-def calibrate(
-    key: Key,
-    x: Num[ArrayLike, "..."],
-    chip: Chip,
-    device: devices.Device,
-    *,
-    config: Config,
-    quantile: float = 0.9995,
-) -> Chip:
-    """Set the ranges of the converters from a batch of typical inputs.
-
-    The full scale of the inputs becomes that quantile of |x|; of the conversions of each array and slice, that
-    quantile of |output| (`symmetric`), or the quantiles 1 - q and q of the outputs (`uniform`), over the batch, the
-    cycles and the columns, on this chip with its noise.
-
-    Args:
-        key: Key of the read.
-        x: Typical inputs (batch, rows).
-        chip: The chip.
-        device: The memory cells.
-        config: Options of the chip, with `dac_range` or `adc_range` "calibrated".
-        quantile: Share of values within the range, in (0.5, 1].
-
-    Returns:
-        The chip with its ranges set.
-
-    Raises:
-        ValueError: If nothing is to be calibrated, or an argument is out of range.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from nvcim_jax import crossbar, devices
-        >>> device, config = devices.get("ideal"), crossbar.Config(dac_bits=8, dac_range="calibrated")
-        >>> chip = crossbar.program(jax.random.key(0), jnp.eye(4), device, config=config)
-        >>> x = jnp.array([[0.5, -2.0, 1.0, 0.0]])
-        >>> print(crossbar.calibrate(jax.random.key(1), x, chip, device, config=config, quantile=1.0).dac_max)
-        2.0
-    """
-    if "calibrated" not in (config.dac_range, config.adc_range):
-        checks.fail("config", "have dac_range or adc_range 'calibrated'", "has neither", "The call would do nothing.")
-    checks.rank("x", x, 2, "(batch, rows)")
-    checks.number("quantile", quantile, low=0.5, high=1.0, low_open=True)
-    check_inputs(x, chip.num_rows, chip.dac_max, config)
-    x = jnp.asarray(x, jnp.float32)
-    if config.dac_range == "calibrated":
-        largest = jnp.quantile(jnp.abs(x), quantile)
-        chip = dataclasses.replace(chip, dac_max=jnp.where(largest > 0, largest, 1.0))
-    if config.adc_range == "calibrated":
-        chip = dataclasses.replace(chip, adc_range=_calibrated_outputs(key, x, chip, device, config, quantile))
-    return chip
+def driven(x: Float[Array, "..."], held: Chip | Target, cells: tuple[int, ...], relaxed: Dither | None) -> Drive:
+    """Return what the word lines are driven with; `cells` is the shape of all cells."""
+    tiling = cells[0] // stored_slices(held.config), cells[2]
+    return dac(x.reshape(-1, x.shape[-1]), *tiling, held.dac_max, held.config, relaxed)
 
 
-def _calibrated_outputs(
-    key: Key, x: jax.Array, chip: Chip, device: devices.Device, config: Config, quantile: float
-) -> Float[Array, "arrays 2"]:
-    """Return the ranges that hold the wanted share of the outputs of each array."""
-    num_cols = chip.scale.shape[0]
-    drive = dac(x, *tiling(chip.gain, chip.cells.g, config), chip.dac_max, config)
-    array_lines, arrays = _reads(key, chip, device, config)
-
-    def bounds(inputs: tuple[jax.Array, PyTree]) -> jax.Array:
-        a, cells = inputs
-        v = array_outputs(array_lines(a, cells), array_voltages(a, drive, config), config, num_cols)
-        if config.adc_code == "symmetric":
-            high = jnp.quantile(jnp.abs(v), quantile)
-            return jnp.stack([-high, high])
-        return jnp.quantile(v, jnp.asarray([1.0 - quantile, quantile]))
-
-    found = lax.map(bounds, (jnp.arange(chip.gain.shape[0]), arrays))
-    empty = found[:, 1] <= found[:, 0]
-    return jnp.where(empty[:, None], jnp.asarray([-1.0, 1.0]), found)
+def product(
+    read: tuple[Callable[[jax.Array, PyTree], Lines], PyTree],
+    drive: Drive,
+    held: Chip | Target,
+    gain: Float[Array, " arrays"],
+    shape: tuple[int, ...],
+    relaxed: Dither | None,
+) -> tuple[Float[Array, "..."], Info]:
+    """Return the product in the unit of the weights, with the leading axes `shape`, and what the converters did."""
+    y, saturated = accumulate(*read, drive, held, gain, relaxed)
+    y = y * (output_factor(held.device, held.config) * held.scale)[None, :]
+    return y.reshape(*shape, held.scale.shape[0]), Info(drive.clipped, saturated)
 
 
 def accumulate(
     array_lines: Callable[[jax.Array, PyTree], Lines],
     arrays: PyTree,
     drive: Drive,
-    adc_range: Float[Array, "arrays 2"] | None,
+    held: Chip | Target,
     gain: Float[Array, " arrays"],
-    device: devices.Device,
-    config: Config,
-    num_cols: int,
     relaxed: Dither | None = None,
 ) -> tuple[Float[Array, "batch cols"], Float[Array, ""]]:
     """Add up the converted outputs of all arrays, one after another, in units of signed conductance.
 
     One array at a time keeps its cells in the cache, and bounds the memory of whatever `array_lines` draws.
     """
+    config, num_cols, adc_range = held.config, held.scale.shape[0], held.adc_range
     num_slices = stored_slices(config)
     num_planes, num_vectors = drive.voltages.shape[1:3]
-    weights, zeros = slice_weights(config), zero_conductance(device, config)
+    weights, zeros = slice_weights(config), zero_conductance(held.device, config)
     if config.adc_range == "max":
         adc_range = _largest_outputs(drive.voltages.shape[3], gain.shape[0], config)
 
@@ -276,27 +220,20 @@ def converts_lines(config: Config) -> bool:
     return config.adc_before_subtraction and config.mapping != "offset_digital"
 
 
-def tiling(gain: jax.Array, conductance: jax.Array, config: Config) -> tuple[int, int]:
-    """Return the number of row tiles and the rows of one."""
-    return gain.shape[0] // stored_slices(config), conductance.shape[2]
-
-
-def check_calibrated(dac_max: jax.Array | None, adc_range: jax.Array | None, config: Config) -> None:
+def check_calibrated(held: Chip | Target) -> None:
     """Refuse a product whose ranges are still to be calibrated."""
-    for kind, value in (("dac", dac_max), ("adc", adc_range)):
-        if getattr(config, f"{kind}_range") == "calibrated" and value is None:
+    for kind, value in (("dac", held.dac_max), ("adc", held.adc_range)):
+        if getattr(held.config, f"{kind}_range") == "calibrated" and value is None:
             checks.fail(
                 "chip", f"be calibrated, with {kind}_range='calibrated'", "is not", "Call crossbar.calibrate first."
             )
 
 
-def _reads(
-    key: Key, chip: Chip, device: devices.Device, config: Config
-) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+def reads(key: Key, chip: Chip) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
     """Return how each array is read, and what it is read from, with a leading axis of arrays."""
-    num_cols = chip.scale.shape[0]
+    num_cols, config, device = chip.scale.shape[0], chip.config, chip.device
     if device.read is None or chip.wires is not None:
-        return known_lines(conductances(key, chip, device, config), config, num_cols)
+        return known_lines(conductances(key, chip), config, num_cols)
     time = chip.cells.t_s
 
     def read(a: jax.Array, cells: devices.Cells) -> Lines:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from nvcim_jax import checks
-from nvcim_jax.crossbar.config import Config, Geometry, geometry
+from nvcim_jax.crossbar.config import Config, Geometry, check_config, geometry, num_planes
 
 __all__ = ["Report", "report"]
 
@@ -66,6 +66,7 @@ def report(shape: tuple[int, ...], config: Config) -> Report:
         >>> print(found.num_arrays, found.num_cells_used, 2 * 384 * 128, found.utilisation)
         2 98304 98304 1.0
     """
+    check_config(config)
     _check_shape(shape)
     sizes = geometry((shape[0], shape[1]), config)
     halves = 2 if config.mapping == "differential" else 1
@@ -76,7 +77,7 @@ def report(shape: tuple[int, ...], config: Config) -> Report:
     available = num_arrays * array_rows * array_cols
     weight_cells = sizes.num_rows * sizes.num_cols * slices * halves
     reference_cells = sizes.num_rows * sizes.num_references * slices
-    planes = _num_planes(config)
+    planes = num_planes(config)
     drives = {"arrays": slices * halves, "rows": slices * halves, "columns": 1}[config.slices]
     return Report(
         num_arrays=num_arrays,
@@ -108,13 +109,6 @@ def _array_shape(sizes: Geometry, config: Config) -> tuple[int, int]:
     rows = sizes.tile_rows * on_rows
     cols = (sizes.tile_cols * halves + references) * on_columns
     return config.rows or rows, config.cols or cols
-
-
-def _num_planes(config: Config) -> int:
-    """Return the parts in which an input is applied."""
-    if config.dac_bits is None or config.dac_bits_per_cycle is None:
-        return 1
-    return -(-(config.dac_bits - 1) // config.dac_bits_per_cycle)
 
 
 def _converted_lines(sizes: Geometry, config: Config) -> int:

@@ -7,29 +7,33 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices, ops
-from nvcim_jax.crossbar.chip import drawn_pair, pair_moments, write_cells
-from nvcim_jax.crossbar.config import OUTPUT_SAMPLINGS, Config
-from nvcim_jax.crossbar.converters import Bits, Drive, check_bits, check_inputs, dac, dither
-from nvcim_jax.crossbar.mapping import Target, check_sampling, output_factor
+from nvcim_jax.crossbar.chip import write_cells
+from nvcim_jax.crossbar.config import Converters, num_planes
+from nvcim_jax.crossbar.converters import Bits, Drive, as_read, dither
+from nvcim_jax.crossbar.mapping import Target
 from nvcim_jax.crossbar.product import (
     Info,
     Lines,
-    accumulate,
     array_voltages,
-    check_calibrated,
+    check_read,
     converts_lines,
+    driven,
     known_lines,
     lines_of,
     lines_through,
-    tiling,
+    product,
 )
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["sample"]
+
+_Read = tuple[Callable[[jax.Array, PyTree], Lines], PyTree]
+"""How each array is multiplied with, and what it is made from, with a leading axis of arrays."""
 
 MIN_ROWS_FOR_MOMENTS = 16
 # Relative variance added to a Gram matrix so that its float32 Cholesky factor exists when inputs repeat.
@@ -40,14 +44,14 @@ def sample(
     key: Key,
     x: Num[ArrayLike, "..."],
     target: Target,
-    device: devices.Device,
     *,
-    config: Config,
+    sampling: str = "device",
+    converters: Converters | None = None,
     bits: Bits | None = None,
 ) -> tuple[Float[Array, "..."], Info]:
     """Draw one product on a fresh chip: `write` and `matmul` in one, keeping no cells.
 
-    `config.sampling` says what is drawn:
+    `sampling` says what is drawn:
 
     - `device`: every cell. The reference: equal to `matmul(read_key, x, write(write_key, target))` with
       `write_key, read_key = jax.random.split(key)`.
@@ -65,14 +69,14 @@ def sample(
 
     Args:
         key: Key of the chip and its one read.
-        x: One vector (rows,) or a batch (batch, rows) that shares the chip.
+        x: Inputs (..., rows), all of which meet the same chip.
         target: What the chip is to hold, from `encode`.
-        device: The memory cells.
-        config: Options of the crossbar.
-        bits: Bits of relaxed converters, in place of those of `config`; None rounds.
+        sampling: What is drawn, one of the five above.
+        converters: Converters of the read; None for those of the target.
+        bits: Bits of relaxed converters, in place of those of the converters; None rounds.
 
     Returns:
-        y: Products (cols,) or (batch, cols).
+        y: Products (..., cols).
         info: Shares of clipped inputs and saturated conversions.
 
     Raises:
@@ -81,73 +85,61 @@ def sample(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from nvcim_jax import crossbar, devices
-        >>> device, config = devices.get("Gaussian", sigma=0.1), crossbar.Config(sampling="output_joint")
-        >>> target = crossbar.encode(jnp.ones((50, 4000)), device, config=config)
-        >>> y, _ = crossbar.sample(jax.random.key(0), jnp.ones((2, 50)), target, device, config=config)
+        >>> device = devices.get("Gaussian", sigma=0.1)
+        >>> target = crossbar.encode(jnp.ones((50, 4000)), device, config=crossbar.Config())
+        >>> y, _ = crossbar.sample(jax.random.key(0), jnp.ones((2, 50)), target, sampling="output_joint")
         >>> print(f"{y[0].std():.2f}, sigma sqrt(2 sum x^2) = {0.1 * 100 ** 0.5:.2f}")
         1.00, sigma sqrt(2 sum x^2) = 1.00
         >>> print(bool(jnp.abs(y[0] - y[1]).max() < 0.05))  # equal inputs, one chip
         True
     """
-    check_inputs(x, target.num_rows, target.dac_max, config)
-    check_calibrated(target.dac_max, target.adc_range, config)
-    check_sampling(device, config)
-    check_bits(bits, config)
-    return _sampled(key, jnp.asarray(x, jnp.float32), target, device, config, bits)
+    checks.key("key", key)
+    checks.choice("sampling", sampling, SAMPLINGS)
+    target = as_read(target, converters)
+    check_read(x, target, bits)
+    _check_sampling(sampling, target)
+    return _sampled(key, jnp.asarray(x, jnp.float32), target, Partial(SAMPLINGS[sampling]), bits)
 
 
-@functools.partial(jax.jit, static_argnames="config", inline=True)
+@functools.partial(jax.jit, inline=True)
 def _sampled(
-    key: Key, x: Float[Array, "..."], target: Target, device: devices.Device, config: Config, bits: Bits | None
+    key: Key, x: Float[Array, "..."], target: Target, draw: Callable[..., _Read], bits: Bits | None
 ) -> tuple[Float[Array, "..."], Info]:
     """Return the product on a fresh chip; the arguments are checked."""
-    num_cols = target.scale.shape[0]
-    num_arrays, _, tile_rows, _ = target.conductance.shape
-    gain = jnp.ones(num_arrays, jnp.float32)
     write_key, read_key = jax.random.split(key)
-    relaxed = dither(read_key, bits, device.rng)
-    drive = dac(jnp.atleast_2d(x), *tiling(gain, target.conductance, config), target.dac_max, config, relaxed)
-    if config.sampling in OUTPUT_SAMPLINGS:
-        _check_output_sampling(min(tile_rows, target.num_rows), drive.plane_weights.shape[0], config)
-    if config.sampling in OUTPUT_SAMPLINGS:
-        array_lines, arrays = _output_lines(write_key, target.conductance, drive, device, config)
-    elif config.noise == "value":
-        array_lines, arrays = known_lines(
-            write_cells(write_key, target.conductance, device, config).g, config, num_cols
-        )
-    elif config.sampling == "pair":
-        array_lines, arrays = _pair_lines(write_key, target.conductance, device, config)
-    else:
-        array_lines, arrays = _cell_lines(write_key, read_key, target.conductance, device, config, num_cols)
-    y, saturated = accumulate(array_lines, arrays, drive, target.adc_range, gain, device, config, num_cols, relaxed)
-    y = y * (output_factor(device, config) * target.scale)[None, :]
-    return y.reshape(*x.shape[:-1], num_cols), Info(drive.clipped, saturated)
+    relaxed = dither(read_key, bits, target.device.rng)
+    drive = driven(x, target, target.conductance.shape, relaxed)
+    read = draw(write_key, read_key, target, drive)
+    gain = jnp.ones(target.conductance.shape[0], jnp.float32)
+    return product(read, drive, target, gain, x.shape[:-1], relaxed)
 
 
-def _pair_lines(
-    key: Key, conductance: jax.Array, device: devices.Device, config: Config
-) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
-    """Return how the differences of one array are drawn, and from which means and variances."""
-    plus, minus = _halves(conductance)
+def _draw_pairs(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
+    """Draw the differences of one array with one number each: the difference of two Gaussians is a Gaussian."""
+    del read_key, drive
+    device, config = target.device, target.config
 
     def lines(a: jax.Array, moments: tuple[jax.Array, jax.Array]) -> Lines:
         mean, variance = moments
-        return lines_through(drawn_pair(jax.random.fold_in(key, a), mean, variance, device), config)
+        z = ops.normal(jax.random.fold_in(write_key, a), mean.shape, rng=device.rng)
+        return lines_through(mean + jnp.sqrt(variance) * z, config)
 
-    return lines, pair_moments(plus, minus, device)
+    return lines, _pair_moments(_halves(target.conductance), device)
 
 
-def _cell_lines(
-    write_key: Key, read_key: Key, conductance: jax.Array, device: devices.Device, config: Config, num_cols: int
-) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
-    """Return how the cells of one array are drawn and multiplied with, and from which targets."""
+def _draw_cells(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
+    """Draw the cells of one array, and multiply with them."""
+    del drive
+    device, config, num_cols = target.device, target.config, target.scale.shape[0]
+    if config.noise == "value":
+        return known_lines(write_cells(write_key, target).g, config, num_cols)
     others = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
     only_cycle_noise = all(effect is None for effect in others)
     if only_cycle_noise and device.programming is None:
         # nothing is drawn: each array is its target
         return lambda _, g: lines_of(
             (*devices.programmed(g, jnp.zeros_like(g), device),), config, num_cols
-        ), conductance
+        ), target.conductance
 
     def lines(a: jax.Array, halves: tuple[jax.Array, ...]) -> Lines:
         array_key = jax.random.fold_in(write_key, a)
@@ -157,7 +149,7 @@ def _cell_lines(
         seen = cells.g if device.read is None else devices.read(jax.random.fold_in(read_key, a), cells, device)
         return lines_of((*seen,), config, num_cols)
 
-    return lines, _halves(conductance)
+    return lines, _halves(target.conductance)
 
 
 def _halves(conductance: Float[Array, "arrays halves tile_rows lines"]) -> tuple[jax.Array, ...]:
@@ -175,64 +167,82 @@ def _programmed(key: Key, halves: tuple[jax.Array, ...], device: devices.Device)
     return tuple(devices.programmed(g, noise, device) for g, noise in zip(halves, z, strict=True))
 
 
-def _line_moments(
-    halves: tuple[jax.Array, ...], device: devices.Device, config: Config
-) -> tuple[Float[Array, "arrays tile_rows lines"], Float[Array, "arrays ..."]]:
-    """Return mean and variance of the cells on each line: of a pair's difference where its halves meet on one line.
+def _pair_moments(halves: tuple[jax.Array, ...], device: devices.Device) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance of the difference of two independent cells."""
+    (mean_plus, variance_plus), (mean_minus, variance_minus) = (devices.program_moments(g, device) for g in halves)
+    return mean_plus - mean_minus, variance_plus + variance_minus
 
-    For `output_joint` the second is one standard deviation for each array.
-    """
-    if len(halves) == 2 and not converts_lines(config):
-        mean, variance = pair_moments(halves[0], halves[1], device)
-    else:
-        moments = [devices.program_moments(g, device) for g in halves]
-        mean, variance = (jnp.concatenate(parts, axis=-1) for parts in zip(*moments, strict=True))
-    if config.sampling == "output_joint":  # the same in every cell, as `check_sampling` has made sure
-        return mean, jnp.sqrt(variance[:, 0, 0])
+
+def _line_moments(target: Target) -> tuple[Float[Array, "arrays tile_rows lines"], Float[Array, "arrays ..."]]:
+    """Return mean and variance of the cells on each line: of a pair's difference where its halves meet on one line."""
+    halves = _halves(target.conductance)
+    if len(halves) == 2 and not converts_lines(target.config):
+        return _pair_moments(halves, target.device)
+    moments = [devices.program_moments(g, target.device) for g in halves]
+    mean, variance = (jnp.concatenate(parts, axis=-1) for parts in zip(*moments, strict=True))
     return mean, variance
 
 
+def _draw_joint(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
+    """Draw the outputs of one array jointly over all vectors, L Z with L L^T = X X^T."""
+    del read_key
+    rng = target.device.rng
+    mean, variance = _line_moments(target)
+    # the variance is the same in every cell, as `_check_sampling` has made sure
+    moments = mean, jnp.sqrt(variance[:, 0, 0])
+
+    def spread(voltages: jax.Array, sigma: jax.Array) -> jax.Array:
+        return sigma * _factor(voltages)
+
+    def noise(key: Key, outputs: jax.Array, scale: jax.Array) -> jax.Array:
+        z = ops.normal(key, (scale.shape[1], outputs.shape[1]), rng=rng)
+        return lax.dot(scale, z, precision=lax.Precision.HIGHEST)
+
+    return _output_lines(write_key, target, drive, moments, spread, noise)
+
+
+def _draw_marginal(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
+    """Draw the outputs of one array for each vector apart, sqrt(X^2 S) Z."""
+    del read_key
+    rng = target.device.rng
+
+    def spread(voltages: jax.Array, variance: jax.Array) -> jax.Array:
+        return jnp.sqrt(lax.dot(jnp.square(voltages), variance, precision=lax.Precision.HIGHEST))
+
+    def noise(key: Key, outputs: jax.Array, scale: jax.Array) -> jax.Array:
+        del outputs
+        return scale * ops.normal(key, scale.shape, rng=rng)
+
+    return _output_lines(write_key, target, drive, _line_moments(target), spread, noise)
+
+
 def _output_lines(
-    key: Key, conductance: jax.Array, drive: Drive, device: devices.Device, config: Config
-) -> tuple[Callable[[jax.Array, PyTree], Lines], PyTree]:
+    key: Key,
+    target: Target,
+    drive: Drive,
+    moments: tuple[jax.Array, jax.Array],
+    spread: Callable[[jax.Array, jax.Array], jax.Array],
+    noise: Callable[[Key, jax.Array, jax.Array], jax.Array],
+) -> _Read:
     """Return how the outputs of one array are drawn, and what from: its outputs without noise, and their spread."""
-    moments = _line_moments(_halves(conductance), device, config)
+    config = target.config
     together = config.mapping == "differential" and not converts_lines(config)
     subtracted = together or config.mapping == "offset_digital"
 
-    def exact(a: jax.Array, mean: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _output_moments(array_voltages(a, drive, config), mean, spread, config)
+    def exact(a: jax.Array, mean: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+        voltages = array_voltages(a, drive, config)
+        outputs = lax.dot(voltages, mean, precision=lax.Precision.HIGHEST)
+        return outputs, spread(lax.stop_gradient(voltages), size)
 
     def lines(a: jax.Array, outputs: tuple[jax.Array, jax.Array]) -> Lines:
-        noise = _output_noise(jax.random.fold_in(key, a), *outputs, device, config)
-        return Lines(lambda _: outputs[0] + noise, subtracted)
+        drawn = noise(jax.random.fold_in(key, a), *outputs)
+        return Lines(lambda _: outputs[0] + drawn, subtracted)
 
     if math.prod(drive.voltages.shape[1:3]) <= drive.voltages.shape[3]:
         # The key has no part in them: computed for all arrays here, they are computed once in a loop over chips.
         return lines, jax.vmap(exact)(jnp.arange(moments[0].shape[0]), *moments)
     # More vectors than rows: outputs are larger than weights, so those of one array are held at a time.
     return lambda a, cells: lines(a, exact(a, *cells)), moments
-
-
-def _output_moments(
-    voltages: Float[Array, "vectors tile_rows"], mean: jax.Array, spread: jax.Array, config: Config
-) -> tuple[Float[Array, "vectors lines"], Float[Array, "vectors ..."]]:
-    """Return the mean outputs of one array, and the matrix (joint) or the sigma that its normal numbers are scaled by.
-
-    `spread` is the sigma of the array (joint) or the variance of each cell.
-    """
-    outputs = lax.dot(voltages, mean, precision=lax.Precision.HIGHEST)
-    voltages = lax.stop_gradient(voltages)
-    if config.sampling == "output_joint":
-        return outputs, spread * _factor(voltages)
-    return outputs, jnp.sqrt(lax.dot(jnp.square(voltages), spread, precision=lax.Precision.HIGHEST))
-
-
-def _output_noise(key: Key, outputs: jax.Array, scale: jax.Array, device: devices.Device, config: Config) -> jax.Array:
-    if config.sampling == "output_joint":
-        z = ops.normal(key, (scale.shape[1], outputs.shape[1]), rng=device.rng)
-        return lax.dot(scale, z, precision=lax.Precision.HIGHEST)
-    return scale * ops.normal(key, scale.shape, rng=device.rng)
 
 
 def _factor(voltages: Float[Array, "vectors tile_rows"]) -> Float[Array, "vectors factors"]:
@@ -246,18 +256,55 @@ def _factor(voltages: Float[Array, "vectors tile_rows"]) -> Float[Array, "vector
     return length * jnp.linalg.cholesky(gram)
 
 
-def _check_output_sampling(tile_rows: int, num_planes: int, config: Config) -> None:
-    if config.sampling != "output_joint" and num_planes > 1:
-        checks.fail(
-            "config.sampling",
-            "be 'device' or 'output_joint' with dac_bits_per_cycle",
-            f"is {config.sampling!r}",
-            "The cycles of one input meet the same cells, so their noise is not independent.",
-        )
-    if config.sampling == "moment_matched" and tile_rows < MIN_ROWS_FOR_MOMENTS:
-        checks.fail(
-            "config.sampling",
-            f"be 'device' for arrays of fewer than {MIN_ROWS_FOR_MOMENTS} used rows",
-            f"is 'moment_matched' with {tile_rows}",
-            "The sum of so few clipped cells is not Gaussian.",
-        )
+SAMPLINGS: dict[str, Callable[..., _Read]] = {
+    "device": _draw_cells,
+    "pair": _draw_pairs,
+    "output_joint": _draw_joint,
+    "output_marginal": _draw_marginal,
+    "moment_matched": _draw_marginal,
+}
+"""What `sample` draws, by name."""
+
+
+def _check_sampling(sampling: str, target: Target) -> None:
+    """Refuse a sampling that is not exact for the device or the options, and say why.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if sampling == "device":
+        return
+    device, config = target.device, target.config
+    reasons = {
+        "noise='value', which knows no single cells": config.noise == "value",
+        "stuck cells": device.stuck_on is not None or device.stuck_off is not None,
+        "drift, whose exponents belong to single cells": device.drift is not None,
+        "read noise, which belongs to single cells": device.read is not None,
+        "clipping at 0, which makes the noise of a cell not Gaussian": device.clip and sampling != "moment_matched",
+        "a noise that differs between levels, so that outputs of one chip are not separable": (
+            sampling == "output_joint" and not _same_at_every_level(device)
+        ),
+        "cells of a pair that do not meet before the converter": sampling == "pair"
+        and (config.mapping != "differential" or config.adc_before_subtraction),
+        "dac_bits_per_cycle: the cycles of one input meet the same cells, so their noise is not independent": (
+            sampling in ("output_marginal", "moment_matched") and num_planes(config) > 1
+        ),
+        f"arrays of fewer than {MIN_ROWS_FOR_MOMENTS} used rows, whose clipped cells do not sum to a Gaussian": (
+            sampling == "moment_matched" and min(target.conductance.shape[2], target.num_rows) < MIN_ROWS_FOR_MOMENTS
+        ),
+    }
+    for reason, present in reasons.items():
+        if present:
+            found = f"is {sampling!r}, which is not exact with {reason}"
+            checks.fail("sampling", f"be 'device' for device {device.name!r}", found, _other_sampling(reason))
+
+
+def _other_sampling(reason: str) -> str:
+    if reason.startswith("clipping"):
+        return "Use sampling='device', or 'moment_matched', which knows the cut."
+    return "Use sampling='device'."
+
+
+def _same_at_every_level(device: devices.Device) -> bool:
+    law = device.programming
+    return law is None or law.constant

@@ -90,8 +90,8 @@ def load_state(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = io.save_state(folder + "/today.safetensors", state, config=config)
         ...     again, options = io.load_state(path, device)
-        >>> tomorrow = pipeline.drift_state(again, 86_400.0, config=options)
-        >>> tomorrow = pipeline.compensate_state(jax.random.key(2), tomorrow, config=options)
+        >>> tomorrow = pipeline.drift_state(again, 86_400.0)
+        >>> tomorrow = pipeline.compensate_state(jax.random.key(2), tomorrow)
         >>> print(options == config, bool((again.arrays.values.cells.g == state.arrays.values.cells.g).all()))
         True True
     """

@@ -166,8 +166,7 @@ def search(
     chip = arrays.values if arrays.keys is None else arrays.keys
 
     def on_arrays(x: jax.Array, chip: Any) -> jax.Array:
-        assert device is not None
-        return crossbar.matmul(key, x, chip, device, config=config.arrays)[0]
+        return crossbar.matmul(key, x, chip)[0]
 
     rows = _query_rows(features, store, config)
     similarity = partial(jnp.matmul, precision="highest") if device is None else on_arrays
@@ -192,7 +191,7 @@ def read_prompts(
     """
     values = arrays.values
     if device is not None:
-        values = crossbar.read_back(key, values, device, config=config.arrays)
+        values = crossbar.read_back(key, values)
     if arrays.correction is not None:
         values = values * arrays.correction.value_gain[None, :]
     codes = values.T.reshape(len(store.filled), config.num_virtual, -1)

@@ -1,8 +1,5 @@
 """What a memory does to a prompt while it is tuned: the noise models of noise-aware training, bound to a device."""
 
-import functools
-from collections.abc import Callable
-
 import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -32,15 +29,9 @@ def through_cells(
     """
     write_key, read_key = jax.random.split(key)
     chip = crossbar.program(write_key, prompt.reshape(-1, 1), device, config=config)
-    read = crossbar.read_back(read_key, chip, device, config=config).reshape(prompt.shape)
+    read = crossbar.read_back(read_key, chip).reshape(prompt.shape)
     # Reading multiplies by the scale of the column, which depends on the largest entry: that part is left out.
     return prompt + jax.lax.stop_gradient(read - prompt)
-
-
-@functools.cache
-def _cells(config: crossbar.Config) -> Callable[..., jax.Array]:
-    """Return one function object for each configuration, so that jitted callers find their compilation again."""
-    return functools.partial(through_cells, config=config)
 
 
 def _nothing(key: Key, prompt: jax.Array) -> jax.Array:
@@ -71,4 +62,4 @@ def training_noise(device: devices.Device | None, config: Config) -> Partial:
         return Partial(devices.value_noise, device=device)
     if config.noise == "censored":
         return Partial(tuning.censored_noise, sigma=device.sigma, threshold=CENSORED_AT)
-    return Partial(_cells(config.arrays), device=device)
+    return Partial(through_cells, device=device, config=config.arrays)

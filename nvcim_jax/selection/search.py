@@ -280,7 +280,7 @@ def scores(
             "similarity",
             "return an array of products",
             f"returns a {type(found).__name__}",
-            "Drop diagnostics: `lambda x, chip: crossbar.matmul(key, x, chip, device, config=config)[0]`.",
+            "Drop diagnostics: `lambda x, chip: crossbar.matmul(key, x, chip)[0]`.",
         )
     if filled is None:
         return found

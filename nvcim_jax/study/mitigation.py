@@ -169,7 +169,7 @@ def calibrated(
     # The exact scores come from exact matrices of what was to be held: chip and reference see the same empty slots.
     exact_arrays = program_store(unused, store, None, config=config)
     exact = search(unread, features, store, exact_arrays, None, config=config, every=True)
-    stored = crossbar.read_back(read_key, arrays.values, device, config=config.arrays)
+    stored = crossbar.read_back(read_key, arrays.values)
     value_gain = crossbar.column_factors(stored, value_matrix(store))
     if kind == "cxdnn":
         gain = crossbar.column_factors(found, exact)

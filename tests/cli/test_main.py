@@ -64,7 +64,7 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis adc_bits=8,0", "`adc_bits` must be an integer"),
         ("sweep --axis mapping=diferential", "Did you mean 'differential'"),
         ("sweep --axis drift_time_s=1.0", "`drift_time_s` must be left out for a device without drift"),
-        ("sweep --axis sampling=output_joint --set device=PCM", "`config.sampling` must be 'device'"),
+        ("sweep --axis sampling=output_joint --set device=PCM", "`sampling` must be 'device'"),
         ("sweep --axis sigma=0.1 --shard 3-16", "`--shard` must be k/n"),
         ("sweep --axis sigma=0.1 --num-instances 0", "`num_instances` must be an integer of at least 1"),
         ("sweep no_such_file.toml", "`file` must be a TOML file"),

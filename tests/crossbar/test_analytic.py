@@ -26,7 +26,7 @@ def _quantised(values: np.ndarray, bits: int, largest: np.ndarray) -> np.ndarray
 def _run(x: np.ndarray, w: np.ndarray, device: devices.Device, config: crossbar.Config, seed: int = 0) -> np.ndarray:
     write, read = jax.random.split(jax.random.key(seed))
     chip = crossbar.program(write, w, device, config=config)
-    return np.asarray(crossbar.matmul(read, x, chip, device, config=config)[0])
+    return np.asarray(crossbar.matmul(read, x, chip)[0])
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
@@ -83,7 +83,7 @@ def test_a_converter_rounds_to_the_nearest_code_of_its_range() -> None:
     for code, grid in (("symmetric", np.arange(-7, 8) / 7), ("uniform", np.linspace(-1, 1, 16))):
         config = crossbar.Config(adc_bits=4, adc_range="fixed", adc_code=code)
         chip = crossbar.program(jax.random.key(0), w, IDEAL, config=config, adc_max=1.0)
-        y, _ = crossbar.matmul(jax.random.key(1), x, chip, IDEAL, config=config)
+        y, _ = crossbar.matmul(jax.random.key(1), x, chip)
         unit = x / np.abs(x).max()
         nearest = grid[np.abs(unit[..., None] - grid).argmin(axis=-1)] * np.abs(x).max()
         np.testing.assert_allclose(y, nearest, atol=1e-6)
@@ -93,8 +93,8 @@ def test_saturation_and_clipping_are_counted() -> None:
     w, x = np.ones((4, 1), "f4"), np.array([[1.0, 1, 1, 1], [0.1, 0, 0, 0]], "f4")
     config = crossbar.Config(dac_bits=8, dac_range="calibrated", adc_bits=8, adc_range="fixed")
     chip = crossbar.program(jax.random.key(0), w, IDEAL, config=config, adc_max=2.0)
-    chip = crossbar.calibrate(jax.random.key(1), 0.5 * x, chip, IDEAL, config=config, quantile=1.0)
-    y, info = crossbar.matmul(jax.random.key(2), x, chip, IDEAL, config=config)
+    chip = crossbar.calibrate(jax.random.key(1), 0.5 * x, chip, quantile=1.0)
+    y, info = crossbar.matmul(jax.random.key(2), x, chip)
     assert float(info.dac_clipped) == pytest.approx(4 / 8)
     assert float(info.adc_saturated) == pytest.approx(1 / 2)
     assert float(y[0, 0]) == pytest.approx(0.5 * 2.0)
@@ -104,15 +104,15 @@ def test_the_largest_range_never_saturates_and_calibration_finds_quantiles() -> 
     w, x = _data(batch=40)
     config = crossbar.Config(rows=35, adc_bits=10, adc_range="max")
     chip = crossbar.program(jax.random.key(0), np.ones_like(w), IDEAL, config=config)
-    _, info = crossbar.matmul(jax.random.key(1), np.ones_like(x), chip, IDEAL, config=config)
+    _, info = crossbar.matmul(jax.random.key(1), np.ones_like(x), chip)
     assert float(info.adc_saturated) == 0.0
     config = crossbar.Config(rows=35, adc_bits=10, adc_range="calibrated")
     chip = crossbar.program(jax.random.key(0), w, IDEAL, config=config)
-    chip = crossbar.calibrate(jax.random.key(1), x, chip, IDEAL, config=config, quantile=0.9)
+    chip = crossbar.calibrate(jax.random.key(1), x, chip, quantile=0.9)
     scaled = x[:, :35] / np.abs(x[:, :35]).max(axis=1, keepdims=True)
     expected = np.quantile(np.abs(scaled @ w[:35] / np.abs(w).max()), 0.9)
     assert float(chip.adc_range[0, 1]) == pytest.approx(expected, rel=1e-4)
-    _, info = crossbar.matmul(jax.random.key(2), x, chip, IDEAL, config=config)
+    _, info = crossbar.matmul(jax.random.key(2), x, chip)
     assert float(info.adc_saturated) == pytest.approx(0.1, abs=0.01)
 
 
@@ -160,7 +160,7 @@ def test_variance_has_its_closed_form_for_every_device_and_mapping(name: str, ma
     @jax.jit
     def outputs(key: jax.Array) -> jax.Array:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
-        return jax.lax.map(lambda k: crossbar.sample(k, x, target, device, config=config)[0], keys)
+        return jax.lax.map(lambda k: crossbar.sample(k, x, target)[0], keys)
 
     y = np.asarray(outputs(jax.random.key(11)), "f8")
     truth = _closed_form_variance(x, w, device, config)

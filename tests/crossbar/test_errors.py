@@ -21,14 +21,12 @@ PLAIN = crossbar.Config()
         ({"rows": -1}, r"`rows` must be an integer of at least 1"),
         ({"weight_bits": 40}, r"`weight_bits` .* at most 24"),
         ({"mapping": "diferential"}, r"`mapping` must be one of .*Did you mean 'differential'"),
-        ({"sampling": "output"}, r"`sampling` must be one of"),
         ({"mapping": "offset", "cell_bits": 1}, r"`cell_bits` must be at least 2 with mapping 'offset'"),
         ({"dac_bits_per_cycle": 1}, r"`dac_bits` must be given with dac_bits_per_cycle"),
         ({"adc_range": "fixed"}, r"`adc_range` must be left at 'absmax' without adc_bits"),
         ({"cols": 3, "weight_bits": 8, "cell_bits": 2, "slices": "columns"}, r"`cols` must be at least 8"),
         ({"rows": 3, "weight_bits": 8, "cell_bits": 2, "slices": "rows"}, r"`rows` must hold the 4 slices"),
         ({"noise": "value", "mapping": "offset"}, r"`mapping` must be 'differential' with noise='value'"),
-        ({"sampling": "pair", "mapping": "offset"}, r"`sampling` must not be 'pair'"),
     ],
     ids=str,
 )
@@ -62,7 +60,8 @@ def test_wrong_weights(weights: np.ndarray, message: str) -> None:
     ("x", "message"),
     [
         (np.ones(4, "f4"), r"`x` must have 3 rows"),
-        (np.ones((2, 2, 3), "f4"), r"`x` must have shape \(rows,\) or \(batch, rows\).*jax\.vmap"),
+        (np.ones((2, 3, 2), "f4"), r"`x` must have 3 rows on its last axis, as the weights, but has shape \(2, 3, 2\)"),
+        (np.float32(1.0), r"`x` must have 3 rows .* has shape \(\)"),
         (np.array([np.nan, 0, 0]), r"`x` must be finite"),
         (np.array([1.5, 0, 0]), r"`x` must lie in \[-1, 1\], but is 1.5\. Scale x, or raise dac_max"),
     ],
@@ -72,7 +71,7 @@ def test_wrong_inputs(x: np.ndarray, message: str) -> None:
     config = crossbar.Config(dac_bits=8, dac_range="fixed")
     chip = crossbar.program(KEY, np.eye(3, dtype="f4"), IDEAL, config=config, dac_max=1.0)
     with pytest.raises(ValueError, match=message):
-        crossbar.matmul(jax.random.key(1), x, chip, IDEAL, config=config)
+        crossbar.matmul(jax.random.key(1), x, chip)
 
 
 def test_more_levels_than_the_device_has() -> None:
@@ -94,17 +93,18 @@ def test_ranges_are_given_where_and_only_where_they_are_used() -> None:
     calibrated = crossbar.Config(adc_bits=8, adc_range="calibrated")
     chip = crossbar.program(KEY, w, IDEAL, config=calibrated)
     with pytest.raises(ValueError, match=r"`chip` must be calibrated.*Call crossbar.calibrate first"):
-        crossbar.matmul(jax.random.key(1), w, chip, IDEAL, config=calibrated)
-    with pytest.raises(ValueError, match=r"`config` must have dac_range or adc_range 'calibrated'"):
-        crossbar.calibrate(jax.random.key(1), w, chip, IDEAL, config=PLAIN)
+        crossbar.matmul(jax.random.key(1), w, chip)
+    chip = crossbar.program(KEY, w, IDEAL, config=PLAIN)
+    with pytest.raises(ValueError, match=r"`chip` must have dac_range or adc_range 'calibrated'"):
+        crossbar.calibrate(jax.random.key(1), w, chip)
 
 
 def test_calls_without_an_effect_raise() -> None:
     chip = crossbar.program(KEY, np.eye(3, dtype="f4"), IDEAL, config=PLAIN)
     with pytest.raises(ValueError, match="drift"):
-        crossbar.drift(chip, 1.0, IDEAL, config=PLAIN)
+        crossbar.drift(chip, 1.0)
     with pytest.raises(ValueError, match="drift"):
-        crossbar.compensate(jax.random.key(1), chip, IDEAL, config=PLAIN)
+        crossbar.compensate(jax.random.key(1), chip)
 
 
 def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
@@ -117,15 +117,15 @@ def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
         ("moment_matched", devices.get("PCM"), "drift"),
     ]:
         with pytest.raises(ValueError, match=reason):
-            crossbar.encode(w, device, config=crossbar.Config(sampling=sampling))
-    config = crossbar.Config(sampling="output_joint")
-    target = crossbar.encode(w, IDEAL, config=config)
-    with pytest.raises(ValueError, match="draws outputs and keeps no cells"):
-        crossbar.write(KEY, target, IDEAL, config=config)
-    clipped, matched = devices.get("Gaussian", sigma=0.1, clip=True), crossbar.Config(sampling="moment_matched")
-    target = crossbar.encode(w, clipped, config=matched)
+            crossbar.sample(KEY, jnp.ones(3), crossbar.encode(w, device, config=PLAIN), sampling=sampling)
+    clipped = crossbar.encode(w, devices.get("Gaussian", sigma=0.1, clip=True), config=PLAIN)
     with pytest.raises(ValueError, match="fewer than 16 used rows"):
-        crossbar.sample(KEY, jnp.ones(3), target, clipped, config=matched)
+        crossbar.sample(KEY, jnp.ones(3), clipped, sampling="moment_matched")
+    with pytest.raises(ValueError, match=r"`sampling` must be one of .*Did you mean 'output_joint'"):
+        crossbar.sample(KEY, jnp.ones(3), clipped, sampling="output_join")
+    offset = crossbar.encode(w, devices.get("Gaussian", sigma=0.1), config=crossbar.Config(mapping="offset"))
+    with pytest.raises(ValueError, match="do not meet before the converter"):
+        crossbar.sample(KEY, jnp.ones(3), offset, sampling="pair")
 
 
 def test_nothing_is_compiled_before_an_error() -> None:
@@ -137,7 +137,7 @@ def test_nothing_is_compiled_before_an_error() -> None:
         return x
 
     with pytest.raises(ValueError, match="rows"):
-        jax.jit(lambda x: count(crossbar.matmul(KEY, x, chip, IDEAL, config=PLAIN)[0]))(jnp.ones(4)) if (
+        jax.jit(lambda x: count(crossbar.matmul(KEY, x, chip)[0]))(jnp.ones(4)) if (
             chip := crossbar.program(jax.random.key(1), np.eye(3, dtype="f4"), IDEAL, config=PLAIN)
         ) else None
     assert traced == 0

@@ -22,7 +22,7 @@ def _product(
 ) -> np.ndarray:
     write, read = jax.random.split(jax.random.key(0))
     chip = crossbar.program(write, jnp.asarray(data["w"]), device, config=config, **ranges)
-    y, _ = crossbar.matmul(read, jnp.asarray(data["x"]), chip, device, config=config)
+    y, _ = crossbar.matmul(read, jnp.asarray(data["x"]), chip)
     return np.asarray(y)
 
 
@@ -59,9 +59,7 @@ def test_case_06_clipped_programming_noise_jointly_over_inputs() -> None:
     x = jnp.asarray(data["x"])
     num = 4000
     sample = jax.jit(
-        lambda key: jax.lax.map(
-            lambda i: crossbar.sample(jax.random.fold_in(key, i), x, target, device, config=config)[0], jnp.arange(num)
-        )
+        lambda key: jax.lax.map(lambda i: crossbar.sample(jax.random.fold_in(key, i), x, target)[0], jnp.arange(num))
     )
     y = np.asarray(sample(jax.random.key(6)))
     z = (y.mean(axis=0) - data["y_mean"]) / (np.sqrt(2 / num) * data["y_std"])

@@ -29,7 +29,7 @@ def test_2_drift_acts_on_the_stored_pair() -> None:
     """Both cells of a pair drift from what was programmed, the noise of an empty cell included."""
     device = devices.get("Gaussian", sigma=0.1, drift=devices.Drift(mean=0.05))
     chip = _chip(device)
-    later = crossbar.drift(chip, 980.0, device, config=CONFIG)
+    later = crossbar.drift(chip, 980.0)
     np.testing.assert_allclose(later.cells.g, chip.cells.g * (1000 / 20) ** -0.05, rtol=1e-5)
     assert (np.asarray(chip.cells.g).min(axis=1) != 0).all()
 
@@ -38,7 +38,7 @@ def test_4_integer_inputs_and_weights_keep_their_noise() -> None:
     device = devices.get("Gaussian", sigma=0.1)
     whole = np.array([[3, -1], [2, 4]])
     chip = crossbar.program(jax.random.key(0), whole, device, config=CONFIG)
-    y, _ = crossbar.matmul(jax.random.key(1), np.array([1, 2]), chip, device, config=CONFIG)
+    y, _ = crossbar.matmul(jax.random.key(1), np.array([1, 2]), chip)
     assert np.abs(y - np.round(y)).max() > 1e-3
 
 
@@ -46,16 +46,16 @@ def test_5_remainder_rows_and_columns_have_an_effect() -> None:
     config = crossbar.Config(rows=16, cols=2)
     device = devices.get("ideal")
     chip = crossbar.program(jax.random.key(0), W, device, config=config)
-    y, _ = crossbar.matmul(jax.random.key(1), np.eye(30, dtype="f4"), chip, device, config=config)
+    y, _ = crossbar.matmul(jax.random.key(1), np.eye(30, dtype="f4"), chip)
     np.testing.assert_allclose(y, W, atol=1e-6)
 
 
 def test_6_the_chip_is_the_same_from_read_to_read() -> None:
     device = devices.get("Gaussian", sigma=0.2)
     chip = _chip(device)
-    reads = [crossbar.matmul(jax.random.key(seed), X, chip, device, config=CONFIG)[0] for seed in (1, 2)]
+    reads = [crossbar.matmul(jax.random.key(seed), X, chip)[0] for seed in (1, 2)]
     np.testing.assert_array_equal(reads[0], reads[1])
-    other, _ = crossbar.matmul(jax.random.key(1), X, _chip(device, seed=9), device, config=CONFIG)
+    other, _ = crossbar.matmul(jax.random.key(1), X, _chip(device, seed=9))
     assert np.abs(other - reads[0]).max() > 0.01
 
 
@@ -73,22 +73,22 @@ def test_7_cells_of_one_level_have_independent_noise() -> None:
 def test_drift_is_absolute_in_time_and_keeps_the_programmed_state() -> None:
     device = devices.get("PCM")
     chip = _chip(device)
-    once = crossbar.drift(chip, 1e4, device, config=CONFIG)
-    twice = crossbar.drift(crossbar.drift(chip, 10.0, device, config=CONFIG), 1e4, device, config=CONFIG)
+    once = crossbar.drift(chip, 1e4)
+    twice = crossbar.drift(crossbar.drift(chip, 10.0), 1e4)
     np.testing.assert_array_equal(once.cells.g, twice.cells.g)
-    back = crossbar.drift(twice, 0.0, device, config=CONFIG)
+    back = crossbar.drift(twice, 0.0)
     np.testing.assert_allclose(back.cells.g, chip.cells.g, rtol=1e-6)
 
 
 def test_compensation_restores_a_drift_that_is_the_same_everywhere() -> None:
     device = devices.get("Gaussian", sigma=0.05, drift=devices.Drift(mean=0.06))
     chip = _chip(device)
-    fresh, _ = crossbar.matmul(jax.random.key(1), X, chip, device, config=CONFIG)
-    later = crossbar.drift(chip, 1e6, device, config=CONFIG)
-    fallen, _ = crossbar.matmul(jax.random.key(1), X, later, device, config=CONFIG)
+    fresh, _ = crossbar.matmul(jax.random.key(1), X, chip)
+    later = crossbar.drift(chip, 1e6)
+    fallen, _ = crossbar.matmul(jax.random.key(1), X, later)
     np.testing.assert_allclose(fallen, fresh * ((1e6 + 20) / 20) ** -0.06, rtol=1e-4)
-    mended = crossbar.compensate(jax.random.key(2), later, device, config=CONFIG)
-    restored, _ = crossbar.matmul(jax.random.key(1), X, mended, device, config=CONFIG)
+    mended = crossbar.compensate(jax.random.key(2), later)
+    restored, _ = crossbar.matmul(jax.random.key(1), X, mended)
     np.testing.assert_allclose(restored, fresh, rtol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_reprogramming_keeps_what_belongs_to_the_hardware() -> None:
     weights[0, 0] = 1.0
     config = crossbar.Config(rows=64)
     chip = crossbar.program(jax.random.key(0), weights, device, config=config)
-    again = crossbar.reprogram(jax.random.key(1), chip, weights, device, config=config)
+    again = crossbar.reprogram(jax.random.key(1), chip, weights)
     np.testing.assert_array_equal(chip.cells.fault, again.cells.fault)
     healthy = np.asarray(chip.cells.fault)[:, 1] == 0  # the minus cells, all aimed at 0
     first, second = (np.asarray(c.cells.g)[:, 1][healthy] for c in (chip, again))
@@ -123,7 +123,7 @@ def test_an_instance_does_not_depend_on_how_many_are_asked_for() -> None:
     key = jax.random.key(3)
 
     def instance(i: jax.Array) -> jax.Array:
-        return crossbar.sample(jax.random.fold_in(key, i), X, target, device, config=config)[0]
+        return crossbar.sample(jax.random.fold_in(key, i), X, target)[0]
 
     few, many = (jax.jit(lambda ids: jax.lax.map(instance, ids))(jnp.arange(n)) for n in (3, 8))
     np.testing.assert_array_equal(few, many[:3])

@@ -79,7 +79,7 @@ def test_cells_meet_the_wires_of_the_array_they_lie_in(slices: str) -> None:
     w[0, 0] = 3
     x = RNG.uniform(-1, 1, 5)
     chip = crossbar.program(jax.random.key(0), w, device, config=config, wires=crossbar.Wires(row_ohm=ohm, col_ohm=ohm))
-    y, _ = crossbar.matmul(jax.random.key(1), x, chip, device, config=config)
+    y, _ = crossbar.matmul(jax.random.key(1), x, chip)
     r = ohm * 50e-6
     bits = np.stack(
         [np.stack([np.maximum(s * w, 0) >> k & 1 for s in (1, -1)]) for k in (0, 1)]
@@ -108,10 +108,10 @@ def test_one_solve_serves_every_read_and_read_noise_solves_its_own() -> None:
     quiet = devices.get("Gaussian", sigma=0.05)
     chip = crossbar.program(jax.random.key(0), w, quiet, config=config, wires=wires)
     assert chip.transfer is not None
-    first, _ = crossbar.matmul(jax.random.key(1), np.eye(6), chip, quiet, config=config)
-    stored = crossbar.read_back(jax.random.key(2), chip, quiet, config=config)
+    first, _ = crossbar.matmul(jax.random.key(1), np.eye(6), chip)
+    stored = crossbar.read_back(jax.random.key(2), chip)
     np.testing.assert_allclose(first, stored, atol=1e-6)
     noisy = devices.get("Gaussian", sigma=0.05, read=devices.Read(sigma=0.05))
     chip = crossbar.program(jax.random.key(0), w, noisy, config=config, wires=wires)
-    reads = [crossbar.matmul(jax.random.key(k), np.eye(6), chip, noisy, config=config)[0] for k in (1, 2)]
+    reads = [crossbar.matmul(jax.random.key(k), np.eye(6), chip)[0] for k in (1, 2)]
     assert np.abs(reads[0] - reads[1]).max() > 1e-3

@@ -26,11 +26,10 @@ def test_noise_of_the_output_converters_is_the_closed_form(mapping: str, adc_cod
     weights, x = _operands()
     bits = 6.3
     target = crossbar.encode(weights, IDEAL, config=config)
-    ideal = crossbar.Config(rows=16, cols=64, weight_bits=4, cell_bits=4, mapping=mapping)
-    exact, _ = crossbar.sample(jax.random.key(0), x, target, IDEAL, config=ideal)
+    exact, _ = crossbar.sample(jax.random.key(0), x, target, converters=crossbar.Converters())
 
     def error(key: jax.Array, x: jax.Array, target: crossbar.Target, bits: crossbar.Bits) -> jax.Array:
-        return crossbar.sample(key, x, target, IDEAL, config=config, bits=bits)[0] - exact
+        return crossbar.sample(key, x, target, bits=bits)[0] - exact
 
     values = montecarlo.run(error, jax.random.key(1), 4000, args=(x, target, crossbar.Bits(adc=bits))).values
     # a tile of 16 rows has the range -16 .. 16 in units of a full-scale input; its scale is the absmax of the inputs
@@ -50,7 +49,7 @@ def test_noise_of_the_input_converters_is_the_closed_form() -> None:
     target = crossbar.encode(weights, IDEAL, config=config)
 
     def error(key: jax.Array, x: jax.Array, target: crossbar.Target, bits: crossbar.Bits) -> jax.Array:
-        return crossbar.sample(key, x, target, IDEAL, config=config, bits=bits)[0]
+        return crossbar.sample(key, x, target, bits=bits)[0]
 
     stats = montecarlo.run(error, jax.random.key(1), 20_000, args=(x, target, crossbar.Bits(dac=5.0)))
     size = np.abs(np.asarray(x))
@@ -70,7 +69,7 @@ def test_the_relaxed_error_is_of_the_size_of_the_hard_one(kind: str, bits: int) 
     x = jax.random.normal(jax.random.key(6), (500, 32))
     target = crossbar.encode(weights, IDEAL, config=config)
     errors = [
-        crossbar.sample(jax.random.key(0), x, target, IDEAL, config=config, bits=relaxed)[0] - x @ weights
+        crossbar.sample(jax.random.key(0), x, target, bits=relaxed)[0] - x @ weights
         for relaxed in (None, crossbar.Bits(**{kind: float(bits)}))
     ]
     hard, relaxed = (float(jnp.mean(jnp.square(e))) for e in errors)
@@ -83,12 +82,11 @@ def test_hard_converters_and_chips_are_untouched_by_relaxed_ones() -> None:
     target = crossbar.encode(weights, device, config=CONFIG)
 
     def product(bits: crossbar.Bits | None) -> np.ndarray:
-        return np.asarray(crossbar.sample(jax.random.key(3), x, target, device, config=CONFIG, bits=bits)[0])
+        return np.asarray(crossbar.sample(jax.random.key(3), x, target, bits=bits)[0])
 
     np.testing.assert_array_equal(product(crossbar.Bits()), product(None))
     many = crossbar.Bits(adc=24.0, dac=24.0)
-    ideal = crossbar.Config(rows=16, cols=64, weight_bits=8, cell_bits=2)
-    exact, _ = crossbar.sample(jax.random.key(3), x, target, device, config=ideal)
+    exact, _ = crossbar.sample(jax.random.key(3), x, target, converters=crossbar.Converters())
     np.testing.assert_allclose(product(many), exact, rtol=1e-4, atol=1e-3)  # the same chip, converters of 24 bits
 
 
@@ -98,16 +96,16 @@ def test_a_product_of_a_kept_chip_has_the_same_relaxed_converters() -> None:
     bits = crossbar.Bits(adc=6.0, dac=6.0)
     write_key, read_key = jax.random.split(jax.random.key(3))
     chip = crossbar.program(write_key, weights, device, config=CONFIG)
-    kept, _ = crossbar.matmul(read_key, x, chip, device, config=CONFIG, bits=bits)
+    kept, _ = crossbar.matmul(read_key, x, chip, bits=bits)
     target = crossbar.encode(weights, device, config=CONFIG)
-    fresh, _ = crossbar.sample(jax.random.key(3), x, target, device, config=CONFIG, bits=bits)
+    fresh, _ = crossbar.sample(jax.random.key(3), x, target, bits=bits)
     np.testing.assert_allclose(kept, fresh, rtol=1e-4, atol=1e-4)
 
 
 def _loss(bits: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     weights, x = _operands()
     target = crossbar.encode(weights, IDEAL, config=CONFIG)
-    y, _ = crossbar.sample(key, x, target, IDEAL, config=CONFIG, bits=crossbar.Bits(**bits))
+    y, _ = crossbar.sample(key, x, target, bits=crossbar.Bits(**bits))
     return jnp.log(jnp.mean(jnp.square(y - x @ weights)))
 
 
@@ -129,7 +127,7 @@ def test_sensitivity_to_bits_is_the_closed_form_and_one_program_serves_all_bits(
 
     def metric(key: jax.Array, p: dict, x: jax.Array, target: crossbar.Target, exact: jax.Array) -> jax.Array:
         traces.append(1)
-        y, _ = crossbar.sample(key, x, target, IDEAL, config=config, bits=crossbar.Bits(adc=p["bits"]))
+        y, _ = crossbar.sample(key, x, target, bits=crossbar.Bits(adc=p["bits"]))
         return jnp.mean(jnp.square(y - exact))
 
     for bits in (4.0, 6.5, 8.0):
@@ -148,9 +146,7 @@ def test_unused_rows_and_zero_inputs_carry_no_noise() -> None:
     weights, x = _operands()
     device = devices.get("ideal", on_off_ratio=5.0)
     target = crossbar.encode(weights, device, config=config)
-    y, _ = crossbar.sample(
-        jax.random.key(0), jnp.zeros_like(x), target, device, config=config, bits=crossbar.Bits(dac=3.0)
-    )
+    y, _ = crossbar.sample(jax.random.key(0), jnp.zeros_like(x), target, bits=crossbar.Bits(dac=3.0))
     np.testing.assert_array_equal(y, jnp.zeros((BATCH, COLS)))
 
 
@@ -170,4 +166,4 @@ def test_bad_bits_are_named(options: dict, bits: dict, message: str) -> None:
     config = crossbar.Config(**options)
     target = crossbar.encode(weights, IDEAL, config=config)
     with pytest.raises(ValueError, match=message):
-        crossbar.sample(jax.random.key(0), x, target, IDEAL, config=config, bits=crossbar.Bits(**bits))
+        crossbar.sample(jax.random.key(0), x, target, bits=crossbar.Bits(**bits))

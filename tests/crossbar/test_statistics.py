@@ -15,13 +15,15 @@ X = np.stack([RNG.uniform(-1, 1, 40), RNG.uniform(-1, 1, 40)]).astype("f4")
 X = np.concatenate([X, 0.8 * X[:1] + 0.2 * X[1:]])
 
 
-def _samples(device: devices.Device, config: crossbar.Config, seed: int = 0, num: int = NUM) -> np.ndarray:
+def _samples(
+    device: devices.Device, config: crossbar.Config, seed: int = 0, num: int = NUM, sampling: str = "device"
+) -> np.ndarray:
     target = crossbar.encode(W, device, config=config)
 
     @jax.jit
     def run(key: jax.Array) -> jax.Array:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
-        return jax.lax.map(lambda k: crossbar.sample(k, X, target, device, config=config)[0], keys)
+        return jax.lax.map(lambda k: crossbar.sample(k, X, target, sampling=sampling)[0], keys)
 
     return np.asarray(run(jax.random.key(seed)), "f8")
 
@@ -46,8 +48,8 @@ def _assert_covariance(y: np.ndarray, truth: np.ndarray) -> None:
     ],
 )
 def test_exact_samplings_share_one_chip_over_a_batch(sampling: str, mapping: str) -> None:
-    config = crossbar.Config(rows=25, mapping=mapping, sampling=sampling)
-    y = _samples(devices.get("Gaussian", sigma=0.1), config)
+    config = crossbar.Config(rows=25, mapping=mapping)
+    y = _samples(devices.get("Gaussian", sigma=0.1), config, sampling=sampling)
     # one unit of a cell is 2 weights' worth with an offset; a reference column doubles the variance
     factor = {"differential": 2.0, "offset": 8.0, "offset_digital": 4.0}[mapping]
     scale = float(np.abs(W).max())
@@ -60,22 +62,22 @@ def test_exact_samplings_share_one_chip_over_a_batch(sampling: str, mapping: str
 
 
 def test_joint_sampling_with_more_inputs_than_rows_and_repeated_inputs() -> None:
-    device, config = devices.get("Gaussian", sigma=0.1), crossbar.Config(rows=20, sampling="output_joint")
+    device, config = devices.get("Gaussian", sigma=0.1), crossbar.Config(rows=20)
     many = np.repeat(X, 10, axis=0)
     target = crossbar.encode(W, device, config=config)
-    y, _ = crossbar.sample(jax.random.key(0), many, target, device, config=config)
+    y, _ = crossbar.sample(jax.random.key(0), many, target, sampling="output_joint")
     np.testing.assert_allclose(y[0::10], y[9::10], atol=1e-5)  # the same input on the same chip
-    y, _ = crossbar.sample(jax.random.key(0), many[:15], target, device, config=config)
+    y, _ = crossbar.sample(jax.random.key(0), many[:15], target, sampling="output_joint")
     assert np.abs(y[0] - y[9]).max() < 0.02 * np.std(y[0] - X[0] @ W)  # up to the stated relative variance of 1e-5
-    zero, _ = crossbar.sample(jax.random.key(0), np.zeros((2, 40)), target, device, config=config)
+    zero, _ = crossbar.sample(jax.random.key(0), np.zeros((2, 40)), target, sampling="output_joint")
     np.testing.assert_array_equal(zero, np.zeros((2, 4)))
 
 
 def test_marginal_sampling_is_right_for_one_input_and_wrong_between_inputs() -> None:
     device = devices.get("FeFET6", sigma=0.1)
-    config = crossbar.Config(rows=25, weight_bits=4, cell_bits=2, sampling="output_marginal")
-    y = _samples(device, config)
-    cells = _samples(device, crossbar.Config(rows=25, weight_bits=4, cell_bits=2), seed=1)
+    config = crossbar.Config(rows=25, weight_bits=4, cell_bits=2)
+    y = _samples(device, config, sampling="output_marginal")
+    cells = _samples(device, config, seed=1)
     ratio = y.var(axis=0) / cells.var(axis=0)
     assert (np.abs(ratio - 1) < 5 * 2 * NUM**-0.5).all()
     assert np.corrcoef(cells[:, 0, 0], cells[:, 2, 0])[0, 1] > 0.9
@@ -84,8 +86,8 @@ def test_marginal_sampling_is_right_for_one_input_and_wrong_between_inputs() -> 
 
 def test_moment_matched_sampling_has_the_moments_of_clipped_cells() -> None:
     device = devices.get("Gaussian", sigma=0.1, clip=True)
-    config = crossbar.Config(rows=25, sampling="moment_matched")
-    y, cells = _samples(device, config), _samples(device, crossbar.Config(rows=25), seed=1)
+    config = crossbar.Config(rows=25)
+    y, cells = _samples(device, config, sampling="moment_matched"), _samples(device, config, seed=1)
     error = ((y.var(axis=0) + cells.var(axis=0)) / NUM) ** 0.5
     assert (np.abs(y.mean(axis=0) - cells.mean(axis=0)) < 5 * error).all()
     assert (np.abs(y.var(axis=0) / cells.var(axis=0) - 1) < 5 * 2 * NUM**-0.5).all()
@@ -97,7 +99,7 @@ def test_moment_matched_sampling_has_the_moments_of_clipped_cells() -> None:
 def test_joint_sampling_serves_bit_serial_inputs(bits_per_cycle: int | None) -> None:
     device = devices.get("Gaussian", sigma=0.1)
     y = [
-        _samples(device, crossbar.Config(dac_bits=6, dac_bits_per_cycle=bits_per_cycle, sampling=s), seed)
+        _samples(device, crossbar.Config(dac_bits=6, dac_bits_per_cycle=bits_per_cycle), seed, sampling=s)
         for seed, s in enumerate(("device", "output_joint"))
     ]
     ratio = y[0].var(axis=0) / y[1].var(axis=0)
@@ -126,10 +128,10 @@ def test_reads_of_one_chip_differ_by_read_noise_alone() -> None:
     device = devices.get("Gaussian", sigma=0.2, read=devices.Read(sigma=0.05))
     config = crossbar.Config(rows=25)
     chip = crossbar.program(jax.random.key(0), W, device, config=config)
-    read = jax.jit(lambda key: crossbar.matmul(key, X[0], chip, device, config=config)[0])
+    read = jax.jit(lambda key: crossbar.matmul(key, X[0], chip)[0])
     y = np.asarray(jax.lax.map(read, jax.random.split(jax.random.key(1), NUM)), "f8")
-    quiet = devices.get("Gaussian", sigma=0.2)
-    exact, _ = crossbar.matmul(jax.random.key(2), X[0], chip, quiet, config=config)
+    quiet = chip.replace(device=device.replace(read=None))
+    exact, _ = crossbar.matmul(jax.random.key(2), X[0], quiet)
     scale = float(np.abs(W).max())
     truth = 2 * (0.05 * scale) ** 2 * (X[0].astype("f8") ** 2).sum()
     assert (np.abs(y.mean(axis=0) - exact) < 5 * (truth / NUM) ** 0.5).all()
@@ -142,6 +144,6 @@ def test_value_noise_follows_the_row_of_the_device() -> None:
     config = crossbar.Config(rows=25, weight_bits=12, cell_bits=2, noise="value")
     values = np.tile(np.array([[0.1], [0.4], [-0.6], [1.0]], "f4"), (1, 4000))
     chip = crossbar.program(jax.random.key(0), values, device, config=config)
-    error = np.asarray(crossbar.read_back(jax.random.key(1), chip, device, config=config)) - values
+    error = np.asarray(crossbar.read_back(jax.random.key(1), chip)) - values
     row = np.array([0.26, 1.55, 1.55, 0.26]) * 0.1  # sigma .1 times the printed row over .01
     assert (np.abs(error.std(axis=1) / row - 1) < 5 * (2 / 4000) ** 0.5 + 0.01).all()

@@ -26,7 +26,7 @@ def _noisy(sigma: float | jax.Array = 0.05, **changes: object) -> devices.Device
 def _product(key: jax.Array, x: jax.Array, w: jax.Array, device: devices.Device, config: crossbar.Config) -> jax.Array:
     write, read = jax.random.split(key)
     chip = crossbar.program(write, w, device, config=config)
-    return crossbar.matmul(read, x, chip, device, config=config)[0]
+    return crossbar.matmul(read, x, chip)[0]
 
 
 def test_jit_equals_eager_and_sample_equals_write_and_matmul() -> None:
@@ -35,7 +35,7 @@ def test_jit_equals_eager_and_sample_equals_write_and_matmul() -> None:
     jitted = jax.jit(_product, static_argnums=4)(_key(), X, W, device, CONFIG)
     np.testing.assert_allclose(jitted, eager, atol=1e-4)
     target = crossbar.encode(W, device, config=CONFIG)
-    np.testing.assert_allclose(crossbar.sample(_key(), X, target, device, config=CONFIG)[0], eager, atol=1e-4)
+    np.testing.assert_allclose(crossbar.sample(_key(), X, target)[0], eager, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_sample_equals_write_and_matmul_with_every_effect(effects: dict) -> None
     device = _noisy(**effects)
     config = crossbar.Config(rows=16, weight_bits=6, cell_bits=2)
     target = crossbar.encode(W, device, config=config)
-    sampled = crossbar.sample(_key(), X, target, device, config=config)[0]
+    sampled = crossbar.sample(_key(), X, target)[0]
     np.testing.assert_allclose(sampled, _product(_key(), X, W, device, config), atol=2e-5)
 
 
@@ -88,8 +88,8 @@ def test_sweeps_of_sigma_g_max_time_and_wires_are_one_trace() -> None:
         traces += 1
         write, read = jax.random.split(key)
         chip = crossbar.program(write, W, device, config=config, wires=wires)
-        chip = crossbar.drift(chip, t_s, device, config=config)
-        return crossbar.matmul(read, X, chip, device, config=config)[0]
+        chip = crossbar.drift(chip, t_s)
+        return crossbar.matmul(read, X, chip)[0]
 
     results = []
     for sigma, g_max, t, ohm in [(0.5, 25.0, 1.0, 0.0), (1.0, 25.0, 1e3, 1.0), (2.0, 50.0, 1e6, 2.0)]:
@@ -116,9 +116,9 @@ def test_gradients_of_an_analog_product_are_the_closed_form() -> None:
     device = devices.get("Gaussian", sigma=0.05)
     write, read, again = jax.random.split(_key(), 3)
     chip = crossbar.program(write, W, device, config=config)
-    stored = crossbar.read_back(read, chip, device, config=config)
+    stored = crossbar.read_back(read, chip)
     v = np.random.default_rng(2).standard_normal((4, 6)).astype("f4")
-    grad_x = jax.grad(lambda x: (crossbar.matmul(again, x, chip, device, config=config)[0] * v).sum())(jnp.asarray(X))
+    grad_x = jax.grad(lambda x: (crossbar.matmul(again, x, chip)[0] * v).sum())(jnp.asarray(X))
     np.testing.assert_allclose(grad_x, v @ np.asarray(stored).T, atol=1e-4)
     # all but the largest weight, which also sets the scale of the noise
     grad_w = jax.grad(lambda w: (_product(_key(), X, w, device, config) * v).sum())(jnp.asarray(W))
@@ -171,7 +171,7 @@ def test_ranges_can_be_learned() -> None:
 
     def output(adc_max: jax.Array) -> jax.Array:
         chip = crossbar.program(_key(), np.ones((3, 1), "f4"), device, config=config, adc_max=adc_max)
-        return crossbar.matmul(_key(), np.ones(3, "f4"), chip, device, config=config)[0].sum()
+        return crossbar.matmul(_key(), np.ones(3, "f4"), chip)[0].sum()
 
     assert float(jax.grad(output)(jnp.asarray(2.0))) == pytest.approx(1.0)
 
@@ -180,13 +180,13 @@ def test_a_target_and_a_chip_are_arguments_like_any_other() -> None:
     """Specs pass through everything that rebuilds trees: shapes, lowering, axes of vmap, Monte Carlo's arguments."""
     device = _noisy()
     target = crossbar.encode(W, device, config=CONFIG)
-    chip = crossbar.write(_key(), target, device, config=CONFIG, wires=crossbar.Wires(row_ohm=0.1, col_ohm=0.1))
+    chip = crossbar.write(_key(), target, wires=crossbar.Wires(row_ohm=0.1, col_ohm=0.1))
     assert jax.eval_shape(lambda c: c, chip).scale.shape == (6,)
     jax.jit(lambda t, c: (t, c)).lower(target, chip)
 
-    def error(key: jax.Array, target: crossbar.Target, device: devices.Device) -> jax.Array:
-        return jnp.mean(jnp.square(crossbar.sample(key, X, target, device, config=CONFIG)[0] - X @ W))
+    def error(key: jax.Array, target: crossbar.Target) -> jax.Array:
+        return jnp.mean(jnp.square(crossbar.sample(key, X, target)[0] - X @ W))
 
-    stats = montecarlo.run(error, jax.random.key(0), 5, args=(target, device))
+    stats = montecarlo.run(error, jax.random.key(0), 5, args=(target,))
     assert stats.num_nonfinite == 0
     assert stats.standard_error > 0

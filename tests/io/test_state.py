@@ -31,7 +31,7 @@ def aged(lm, learnt, config):
     arrays = pipeline.program_store(jax.random.key(2), store, device, config=config)
     ones = jnp.ones(config.capacity)
     arrays = arrays._replace(correction=pipeline.Correction(1.5 * ones, 0.5 * ones, 0.75 * ones))
-    return pipeline.drift_state(pipeline.State(store, arrays, device), 1800.0, config=config), config
+    return pipeline.drift_state(pipeline.State(store, arrays, device), 1800.0), config
 
 
 def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, device, config):
@@ -52,25 +52,25 @@ def test_a_drifting_chip_goes_on_where_it_was(tmp_path, aged):
     loaded, found = io.load_state(path, state.device)
     assert found == config
     assert equal(loaded, state)
-    later, truth = (pipeline.drift_state(s, LATER_S, config=found) for s in (loaded, state))
+    later, truth = (pipeline.drift_state(s, LATER_S) for s in (loaded, state))
     assert equal(later, truth)
-    mended = pipeline.compensate_state(jax.random.key(5), later, config=found)
-    assert equal(mended, pipeline.compensate_state(jax.random.key(5), truth, config=config))
+    mended = pipeline.compensate_state(jax.random.key(5), later)
+    assert equal(mended, pipeline.compensate_state(jax.random.key(5), truth))
 
 
 def test_drift_is_the_crossbars_and_compensation_brings_values_back(aged):
-    state, config = aged
-    later = pipeline.drift_state(state, LATER_S, config=config)
+    state, _ = aged
+    later = pipeline.drift_state(state, LATER_S)
     for name in ("values", "keys"):
-        alone = crossbar.drift(getattr(state.arrays, name), LATER_S, state.device, config=config.arrays)
+        alone = crossbar.drift(getattr(state.arrays, name), LATER_S)
         assert equal(getattr(later.arrays, name), alone)
-    mended = pipeline.compensate_state(jax.random.key(0), later, config=config)
-    quiet = state.device.replace(read=None)
+    mended = pipeline.compensate_state(jax.random.key(0), later)
 
     def size(s):
-        return jnp.abs(crossbar.read_back(jax.random.key(1), s.arrays.values, quiet, config=config.arrays)).mean()
+        quiet = s.arrays.values.replace(device=state.device.replace(read=None))
+        return jnp.abs(crossbar.read_back(jax.random.key(1), quiet)).mean()
 
-    at_once = size(pipeline.drift_state(state, 0.0, config=config))
+    at_once = size(pipeline.drift_state(state, 0.0))
     assert size(later) < 0.7 * at_once  # nu is about .06: (1e6 / 20) ** -.06 = .52
     np.testing.assert_allclose(size(mended), at_once, rtol=0.1)
 
@@ -78,10 +78,10 @@ def test_drift_is_the_crossbars_and_compensation_brings_values_back(aged):
 def test_memory_that_does_not_drift_says_so(learnt, config):
     for state in (learnt.state, learnt.state._replace(device=None)):
         with pytest.raises(ValueError, match=r"`state\.device` must drift"):
-            pipeline.drift_state(state, 1.0, config=config)
+            pipeline.drift_state(state, 1.0)
     pcm = learnt.state._replace(device=devices.get("PCM"))
     with pytest.raises(ValueError, match="t_s"):
-        pipeline.drift_state(pcm, -1.0, config=config)
+        pipeline.drift_state(pcm, -1.0)
 
 
 def test_wrong_files_are_named_in_one_line(tmp_path, learnt, device, config):

@@ -38,7 +38,7 @@ def test_without_a_device_there_is_no_noise(prompt, config):
 def test_cell_level_noise_has_the_moments_of_the_crossbar(prompt, device, config, mapping):
     arrays = dataclasses.replace(config.arrays, mapping=mapping)
     target = crossbar.encode(prompt.reshape(-1, 1), device, config=arrays)
-    mean, variance = crossbar.product_moments(jnp.eye(64), target, device, config=arrays)
+    mean, variance = crossbar.product_moments(jnp.eye(64), target)
     keys = jax.random.split(jax.random.key(3), NUM)
     draws = np.asarray(
         jax.jit(jax.vmap(lambda k: pipeline.through_cells(k, prompt, device, config=arrays)))(keys), np.float64
@@ -54,7 +54,7 @@ def test_cell_level_noise_is_what_a_programmed_chip_gives_back(prompt, device, c
     found = pipeline.through_cells(jax.random.key(4), prompt, device, config=config.arrays)
     write_key, read_key = jax.random.split(jax.random.key(4))
     chip = crossbar.program(write_key, prompt.reshape(-1, 1), device, config=config.arrays)
-    read = crossbar.read_back(read_key, chip, device, config=config.arrays)
+    read = crossbar.read_back(read_key, chip)
     np.testing.assert_allclose(found, read.reshape(SHAPE), rtol=1e-5, atol=1e-6)
 
 

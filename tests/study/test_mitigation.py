@@ -92,7 +92,7 @@ def test_calibration_takes_back_a_gain_that_differs_by_column(lm, config, kind):
     device = devices.get("Gaussian", sigma=0.01, drift=drift)
     store = filled_store(lm, config)
     chip = pipeline.program_store(jax.random.key(8), store, device, config=config)
-    state = pipeline.drift_state(pipeline.State(store, chip, device), 86_400.0, config=config)
+    state = pipeline.drift_state(pipeline.State(store, chip, device), 86_400.0)
     known, asked = jax.random.normal(jax.random.key(9), (2, 40, 1, 32))
     mended = study.calibrated(jax.random.key(10), known, store, state.arrays, device, config=config, kind=kind)
     exact = pipeline.program_store(jax.random.key(11), store, None, config=config)
