@@ -108,16 +108,16 @@ def forward_times(shape: Shape, lm: models.LM, hf: Any, ids: np.ndarray) -> dict
     """Compare logits of the whole batch."""
     import torch
 
-    run = jax.jit(lambda p, x: models.forward(p, x, config=shape.config)[0])
-    x = models.embed(lm.params, jnp.asarray(ids), config=shape.config)
+    run = jax.jit(lambda lm, x: models.forward(lm, x)[0])
+    x = models.embed(lm, jnp.asarray(ids))
     tokens = torch.from_numpy(ids.astype(np.int64))
 
     def theirs() -> Any:
         with torch.no_grad():
             return hf(tokens, use_cache=False).logits.numpy()
 
-    difference = float(np.abs(np.asarray(run(lm.params, x)) - theirs()).max())
-    return paired(lambda: run(lm.params, x), theirs, shape.rounds) | {"max_difference": difference}
+    difference = float(np.abs(np.asarray(run(lm, x)) - theirs()).max())
+    return paired(lambda: run(lm, x), theirs, shape.rounds) | {"max_difference": difference}
 
 
 def soft_prompt_times(shape: Shape, lm: models.LM, hf: Any, ids: np.ndarray, answer: int | None) -> dict[str, float]:
@@ -132,15 +132,15 @@ def soft_prompt_times(shape: Shape, lm: models.LM, hf: Any, ids: np.ndarray, ans
     start = 0.02 * np.random.default_rng(0).standard_normal((shape.virtual, config.width)).astype(np.float32)
     optimiser = optax.adam(1e-2)
 
-    def objective(prompt: jax.Array, params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+    def objective(prompt: jax.Array, lm: models.LM, x: jax.Array, labels: jax.Array) -> jax.Array:
         whole = jnp.concatenate([jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape)), x], axis=1)
         ignored = jnp.full((x.shape[0], shape.virtual), models.IGNORE, labels.dtype)
-        return models.loss(params, whole, jnp.concatenate([ignored, labels], axis=1), config=config)[0]
+        return models.loss(lm, whole, jnp.concatenate([ignored, labels], axis=1))[0]
 
     @jax.jit
-    def step(prompt: jax.Array, state: Any, params: Any, ids: jax.Array, labels: jax.Array) -> Any:
-        x = models.embed(params, ids, config=config)
-        value, gradient = jax.value_and_grad(objective)(prompt, params, x, labels)
+    def step(prompt: jax.Array, state: Any, lm: models.LM, ids: jax.Array, labels: jax.Array) -> Any:
+        x = models.embed(lm, ids)
+        value, gradient = jax.value_and_grad(objective)(prompt, lm, x, labels)
         change, state = optimiser.update(gradient, state)
         return optax.apply_updates(prompt, change), state, value
 
@@ -164,7 +164,7 @@ def soft_prompt_times(shape: Shape, lm: models.LM, hf: Any, ids: np.ndarray, ans
     arrays = jnp.asarray(ids), jnp.asarray(labels)
 
     def ours() -> Any:
-        prompt, state, value = step(carry[0], carry[1], lm.params, *arrays)
+        prompt, state, value = step(carry[0], carry[1], lm, *arrays)
         carry[:] = [prompt, state]
         return value
 
@@ -200,13 +200,12 @@ def decode_times(shape: Shape, lm: models.LM, hf: Any, ids: np.ndarray, batch: i
     import torch
 
     given = ids[:batch, :32]
-    run = jax.jit(models.generate_tokens, static_argnames=("config", "max_new_tokens"))
-    mask = jnp.ones(given.shape, bool)
-    x = models.embed(lm.params, jnp.asarray(given), config=shape.config)
+    run = jax.jit(models.generate_tokens, static_argnames="max_new_tokens")
+    x = models.embed(lm, jnp.asarray(given))
     tokens = torch.from_numpy(given.astype(np.int64))
 
     def ours() -> Any:
-        return run(jax.random.key(0), lm.params, x, mask, config=shape.config, max_new_tokens=shape.new_tokens)
+        return run(jax.random.key(0), lm, x, max_new_tokens=shape.new_tokens)
 
     def theirs() -> Any:
         with torch.no_grad():
@@ -234,15 +233,15 @@ def compile_times(shape: Shape, num_layers: int) -> dict[str, float]:
         num_heads=shape.config.num_heads,
         mlp_width=shape.config.mlp_width,
     )
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
     x = jax.ShapeDtypeStruct((shape.batch, shape.tokens, config.width), jnp.float32)
     labels = jax.ShapeDtypeStruct((shape.batch, shape.tokens), jnp.int32)
-    forward = jax.jit(lambda p, x: models.forward(p, x, config=config)[0])
-    step = jax.jit(jax.value_and_grad(lambda x, p, labels: models.loss(p, x, labels, config=config)[0]))
+    forward = jax.jit(lambda lm, x: models.forward(lm, x)[0])
+    step = jax.jit(jax.value_and_grad(lambda x, lm, labels: models.loss(lm, x, labels)[0]))
     found: dict[str, float] = {"layers": num_layers}
     for name, lower in (
-        ("forward", lambda: forward.lower(params, x)),
-        ("gradient", lambda: step.lower(x, params, labels)),
+        ("forward", lambda: forward.lower(lm, x)),
+        ("gradient", lambda: step.lower(x, lm, labels)),
     ):
         wall, processor = time.perf_counter(), time.process_time()
         lower().compile()
@@ -253,31 +252,30 @@ def compile_times(shape: Shape, num_layers: int) -> dict[str, float]:
 
 def cost_times(shape: Shape, lm: models.LM, ids: np.ndarray) -> dict[str, Any]:
     """Compare float32 with bf16 and with remat: time of a gradient step, and its temporary memory."""
-    config = shape.config
 
     def make(remat: bool) -> Any:
-        def objective(x: jax.Array, p: Any, labels: jax.Array) -> jax.Array:
-            return models.loss(p, x, labels, config=config, remat=remat)[0]
+        def objective(x: jax.Array, lm: models.LM, labels: jax.Array) -> jax.Array:
+            return models.loss(lm, x, labels, remat=remat)[0]
 
         return jax.jit(jax.value_and_grad(objective))
 
     labels = jnp.asarray(ids)
-    x = models.embed(lm.params, labels, config=config)
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), lm.params)
+    x = models.embed(lm, labels)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), lm)
     plain, remat = make(False), make(True)
     cases = {
-        "remat": (lambda: remat(x, lm.params, labels), remat.lower(x, lm.params, labels)),
+        "remat": (lambda: remat(x, lm, labels), remat.lower(x, lm, labels)),
         "bf16": (
             lambda: plain(x.astype(jnp.bfloat16), half, labels),
             plain.lower(x.astype(jnp.bfloat16), half, labels),
         ),
         "bf16_weights_float32_compute": (lambda: plain(x, half, labels), plain.lower(x, half, labels)),
     }
-    base = plain.lower(x, lm.params, labels).compile().memory_analysis().temp_size_in_bytes
+    base = plain.lower(x, lm, labels).compile().memory_analysis().temp_size_in_bytes
     found: dict[str, Any] = {"float32_temporary_mib": base / 2**20}
     for name, (run, lowered) in cases.items():
         memory = lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
-        found[name] = paired(run, lambda: jax.block_until_ready(plain(x, lm.params, labels)), shape.rounds)
+        found[name] = paired(run, lambda: jax.block_until_ready(plain(x, lm, labels)), shape.rounds)
         found[name]["temporary_mib"] = memory
     return found
 
@@ -290,8 +288,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "models.json")
     options = parser.parse_args()
     shape = TINY if options.tiny else FULL
-    params = models.init(jax.random.key(0), config=shape.config)
-    lm = models.LM(params, shape.config)
+    lm = models.init(jax.random.key(0), config=shape.config)
     ids = np.random.default_rng(1).integers(0, shape.config.vocab_size, (shape.batch, shape.tokens)).astype(np.int32)
     with tempfile.TemporaryDirectory() as folder:
         models.save(folder, lm)
@@ -306,7 +303,7 @@ def main() -> None:
             "soft_prompt_8_labels": lambda: soft_prompt_times(shape, lm, torch_model(Path(folder)), ids, 8),
         }
         kept = json.loads(options.out.read_text("utf-8")) if options.only and options.out.is_file() else {}
-        records = kept | {"machine": machine(), "parameters": models.num_params(shape.config)}
+        records = kept | {"machine": machine(), "parameters": shape.config.num_params}
         for name, part in parts.items():
             if options.only in name:
                 records[name] = part()

@@ -78,32 +78,30 @@ def _in_turn(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, comm
     return found
 
 
-def _language_model(config: Benchmark) -> models.LM:
-    folder = config.model or Path(models.__file__).parent / "bundled"
-    lm = models.load(folder)
+def _language_model(config: Benchmark) -> tuple[models.LM, models.Text]:
+    lm, text = models.load(config.model or models.BUNDLED)
     if not config.tiny:
-        return lm
+        return lm, text
     shape = models.Config(
         vocab_size=lm.config.vocab_size, width=64, num_layers=1, num_heads=4, mlp_width=64, bos_id=lm.config.bos_id,
         eos_ids=lm.config.eos_ids, pad_id=lm.config.pad_id,
     )  # fmt: skip
-    return models.LM(models.init(jax.random.key(0), config=shape), shape, lm.tokenizer)
+    return models.init(jax.random.key(0), config=shape), text
 
 
-def _tuning(lm: models.LM, batch: int, config: Benchmark) -> dict[str, common.Samples]:
+def _tuning(lm: models.LM, text: models.Text, batch: int, config: Benchmark) -> dict[str, common.Samples]:
     """Time five prompts of one buffer tuned together, and one after another."""
     records = data.builtin_users(0).blocks[0].records
     options = pipeline.Config(tuning=tuning.Options(num_steps=config.num_steps, batch=batch))
-    buffer = pipeline.make_buffer(records, lm, config=options)
-    starts = models.embed(lm.params, buffer.starts[:5], config=lm.config)
+    buffer = pipeline.make_buffer(records, lm, text, config=options)
+    starts = models.embed(lm, buffer.starts[:5])
     weights = (jnp.arange(25)[None, :] % 5 == jnp.arange(5)[:, None]).astype(jnp.float32)
 
     def tuned(first: int, num: int) -> jax.Array:
         here = slice(first, first + num)
-        return tuning.tune(
-            jax.random.key(0), starts[here], lm.params, buffer.examples, weights[here], config=lm.config,
-            options=options.tuning,
-        )[0]  # fmt: skip
+        return tuning.tune(jax.random.key(0), starts[here], lm, buffer.examples, weights[here], options=options.tuning)[
+            0
+        ]
 
     rows = 5 * batch
     tokens = rows * (options.num_virtual + buffer.examples.ids.shape[1])
@@ -190,7 +188,7 @@ def _retrieval(config: Benchmark) -> dict[str, common.Samples]:
     return _in_turn(cases, config.rounds)
 
 
-def _stages(lm: models.LM, config: Benchmark) -> dict[str, Any]:
+def _stages(lm: models.LM, text: models.Text, config: Benchmark) -> dict[str, Any]:
     """Time `observe` and `answer`, the first call with its compiles, and then again."""
     stream = data.builtin_users(0)
     options = pipeline.Config(capacity=20, tuning=tuning.Options(num_steps=config.num_steps, batch=5))
@@ -199,15 +197,15 @@ def _stages(lm: models.LM, config: Benchmark) -> dict[str, Any]:
     observed, answered = [], []
     for number, block in enumerate(stream.blocks[:3]):
         start = time.perf_counter()
-        state, _ = pipeline.observe(jax.random.fold_in(jax.random.key(1), number), state, block.records, lm,
+        state, _ = pipeline.observe(jax.random.fold_in(jax.random.key(1), number), state, block.records, lm, text,
                                     config=options)  # fmt: skip
         jax.block_until_ready(state)
         observed.append(round(time.perf_counter() - start, 3))
     question = next(iter(stream.test.values()))[0].input
     for number in range(config.rounds + 1):
         start = time.perf_counter()
-        pipeline.answer(jax.random.fold_in(jax.random.key(2), number), state, question, lm, config=options,
-                        labels=labels)  # fmt: skip
+        pipeline.answer(jax.random.fold_in(jax.random.key(2), number), state, question, lm, text,
+                        config=options, labels=labels)  # fmt: skip
         answered.append(round(time.perf_counter() - start, 4))
     return {"num_steps": config.num_steps, "observe_s": observed, "answer_s": answered}
 
@@ -216,10 +214,10 @@ def run(config: Benchmark) -> str:
     """Measure everything, write the record, and return the table."""
     if config.tiny:
         config = Benchmark(rounds=2, num_steps=2, num_instances=3, model=config.model, out=config.out, tiny=True)
-    lm = _language_model(config)
+    lm, text = _language_model(config)
     machine = common.machine()
-    tuned = {batch: _tuning(lm, batch, config) for batch in _BATCHES}
-    retrieved, stages = _retrieval(config), _stages(lm, config)
+    tuned = {batch: _tuning(lm, text, batch, config) for batch in _BATCHES}
+    retrieved, stages = _retrieval(config), _stages(lm, text, config)
     out = config.out or (None if config.tiny else Path(__file__).parent / "results" / "pipeline.json")
     if out is not None:
         record = {
@@ -230,7 +228,7 @@ def run(config: Benchmark) -> str:
             "model": {
                 "width": lm.config.width,
                 "num_layers": lm.config.num_layers,
-                "num_params": models.num_params(lm.config),
+                "num_params": lm.config.num_params,
             },
             "tuning": {
                 f"batch {batch}": {name: found._asdict() for name, found in samples.items()}

@@ -150,7 +150,8 @@ def perplexity(model: Model, corpus: data.Corpus) -> dict[str, float]:
 
 def sentence_losses(params: Any, ids: np.ndarray, weights: np.ndarray, config: models.Config) -> jax.Array:
     """Return the sum of next-token losses in nats over the positions with a weight."""
-    logits, _ = models.forward(params, models.embed(params, jnp.asarray(ids[:, :-1]), config=config), config=config)
+    lm = models.LM(params, config)
+    logits, _ = models.forward(lm, models.embed(lm, jnp.asarray(ids[:, :-1])))
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(logs, jnp.asarray(ids[:, 1:])[..., None], axis=-1)[..., 0]
     return -(picked * weights).sum()
@@ -274,7 +275,7 @@ def main(out: Path, config: Config, checkpoint: Path | None = None) -> None:
     if folder is None:
         raise SystemExit("The text is not here: set NVCIM_DATA to the folder that holds pretrain_text and clinc150.")
     source = checkpoint or Path(models.__file__).parent / "bundled"
-    lm = models.load(source, tokenizer=False)
+    lm, _ = models.load(source, tokenizer=False)
     model = Model(lm.params, lm.config, Tokenizer.from_file(str(source / "tokenizer.json")))
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -26,7 +26,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 def mean_direction(params: PyTree, bags: Any, weights: Any, channels: int, *, config: Config) -> jax.Array:
     """Return the direction of weighted means of embeddings, by their first channels."""
-    rows = embed(params, bags, config=config)[..., :channels]
+    rows = embed(models.LM(params, config), bags)[..., :channels]
     return unit((rows * weights[..., None]).sum(-2))
 
 
@@ -64,7 +64,7 @@ def soft_tokens(
         (..., width).
     """
     examples, label = (
-        (embed(params, ids, config=config) * jnp.asarray(weights)[..., None]).sum(-2)
+        (embed(models.LM(params, config), ids) * jnp.asarray(weights)[..., None]).sum(-2)
         for ids, weights in ((bags, bag_weights), (labels, label_weights))
     )
     return models.soft_tokens(examples, label, shares, layout=layout(config.width))
@@ -76,19 +76,19 @@ def episode_inputs(params: PyTree, batch: EpisodeBatch, *, config: Config) -> Fl
         params, batch.bags, batch.bag_weights, batch.labels, batch.label_weights, batch.shares, config=config
     )
     placed = jnp.take_along_axis(soft, jnp.maximum(batch.slots, 0)[..., None], axis=1)
-    return jnp.where((batch.slots >= 0)[..., None], placed, embed(params, batch.ids, config=config))
+    return jnp.where((batch.slots >= 0)[..., None], placed, embed(models.LM(params, config), batch.ids))
 
 
 def cross_entropy(params: PyTree, states: jax.Array, targets: jax.Array, *, config: Config) -> jax.Array:
     """Return the loss in nats of each target token, predicted from the state before it."""
-    logits = head(params, states, config=config).astype(jnp.float32)
+    logits = head(models.LM(params, config), states).astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def text_loss(params: PyTree, ids: Int[Array, "rows tokens"], *, config: Config) -> Scalar:
     """Return the mean next-token loss in nats."""
-    states, _ = hidden(params, embed(params, ids[:, :-1], config=config), config=config)
+    states, _ = hidden(models.LM(params, config), embed(models.LM(params, config), ids[:, :-1]))
     return cross_entropy(params, states, ids[:, 1:], config=config).mean()
 
 
@@ -147,12 +147,11 @@ def answer_loss(
     batch = EpisodeBatch(*map(jnp.asarray, batch))
     x = noisy(episode_inputs(params, batch, config=config), (batch.slots >= 0)[..., None], key, noise=noise)
     middle = config.num_layers // 2
-    states, info = hidden(
-        params, x, config=config, mask=query_mask(batch.parts), positions=batch.places, exits=(middle,)
-    )
+    inputs = models.Inputs(x, query_mask(batch.parts), batch.places)
+    states, info = hidden(models.LM(params, config), inputs, exits=(middle,))
     assert info.hidden is not None
     states, below = (jnp.take_along_axis(a, batch.where[..., None], axis=1) for a in (states, info.hidden[0]))
-    logits = head(params, states, config=config).astype(jnp.float32)
+    logits = head(models.LM(params, config), states).astype(jnp.float32)
     picked = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
     of_tokens = jax.nn.logsumexp(logits, axis=-1) - picked
     choices = jnp.broadcast_to(batch.choices[:, None], (*batch.targets.shape, batch.choices.shape[1]))

@@ -59,7 +59,7 @@ def export(folder: Path, state: TrainState, tokenizer: Tokenizer, recipe: Recipe
     special = {f"{name}_id": tokenizer.token_to_id(token) for name, token in (("bos", "<s>"), ("pad", "<pad>"))}
     ends = (tokenizer.token_to_id("</s>"),)
     config = dataclasses.replace(model_config(recipe), **special, eos_ids=ends)
-    lm = models.LM(state.params, config, soft_tokens=objective.layout(recipe.width))
+    lm = models.LM(state.params, config, objective.layout(recipe.width))
     models.save(folder, lm, dtype=jnp.bfloat16)
     tokenizer.save(str(folder / "tokenizer.json"))
     files.write(folder / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")

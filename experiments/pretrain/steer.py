@@ -192,18 +192,17 @@ def rank(
     params: PyTree, prompt: jax.Array, queries: Queries, candidates: Candidates, *, config: models.Config
 ) -> Float[Array, "queries answers"]:
     """Return the log-probability of every candidate after every query, in one pass over all branches."""
+    lm = models.LM(params, config)
     num, tokens = queries.ids.shape
     stem = len(prompt) + tokens
-    parts = [prompt, models.embed(params, candidates.ids, config=config)]
+    parts = [prompt, models.embed(lm, candidates.ids)]
     before, after = (jnp.broadcast_to(part, (num, *part.shape)) for part in parts)
-    x = jnp.concatenate([before, models.embed(params, queries.ids, config=config), after], axis=1)
+    x = jnp.concatenate([before, models.embed(lm, queries.ids), after], axis=1)
     branch = len(prompt) + queries.lengths[:, None] + candidates.offset
     places = jnp.concatenate([jnp.broadcast_to(jnp.arange(stem), (num, stem)), branch], axis=1).astype(jnp.int32)
-    states, _ = models.hidden(
-        params, x, config=config, mask=tree_mask(len(prompt), queries, candidates), positions=places
-    )
+    states, _ = models.hidden(lm, models.Inputs(x, tree_mask(len(prompt), queries, candidates), places))
     last = states[jnp.arange(num), len(prompt) + queries.lengths - 1]
-    of_first = jax.nn.log_softmax(models.head(params, last, config=config))[:, candidates.first]
+    of_first = jax.nn.log_softmax(models.head(lm, last))[:, candidates.first]
     targets = jnp.broadcast_to(candidates.following, (num, len(candidates.ids)))
     of_rest = -cross_entropy(params, states[:, stem:], targets, config=config)
     return of_first.at[:, candidates.owner].add(of_rest)
@@ -240,11 +239,12 @@ def tune(
     Returns:
         The prompt, and the loss before each step in nats an answer.
     """
-    text = models.embed(params, examples.ids, config=config)
+    lm = models.LM(params, config)
+    text = models.embed(lm, examples.ids)
 
     def loss(candidate: jax.Array) -> jax.Array:
         before = jnp.broadcast_to(candidate, (len(text), *candidate.shape))
-        states, _ = models.hidden(params, jnp.concatenate([before, text], axis=1), config=config)
+        states, _ = models.hidden(lm, jnp.concatenate([before, text], axis=1))
         states = jnp.take_along_axis(states, (examples.where + len(candidate))[..., None], axis=1)
         return (cross_entropy(params, states, examples.targets, config=config) * examples.weights).sum() / len(text)
 

@@ -195,7 +195,7 @@ def make_start(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> tuple[Tr
     sentences = encode(tokenizer, corpus.train)
     vectors = features.word_vectors(sentences, recipe.vocab_size, recipe.width // 2, seed=recipe.seed)
     weights = features.inverse_frequency(sentences, recipe.vocab_size)
-    params = models.init(jax.random.key(recipe.seed), config=config, scale=0.05)
+    params = models.init(jax.random.key(recipe.seed), config=config, scale=0.05).params
     params["embedding"] = jnp.asarray(first_embedding(sentences, vectors, weights, equals_id(tokenizer), recipe))
     params["final_norm"] = recipe.head_gain * params["final_norm"]
     params["layers"] = wire(params["layers"], recipe)

@@ -36,7 +36,7 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
     """
     started = time.perf_counter()
     for name, settings in variants.items():
-        lm, key, places = language_model(settings), jax.random.key(settings.seed), device_list(settings)
+        (lm, text), key, places = language_model(settings), jax.random.key(settings.seed), device_list(settings)
         _save_cells(settings, lm, out / "parts" / name)
         for stream in streams(settings, seeds):
             about = options(settings)
@@ -50,7 +50,7 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
                     print(f"{passed:7.0f} s  {name}: {done}/{number} of stream, {note}", flush=True)
 
             folder = out / "parts" / name / f"stream-{stream.seed}"
-            study.run(folder, key, [stream], lm, places, **about, advance=advance)
+            study.run(folder, key, [stream], lm, text, places, **about, advance=advance)
     return collect(out)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +64,7 @@ class Settings:
         num_instances: Chips of each device.
         num_test: Test queries of a domain.
         buffer_size: Records of a buffer.
+        max_input: Tokens of a text that are looked at.
         devices: Names of the devices.
         sigmas: Programming noise, relative to full scale, of each device.
         train_sigma: The sigma that noise-aware training meets, on the first device; None: the device and sigma that are
@@ -92,6 +92,7 @@ class Settings:
     num_instances: int = 10
     num_test: int = 20
     buffer_size: int = 25
+    max_input: int = 24
     devices: tuple[str, ...] = ("FeFET3",)
     sigmas: tuple[float, ...] = (0.1,)
     train_sigma: float | None = None
@@ -123,13 +124,13 @@ TINY = Settings(
     num_instances=2,
     num_test=4,
     buffer_size=6,
+    max_input=8,  # so that all streams have texts of one length
     memory=dataclasses.replace(
         MEMORY,
         num_virtual=4,
         num_prompts=1,
         capacity=8,
         codec="identity",
-        template=pipeline.Template(max_input=8),  # so that all streams have texts of one length
         tuning=tuning.Options(num_steps=2, batch=2),
     ),
     methods=("No-Miti(MIPS)", "NVCiM-PT", "oracle route"),
@@ -179,14 +180,15 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
     return [data.stream(rows, kind=settings.kind, seed=seed, **shape) for seed in seeds]
 
 
-def language_model(settings: Settings) -> models.LM:
-    """Return the language model of the settings."""
-    bundled = Path(models.__file__).parent / "bundled"
+def language_model(settings: Settings) -> tuple[models.LM, models.Text]:
+    """Return the language model of the settings, and how text goes into it."""
+    known = {"bundled": models.BUNDLED, "random": models.BUNDLED}
+    lm, text = models.load(known.get(settings.language_model, settings.language_model))
+    text = text.replace(template=models.Template(max_input=settings.max_input))
     if settings.language_model != "random":
-        return models.load(bundled if settings.language_model == "bundled" else settings.language_model)
-    tokenizer = models.load(bundled).tokenizer
+        return lm, text
     config = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
-    return models.LM(models.init(jax.random.key(settings.seed), config=config), config, tokenizer)
+    return models.init(jax.random.key(settings.seed), config=config), text
 
 
 def device_list(settings: Settings) -> list[devices.Device]:

@@ -136,7 +136,7 @@ class Memory(NamedTuple):
 
 
 def _layer_weights(config: models.Config) -> int:
-    sizes = models.shapes(config)["layers"].values()
+    sizes = config.shapes["layers"].values()
     return sum(_product(size[1:]) for size in sizes)
 
 
@@ -149,9 +149,9 @@ def _product(size: tuple[int, ...]) -> int:
 
 def _weight_bytes(config: models.Config, packed: bool, size: int) -> int:
     """Return the bytes of all parameters; packed ones are int8 with a float16 scale for 128 inputs."""
-    total = models.num_params(config) * size
+    total = config.num_params * size
     if packed:
-        for name, (layers, *rest) in models.shapes(config)["layers"].items():
+        for name, (layers, *rest) in config.shapes["layers"].items():
             if len(rest) == 2 and not name.endswith("_bias"):
                 inputs, outputs = rest
                 codes = inputs * outputs + 2 * -(-inputs // GROUP) * outputs + 4 * inputs
@@ -179,7 +179,7 @@ def estimate(config: models.Config, work: Work, *, packed: bool = False) -> Memo
 
     Example:
         >>> found = estimate(PUBLISHED["Gemma-2B"], Work())
-        >>> found.weights == 4 * models.num_params(PUBLISHED["Gemma-2B"])
+        >>> found.weights == 4 * PUBLISHED["Gemma-2B"].num_params
         True
     """
     size = jnp.dtype(work.dtype).itemsize
@@ -224,7 +224,7 @@ def rows(
         stores.append(
             {
                 "store of": name,
-                "parameters": f"{models.num_params(model):,}",
+                "parameters": f"{model.num_params:,}",
                 "prompts": room.prompts,
                 "arrays for prompts": room.value_arrays,
                 "arrays for keys": room.key_arrays,

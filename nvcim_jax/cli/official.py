@@ -25,6 +25,7 @@ def predict(
     key: jax.Array,
     stream: data.Stream,
     lm: models.LM,
+    text: models.Text,
     device: Any,
     *,
     config: pipeline.Config,
@@ -39,7 +40,8 @@ def predict(
     Args:
         key: Key of the study.
         stream: The stream; without labels, the model writes.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         device: The memory cells.
         config: Options of the pipeline.
         rates: Numbers of the tuning.
@@ -59,6 +61,7 @@ def predict(
         learn_key,
         stream,
         lm,
+        text,
         trained_on,
         config=config,
         rates=rates,
@@ -66,15 +69,15 @@ def predict(
         advance=advance,
     )
     rows = [record for name in stream.domains for record in stream.test[name]]
-    asked = study.make_questions(_labelled(stream), lm, config=config)
+    asked = study.make_questions(_labelled(stream), lm, text, config=config)
     find = jax.jit(retrieve_on_chip, static_argnames=("config", "method"))
     made = []
     for i in range(num_chips):
         chip = jax.random.fold_in(jax.random.clone(chip_key), i)
         state = (learned.stores[-1], learned.curvature, learned.calibration)
         slots, prompts = find(chip, *state, asked, device, config=config, method=method)
-        answers = _answers(jax.random.fold_in(learn_key, i), stream, lm, asked, prompts[slots], max_new_tokens)
-        made.append({row.id: text for row, text in zip(rows, answers, strict=True)})
+        answers = _answers(jax.random.fold_in(learn_key, i), stream, lm, text, asked, prompts[slots], max_new_tokens)
+        made.append({row.id: words for row, words in zip(rows, answers, strict=True)})
         advance(1, f"answers of chip {i + 1}")
     return made
 
@@ -87,32 +90,34 @@ def _labelled(stream: data.Stream) -> data.Stream:
     return stream._replace(test=test, candidates=dict.fromkeys(stream.candidates, ("x",)))
 
 
-@jax.jit
-def _prepended(prompts: jax.Array, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return models.prepend(prompts, x, mask)
-
-
-_generate = jax.jit(models.generate_tokens, static_argnames=("config", "max_new_tokens"))
-_rank = jax.jit(models.rank, static_argnames="config")
+_prepend = jax.jit(models.prepend)
+_generate = jax.jit(models.generate_tokens, static_argnames="max_new_tokens")
+_rank = jax.jit(models.rank)
 
 
 def _answers(
-    key: jax.Array, stream: data.Stream, lm: models.LM, asked: Any, prompts: jax.Array, max_new_tokens: int
+    key: jax.Array,
+    stream: data.Stream,
+    lm: models.LM,
+    text: models.Text,
+    asked: Any,
+    prompts: jax.Array,
+    max_new_tokens: int,
 ) -> list[str]:
     """Return the answer of every query behind its prompt, a few rows at a time."""
     found, labels, total = [], list(stream.labels), len(asked.ids)
     for start in range(0, total, ROWS):
         which = np.resize(np.arange(start, min(start + ROWS, total)), ROWS)  # one shape for all calls
-        x = models.embed(lm.params, asked.ids[which], config=lm.config)
-        x, mask = _prepended(prompts[which], x, asked.mask[which])
+        x = models.embed(lm, asked.ids[which])
+        inputs = _prepend(prompts[which], models.Inputs(x, asked.mask[which]))
         if labels:
-            best = jnp.argmax(_rank(lm.params, x, mask, asked.answers, config=lm.config), axis=1)
+            best = jnp.argmax(_rank(lm, inputs, asked.answers), axis=1)
             found += [labels[int(i)] for i in best]
         else:
             own = jax.random.fold_in(key, start)
-            tokens, number = _generate(own, lm.params, x, mask, config=lm.config, max_new_tokens=max_new_tokens)
+            tokens, number = _generate(own, lm, inputs, max_new_tokens=max_new_tokens)
             texts = [row[:n] for row, n in zip(np.asarray(tokens), np.asarray(number), strict=True)]
-            found += [lm.tokenizer.decode(row, skip_special_tokens=True).strip() for row in texts]
+            found += [text.decode(row).strip() for row in texts]
         found = found[: min(start + ROWS, total)]
     return found
 

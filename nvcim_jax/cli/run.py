@@ -132,12 +132,12 @@ def main(options: Options) -> int:
 
     source = read_source(options)
     _check_room(options, source, config)
-    lm = _load(options)
+    lm, text = _load(options)
     _check_memory(options, lm, config)
     started = time.perf_counter()
     _announce(options, source, lm, config)
-    written = _measure(options, source, lm, device, config, methods, baselines)
-    written += _official(options, source, lm, device, config)
+    written = _measure(options, source, lm, text, device, config, methods, baselines)
+    written += _official(options, source, lm, text, device, config)
     written.append(_about(options, source, lm, time.perf_counter() - started))
     from nvcim_jax.cli.report import report
 
@@ -210,7 +210,6 @@ def _config(options: Options) -> Any:
     checks.choice("--dtype", options.dtype, ("float32", "bfloat16", "float16"))
     checks.number("--learning-rate", options.learning_rate, low=0.0, low_open=True)
     return pipeline.Config(
-        template=pipeline.Template(max_input=options.max_input),
         num_virtual=options.num_virtual,
         init=options.init or ("examples" if options.model == "bundled" else "text"),
         cluster_by=options.cluster_by,
@@ -244,10 +243,10 @@ def _load(options: Options) -> Any:
 
     from nvcim_jax import models
 
-    lm = models.load(_folder(options), dtype=jnp.dtype(options.dtype))
-    if lm.tokenizer is None:
+    lm, text = models.load(_folder(options), dtype=jnp.dtype(options.dtype))
+    if text.tokenizer is None:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
-    return lm
+    return lm, text.replace(template=models.Template(max_input=options.max_input))
 
 
 def _check_room(options: Options, source: Any, config: Any) -> None:
@@ -285,7 +284,7 @@ def _check_memory(options: Options, lm: Any, config: Any) -> None:
     del config
     if options.memory_budget_mb is None:
         return
-    packed = any(isinstance(leaf, models.Quantised) for leaf in lm.params["layers"].values())
+    packed = any(isinstance(leaf, models.Packed) for leaf in lm.params["layers"].values())
     found = estimate.estimate(lm.config, _work(options), packed=packed)
     needed = max(found.tuning_peak, found.answering_peak) / 2**20
     if needed > options.memory_budget_mb:
@@ -324,10 +323,10 @@ def _estimate(options: Options, config: Any) -> int:
 
 def _announce(options: Options, source: Any, lm: Any, config: Any) -> None:
     """Say what is about to happen."""
-    from nvcim_jax import models, pipeline
+    from nvcim_jax import pipeline
 
     room = pipeline.capacity(lm.config, config)
-    print(f"Model {options.model}: {models.num_params(lm.config):,} parameters.")
+    print(f"Model {options.model}: {lm.config.num_params:,} parameters.")
     print(f"Data {source.about}; {options.streams} stream(s), kind {options.kind}, buffers of {options.buffer_size}.")
     arrays = room.value_arrays + room.key_arrays
     print(f"Memory {options.device}, sigma {options.sigma:g}: {room.prompts} prompts in {arrays} arrays.", flush=True)
@@ -337,6 +336,7 @@ def _measure(
     options: Options,
     source: Any,
     lm: Any,
+    text: Any,
     device: Any,
     config: Any,
     methods: dict[str, Any],
@@ -359,6 +359,7 @@ def _measure(
             jax.random.key(options.seed),
             source.streams,
             lm,
+            text,
             [device],
             config=config,
             rates=tuning.Rates(learning_rate=options.learning_rate),
@@ -370,7 +371,7 @@ def _measure(
     return [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
 
 
-def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) -> list[Path]:
+def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, config: Any) -> list[Path]:
     """Write the predictions of LaMP with their official scores."""
     import jax
 
@@ -389,6 +390,7 @@ def _official(options: Options, source: Any, lm: Any, device: Any, config: Any) 
                 jax.random.key(options.seed),
                 stream,
                 lm,
+                text,
                 device,
                 config=config,
                 rates=tuning.Rates(learning_rate=options.learning_rate),
@@ -411,7 +413,6 @@ def _about(options: Options, source: Any, lm: Any, seconds: float) -> Path:
     import jax
 
     import nvcim_jax
-    from nvcim_jax import models
     from nvcim_jax.cli.entry import command_line
 
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
@@ -419,7 +420,7 @@ def _about(options: Options, source: Any, lm: Any, seconds: float) -> Path:
         "command": command_line("run", dataclasses.replace(options, file=None)),
         "options": plain,
         "data": source.about,
-        "parameters": models.num_params(lm.config),
+        "parameters": lm.config.num_params,
         "seconds": round(seconds, 1),
         "versions": {
             "nvcim_jax": nvcim_jax.__version__,

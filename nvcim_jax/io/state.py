@@ -84,7 +84,7 @@ def load_state(
         >>> from nvcim_jax import io, models, pipeline
         >>> model = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
         >>> config = pipeline.Config(capacity=4, num_virtual=2, codec="identity")
-        >>> lm = models.LM(models.init(jax.random.key(0), config=model), model)
+        >>> lm = models.init(jax.random.key(0), config=model)
         >>> device = devices.get("PCM")
         >>> state = pipeline.init(jax.random.key(1), lm, device, config=config)
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -2,14 +2,16 @@
 
 from nvcim_jax.models.block import KeysValues
 from nvcim_jax.models.config import Config, Rope
-from nvcim_jax.models.forward import Info, forward, head, hidden
-from nvcim_jax.models.generate import Generation, generate, generate_tokens, prepend
-from nvcim_jax.models.load import BUNDLED, LM, load, load_config
-from nvcim_jax.models.loss import IGNORE, LossInfo, loss, token_losses
-from nvcim_jax.models.params import embed, init, num_params, shapes
-from nvcim_jax.models.quantised import Quantised, dequantise
+from nvcim_jax.models.forward import forward, head, hidden
+from nvcim_jax.models.generate import generate, generate_tokens
+from nvcim_jax.models.inputs import Inputs, prepend
+from nvcim_jax.models.lm import LM, Template, Text, is_block_matrix
+from nvcim_jax.models.load import BUNDLED, load, load_config
+from nvcim_jax.models.loss import IGNORE, loss, token_losses
+from nvcim_jax.models.params import embed, init
+from nvcim_jax.models.quantised import Packed
 from nvcim_jax.models.ranking import Candidates, candidates, rank
-from nvcim_jax.models.sampling import Sampling, keep_top, sample
+from nvcim_jax.models.sampling import Sampling
 from nvcim_jax.models.save import save
 from nvcim_jax.models.soft_tokens import SoftTokens, soft_tokens
 
@@ -19,16 +21,15 @@ __all__ = [
     "LM",
     "Candidates",
     "Config",
-    "Generation",
-    "Info",
+    "Inputs",
     "KeysValues",
-    "LossInfo",
-    "Quantised",
+    "Packed",
     "Rope",
     "Sampling",
     "SoftTokens",
+    "Template",
+    "Text",
     "candidates",
-    "dequantise",
     "embed",
     "forward",
     "generate",
@@ -36,16 +37,13 @@ __all__ = [
     "head",
     "hidden",
     "init",
-    "keep_top",
+    "is_block_matrix",
     "load",
     "load_config",
     "loss",
-    "num_params",
     "prepend",
     "rank",
-    "sample",
     "save",
-    "shapes",
     "soft_tokens",
     "token_losses",
 ]

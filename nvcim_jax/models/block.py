@@ -1,7 +1,6 @@
 """One block of a decoder: norms, attention, feed-forward part."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import rotate
 
-__all__ = ["Context", "Contract", "KeysValues", "apply_block", "attend", "normalise", "product", "rows_at"]
-
-WEIGHT = "...i,io->...o"
-"""How every product with a weight is asked for: rows are inputs, columns outputs."""
-
-
-Contract: TypeAlias = Callable[..., jax.Array]
-"""A product `contract(subscripts, x, w)`, as `nvcim_jax.types.Contract` describes it, in a form checked at run time."""
+__all__ = ["Context", "KeysValues", "apply_block", "attend", "normalise", "product", "rows_at"]
 
 
 class KeysValues(NamedTuple):
@@ -82,26 +74,22 @@ def normalise(
     return wide.astype(x.dtype)
 
 
-def product(layer: dict[str, Any], name: str, x: jax.Array, contract: Contract) -> jax.Array:
-    """Return `x @ w + bias`, the product made by `contract`; a plain weight is brought to the dtype of `x`.
+def product(layer: dict[str, Any], name: str, x: jax.Array) -> jax.Array:
+    """Return `x @ w + bias`, the weight brought to the dtype of `x`.
 
     Args:
         layer: Arrays of one layer.
         name: Name of the weight; its bias, if any, is `name + "_bias"`.
         x: (..., inputs).
-        contract: The product.
 
     Returns:
         (..., outputs).
 
     Example:
-        >>> product({"up": jnp.ones((2, 3))}, "up", jnp.ones((1, 2)), jnp.einsum)
+        >>> product({"up": jnp.ones((2, 3))}, "up", jnp.ones((1, 2)))
         Array([[2., 2., 2.]], dtype=float32)
     """
-    weight = layer[name]
-    if isinstance(weight, jax.Array):
-        weight = weight.astype(x.dtype)
-    y = contract(WEIGHT, x, weight)
+    y = jnp.einsum("...i,io->...o", x, layer[name].astype(x.dtype))
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
 
@@ -191,19 +179,16 @@ def _attention(
     at: jax.Array | None,
     *,
     config: Config,
-    contract: Contract,
 ) -> tuple[jax.Array, KeysValues]:
     seen = {"q": rows_at(x, at), "k": x, "v": x}
-    q, k, v = (
-        product(layer, name, y, contract).reshape(*y.shape[:2], -1, config.head_width) for name, y in seen.items()
-    )
+    q, k, v = (product(layer, name, y).reshape(*y.shape[:2], -1, config.head_width) for name, y in seen.items())
     if config.qk_norm:
         q = normalise(q, layer["q_norm"], config=config)
         k = normalise(k, layer["k_norm"], config=config)
     if rotary is not None:
         q, k = rotate(q, *(rows_at(a, at) for a in rotary)), rotate(k, *rotary)
     own = KeysValues(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
-    return product(layer, "o", attend(q, own, past, rows_at(allowed, at), config=config), contract), own
+    return product(layer, "o", attend(q, own, past, rows_at(allowed, at), config=config)), own
 
 
 def _activate(name: str, x: jax.Array) -> jax.Array:
@@ -214,13 +199,13 @@ def _activate(name: str, x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
-def _mlp(layer: dict[str, Any], x: jax.Array, *, config: Config, contract: Contract) -> jax.Array:
-    up = product(layer, "up", x, contract)
+def _mlp(layer: dict[str, Any], x: jax.Array, *, config: Config) -> jax.Array:
+    up = product(layer, "up", x)
     if config.gated:
-        hidden = _activate(config.activation, product(layer, "gate", x, contract)) * up
+        hidden = _activate(config.activation, product(layer, "gate", x)) * up
     else:
         hidden = _activate(config.activation, up)
-    return product(layer, "down", hidden, contract)
+    return product(layer, "down", hidden)
 
 
 def _norm(layer: dict[str, Any], name: str, x: jax.Array, config: Config) -> jax.Array:
@@ -248,36 +233,34 @@ def apply_block(
     at: Int[Array, "batch positions"] | None = None,
     *,
     config: Config,
-    contract: Contract = jnp.einsum,
 ) -> tuple[Float[Array, "batch out width"], KeysValues]:
     """Apply one block to the residual stream.
 
     Sequential: `x += attention(norm(x)); x += mlp(norm(x))`. Parallel: `x += attention(norm(x)) + mlp(norm(x))`.
 
     Args:
-        layer: Arrays of one layer, by the names of `shapes(config)["layers"]`.
+        layer: Arrays of one layer, by the names of `config.shapes["layers"]`.
         x: Residual stream.
         context: Masks and rotary tables.
         past: Keys and values from before the call's own tokens.
         slides: Whether this layer has the sliding window (a traced bool), where only some have it.
         at: Positions whose rows are wanted; of the others only keys and values are computed. None: all.
         config: The model.
-        contract: The product with a weight.
 
     Returns:
         The residual stream after the block (at those positions), and the keys and values of its own tokens.
     """
     allowed, rotary = _select(slides, context, config)
     attended = _norm(layer, "attention_norm", x, config)
-    y, own = _attention(layer, attended, past, allowed, rotary, at, config=config, contract=contract)
+    y, own = _attention(layer, attended, past, allowed, rotary, at, config=config)
     x, attended = rows_at(x, at), rows_at(attended, at)
     if config.post_norms:
         y = _norm(layer, "attention_post_norm", y, config)
     if config.parallel:
         fed = attended if config.shared_norm else _norm(layer, "mlp_norm", x, config)
-        return x + y + _mlp(layer, fed, config=config, contract=contract), own
+        return x + y + _mlp(layer, fed, config=config), own
     x = x + y
-    y = _mlp(layer, _norm(layer, "mlp_norm", x, config), config=config, contract=contract)
+    y = _mlp(layer, _norm(layer, "mlp_norm", x, config), config=config)
     if config.post_norms:
         y = _norm(layer, "mlp_post_norm", y, config)
     return x + y, own

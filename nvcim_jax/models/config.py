@@ -1,6 +1,12 @@
 """The static description of a decoder language model: everything in which the families differ, as data."""
 
+import math
+from typing import Any
+
+import jax
+
 from nvcim_jax import checks
+from nvcim_jax.types import PyTree
 
 __all__ = ["ACTIVATIONS", "Config", "Rope"]
 
@@ -203,3 +209,77 @@ class Config:
     def mixes_windows(self) -> bool:
         """Whether some layers slide and others do not."""
         return len(set(self.sliding)) > 1
+
+    @property
+    def shapes(self) -> PyTree:
+        """The tree of parameter shapes.
+
+        A dict of shapes: "embedding" (vocab_size, width), "final_norm" (width,), "layers", a dict of shapes that all
+        begin with num_layers, and, where the model has them, "head" (width, vocab_size), "head_bias",
+        "final_norm_bias" and "position_embedding".
+
+        Example:
+            >>> Config(vocab_size=512, width=64, num_layers=2, num_heads=4, mlp_width=128).shapes["layers"]["up"]
+            (2, 64, 128)
+        """
+        found: dict[str, Any] = {
+            "embedding": (self.vocab_size, self.width),
+            "layers": {name: (self.num_layers, *size) for name, size in _layer_shapes(self).items()},
+            "final_norm": (self.width,),
+        }
+        if self.norm == "layer":
+            found["final_norm_bias"] = (self.width,)
+        if self.positions == "learned":
+            found["position_embedding"] = (self.max_tokens + self.position_offset, self.width)
+        if not self.tied:
+            found["head"] = (self.width, self.vocab_size)
+        if self.head_bias:
+            found["head_bias"] = (self.vocab_size,)
+        return found
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters.
+
+        Example:
+            >>> config = Config(vocab_size=10, width=4, num_layers=1, num_heads=1, mlp_width=3)
+            >>> config.num_params  # 40 embedding + 64 attention + 36 feed-forward + 12 norms
+            152
+        """
+        sizes = jax.tree.leaves(self.shapes, is_leaf=lambda node: isinstance(node, tuple))
+        return sum(math.prod(size) for size in sizes)
+
+
+def _layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one layer's arrays; every product is `x @ w`, so a weight is (inputs, outputs)."""
+    width, hidden = config.width, config.mlp_width
+    queries, pairs = config.num_heads * config.head_width, config.kv_heads * config.head_width
+    found: dict[str, tuple[int, ...]] = {
+        "q": (width, queries),
+        "k": (width, pairs),
+        "v": (width, pairs),
+        "o": (queries, width),
+        "up": (width, hidden),
+        "down": (hidden, width),
+    }
+    if config.gated:
+        found["gate"] = (width, hidden)
+    biased = (
+        "qkv" * config.qkv_bias,
+        "o" * config.output_bias,
+        ("up", "down", "gate") if config.mlp_bias else (),
+    )
+    for group in biased:
+        found |= {f"{name}_bias": found[name][1:] for name in group if name in found}
+    norms = ["attention_norm"]
+    if not config.shared_norm:
+        norms.append("mlp_norm")
+    if config.post_norms:
+        norms += ["attention_post_norm", "mlp_post_norm"]
+    for name in norms:
+        found[name] = (width,)
+        if config.norm == "layer":
+            found[f"{name}_bias"] = (width,)
+    if config.qk_norm:
+        found |= {"q_norm": (config.head_width,), "k_norm": (config.head_width,)}
+    return found

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.families import family
-from nvcim_jax.models.params import shapes
 
 __all__ = ["Place", "places"]
 
@@ -69,7 +68,7 @@ def places(config: Config) -> dict[str, Place]:
         (32, 64)
     """
     known = family(config.family)
-    tree = shapes(config)
+    tree = config.shapes
     flat = {name: shape for name, shape in tree.items() if name != "layers"}
     flat |= {f"layers.{name}": shape[1:] for name, shape in tree["layers"].items()}
     found = {}

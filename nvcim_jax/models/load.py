@@ -17,12 +17,12 @@ from nvcim_jax.models.config import Config
 from nvcim_jax.models.families import family
 from nvcim_jax.models.hf_config import config_from_hf, read_json
 from nvcim_jax.models.layout import Place, places
-from nvcim_jax.models.quantised import Quantised, unpack_awq, unpack_gptq
+from nvcim_jax.models.lm import LM, Text
+from nvcim_jax.models.quantised import Packed, unpack_awq, unpack_gptq
 from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
-from nvcim_jax.types import PyTree
 
-__all__ = ["BUNDLED", "LM", "Packing", "load", "load_config"]
+__all__ = ["BUNDLED", "Packing", "load", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +40,6 @@ IGNORED = re.compile(
     r"(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias)|vision_tower\..*|multi_modal_projector\..*)$"
 )
 """Buffers of old versions, and the parts of a multimodal checkpoint that are not the language model."""
-
-
-class LM(NamedTuple):
-    """Hold a language model.
-
-    Attributes:
-        params: The parameters, see `shapes`.
-        config: The static description.
-        tokenizer: transformers' tokenizer, or None where the checkpoint has none.
-        soft_tokens: How it was taught to read soft tokens; by default any channel may hold anything.
-    """
-
-    params: PyTree
-    config: Config
-    tokenizer: Any = None
-    soft_tokens: SoftTokens = SoftTokens()
 
 
 class Packing(NamedTuple):
@@ -192,7 +176,7 @@ def _groups(found: dict[str, Tensor], stem: str, inputs: int, packing: Packing) 
     return np.arange(inputs, dtype=np.int32) // np.int32(size)
 
 
-def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Packing) -> Quantised:
+def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Packing) -> Packed:
     """Return the stacked codes, scales and groups of one weight."""
     first = found[f"{place.stem.format(i=0)}.scales"]
     inputs, outputs = place.shape
@@ -210,7 +194,7 @@ def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Pa
         checks.shape(f"{stem}.qweight", made, (inputs, place.outputs), "unpacked (inputs, outputs)")
         codes[i] = _columns(made, place)
         scales[i] = _columns(read_rows(found[f"{stem}.scales"]), place)
-    return Quantised(_take_over(codes), _take_over(scales), _take_over(groups))
+    return Packed(_take_over(codes), _take_over(scales), _take_over(groups))
 
 
 def _renamed(found: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -321,7 +305,7 @@ def load(
     dtype: Any = jnp.float32,
     tokenizer: bool = True,
     report: Callable[[str], None] = logger.info,
-) -> LM:
+) -> tuple[LM, Text]:
     """Load a decoder language model from a Hugging Face checkpoint.
 
     Reads config.json, the safetensors files and the tokenizer; torch is not needed. Tensors are read a few rows
@@ -334,7 +318,7 @@ def load(
         report: Is told, before anything is read, how much memory it takes; the logger by default.
 
     Returns:
-        Parameters, config and tokenizer.
+        The model, and its tokenizer beside it, with the default template.
 
     Raises:
         FileNotFoundError: If the checkpoint or one of its files is not there.
@@ -344,10 +328,10 @@ def load(
         >>> import tempfile
         >>> from nvcim_jax import models
         >>> config = models.Config(vocab_size=512, width=64, num_layers=2, num_heads=4, mlp_width=128)
-        >>> lm = models.LM(models.init(jax.random.key(0), config=config), config)
+        >>> lm = models.init(jax.random.key(0), config=config)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     models.save(folder, lm)
-        ...     again = models.load(folder)
+        ...     again, _ = models.load(folder)
         >>> bool((again.params["layers"]["q"] == lm.params["layers"]["q"]).all())
         True
     """
@@ -367,4 +351,4 @@ def load(
             made = _plain(place, [found[name] for name in _names(place, config.num_layers)], target)
         branch = params["layers"] if place.layered else params
         branch[path.removeprefix("layers.")] = made
-    return LM(params, config, _tokenizer(folder) if tokenizer else None, _soft_tokens(raw))
+    return LM(params, config, _soft_tokens(raw)), Text(_tokenizer(folder) if tokenizer else None)

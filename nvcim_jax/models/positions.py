@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -106,13 +105,19 @@ def causal_mask(num_queries: int, num_keys: int) -> Bool[Array, "1 queries keys"
     return (jnp.arange(num_keys)[None, :] <= query)[None]
 
 
-def sliding_mask(num_queries: int, num_keys: int, window: int | jax.Array) -> Bool[Array, "1 queries keys"]:
-    """Return which keys lie at most `window - 1` before each query, the queries being the last of the keys.
+def sliding_mask(
+    queries: Int[Array, "#batch queries"], keys: Int[Array, "#batch keys"], window: int
+) -> Bool[Array, "#batch queries keys"]:
+    """Return which keys stand at most `window - 1` positions before each query; causality is another mask.
+
+    Args:
+        queries: Position of each query (batch or 1, queries).
+        keys: Position of each key (batch or 1, keys), wherever it lies in memory.
+        window: Positions that a query reaches, its own included.
 
     Example:
-        >>> sliding_mask(2, 4, 2)[0].astype(int)  # causality is another mask
+        >>> sliding_mask(jnp.array([[2, 3]]), jnp.arange(4)[None], 2)[0].astype(int)
         Array([[0, 1, 1, 1],
                [0, 0, 1, 1]], dtype=int32)
     """
-    query = jnp.arange(num_queries)[:, None] + (num_keys - num_queries)
-    return (jnp.arange(num_keys)[None, :] > query - window)[None]
+    return keys[:, None, :] > queries[:, :, None] - window

@@ -1,53 +1,65 @@
 """Weights of a few bits as int8 codes and scales, and how GPTQ and AWQ checkpoints pack them."""
 
+import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 
 from nvcim_jax import checks
+from nvcim_jax.ops import Weight, register_weight
 
-__all__ = ["Quantised", "dequantise", "unpack_awq", "unpack_gptq"]
+__all__ = ["Packed", "unpack_awq", "unpack_gptq"]
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which of the eight packed nibbles holds each output column (AWQ's "gemm" layout)."""
 
 
-@flax.struct.dataclass
-class Quantised:
+class Packed(Weight):
     """Hold a weight as integers: `w[i, o] = codes[i, o] * scales[groups[i], o]`.
+
+    The floats of one block exist while that block multiplies.
 
     Attributes:
         codes: int8 ([layers,] inputs, outputs), the zero point already taken off.
         scales: ([layers,] groups, outputs), float16 or wider.
         groups: int32 ([layers,] inputs): which group each input belongs to; any order (GPTQ "act-order").
+        dtype_name: dtype that it shows to the outside; a product is made in that of the inputs.
+
+    Example:
+        >>> w = Packed(jnp.array([[1], [-8]], jnp.int8), jnp.array([[0.5], [0.25]]), jnp.array([0, 1]))
+        >>> w.dense()[:, 0]  # 1 * 0.5, -8 * 0.25
+        Array([ 0.5, -2. ], dtype=float32)
     """
 
     codes: Any
     scales: Any
     groups: Any
+    dtype_name: str = dataclasses.field(default="float32", metadata={"static": True})
+
+    def aval(self) -> Any:
+        """Return shape and dtype as a model sees them."""
+        return ShapedArray(self.codes.shape, jnp.dtype(self.dtype_name))
+
+    def dense(self, dtype: Any = jnp.float32) -> jax.Array:
+        """Return the weight of one block as floats (inputs, outputs)."""
+        checks.rank("weight.codes", self.codes, 2, "(inputs, outputs)")
+        scales = jnp.take(self.scales, self.groups, axis=0, mode="clip")
+        return (self.codes.astype(jnp.float32) * scales.astype(jnp.float32)).astype(dtype)
 
 
-def dequantise(weight: Quantised, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
-    """Return the weight of one layer as floats.
+def _times(w: Packed, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    first = x.ndim - len(axes)
+    return jax.lax.dot_general(x, w.dense(x.dtype), ((tuple(range(first, x.ndim)), axes), ((), ())))
 
-    Args:
-        weight: Codes (inputs, outputs), scales (groups, outputs), groups (inputs,).
-        dtype: dtype of the result.
 
-    Returns:
-        (inputs, outputs).
+def _cast(w: Packed, dtype: Any) -> Packed:
+    return Packed(w.codes, w.scales, w.groups, jnp.dtype(dtype).name)
 
-    Example:
-        >>> w = Quantised(jnp.array([[1], [-8]], jnp.int8), jnp.array([[0.5], [0.25]]), jnp.array([0, 1]))
-        >>> dequantise(w)[:, 0]  # 1 * 0.5, -8 * 0.25
-        Array([ 0.5, -2. ], dtype=float32)
-    """
-    checks.rank("weight.codes", weight.codes, 2, "(inputs, outputs)")
-    scales = jnp.take(weight.scales, weight.groups, axis=0, mode="clip")
-    return (weight.codes.astype(jnp.float32) * scales.astype(jnp.float32)).astype(dtype)
+
+register_weight(Packed, _times, _cast)
 
 
 def _fields(packed: np.ndarray, bits: int) -> np.ndarray:

@@ -6,15 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from nvcim_jax import checks
-from nvcim_jax.models.block import Contract
-from nvcim_jax.models.config import Config
 from nvcim_jax.models.forward import head, hidden
+from nvcim_jax.models.inputs import Inputs, as_inputs, num_past
+from nvcim_jax.models.lm import LM
 from nvcim_jax.models.loss import token_losses
 from nvcim_jax.models.params import embed
-from nvcim_jax.types import PyTree
 
 __all__ = ["Candidates", "candidates", "rank"]
 
@@ -62,77 +61,66 @@ def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
     return Candidates(*(jnp.asarray(part, jnp.int32) for part in parts))
 
 
-def rank(
-    params: PyTree,
-    x: Float[Array, "batch tokens width"],
-    mask: Bool[Array, "batch tokens"],
-    answers: Candidates,
-    *,
-    config: Config,
-    contract: Contract = jnp.einsum,
-) -> Float[Array, "batch answers"]:
+def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candidates) -> Float[Array, "batch answers"]:
     """Return the log-probability of every answer after every text.
 
     `log p(a | x) = sum_t log p(a_t | x, a_<t)`, the ending token included. The answers are branches of one tree: each
     position sees the text and its own branch, so that the text is computed once for all of them.
 
     Args:
-        params: Parameters.
-        x: Embeddings of the texts, soft prompts among them.
-        mask: Which of their tokens are real, padding on either side.
+        lm: The model.
+        x: Embeddings of the texts, soft prompts among them, or `Inputs` with their mask (padding on either side) and
+            prefix.
         answers: From `candidates`.
-        config: The model.
-        contract: The product with a weight.
 
     Returns:
         Nats (batch, answers), at most 0.
 
     Raises:
-        ValueError: If texts and answers together exceed the attention window of the model.
+        ValueError: If a shape does not fit, or the texts have positions of their own.
 
     Example:
         >>> from nvcim_jax import models
         >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
-        >>> params = models.init(jax.random.key(0), config=config)
-        >>> x, mask = models.embed(params, jnp.array([[5, 6, 7]]), config=config), jnp.ones((1, 3), bool)
+        >>> lm = models.init(jax.random.key(0), config=config)
+        >>> x = models.embed(lm, jnp.array([[5, 6, 7]]))
         >>> every = models.candidates([[token] for token in range(64)], end=0)
-        >>> logits, _ = models.forward(params, x, config=config)
-        >>> found = rank(params, x, mask, every, config=config)
-        >>> bool((found <= jax.nn.log_softmax(logits[:, -1])).all())  # p(a) p(end | a) <= p(a)
+        >>> logits, _ = models.forward(lm, x)
+        >>> bool((rank(lm, x, every) <= jax.nn.log_softmax(logits[:, -1])).all())  # p(a) p(end | a) <= p(a)
         True
     """
-    batch, stem = mask.shape
-    size = stem + len(answers.ids)
-    if config.window is not None and size > config.window:
-        checks.fail("answers", f"fit the window of {config.window} tokens with the text", f"make {size} tokens")
+    inputs = as_inputs(x)
+    checks.rank("x", inputs.x, 3, "(batch, tokens, width)")
+    batch, stem = inputs.x.shape[:2]
+    mask = jnp.ones((batch, stem), bool) if inputs.mask is None else inputs.mask.astype(bool)
+    checks.shape("mask", mask, (batch, stem), "(batch, tokens)")
+    if inputs.positions is not None:
+        checks.fail("x.positions", "be None", "are given", "They are counted from the first real token.")
+    size, past = stem + len(answers.ids), num_past(inputs.prefix)
     lengths = mask.sum(-1, dtype=jnp.int32)
-    branches = embed(params, answers.ids, config=config).astype(x.dtype)
-    whole = jnp.concatenate([x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
+    branches = embed(lm, answers.ids).astype(inputs.x.dtype)
+    whole = jnp.concatenate([inputs.x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
     of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    places = jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
+    places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
     last = jnp.argmax(jnp.where(mask, jnp.arange(stem)[None, :], -1), axis=1).astype(jnp.int32)
     branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
     states, _ = hidden(
-        params,
-        whole,
-        config=config,
-        mask=_tree(mask, answers),
-        positions=places,
+        lm,
+        Inputs(whole, _tree(mask, answers, past), places, inputs.prefix),
         at=jnp.concatenate([last[:, None], branched], axis=1),
-        contract=contract,
     )
-    of_last = head(params, states[:, 0], config=config, contract=contract)
-    of_first = jax.nn.log_softmax(of_last.astype(jnp.float32))[:, answers.first]
+    of_first = jax.nn.log_softmax(head(lm, states[:, 0]).astype(jnp.float32))[:, answers.first]
     following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
-    of_rest = -token_losses(head(params, states[:, 1:], config=config, contract=contract), following)
+    of_rest = -token_losses(head(lm, states[:, 1:]), following)
     return of_first.at[:, answers.owner].add(of_rest)
 
 
-def _tree(mask: Bool[Array, "batch tokens"], answers: Candidates) -> Bool[Array, "batch all all"]:
-    """Return what each position sees: the real tokens before it, and of the answers its own branch."""
+def _tree(mask: jax.Array, answers: Candidates, past: int) -> jax.Array:
+    """Return what each position sees: prefix, the real tokens before it, and of the answers its own branch."""
     batch, stem = mask.shape
     size = stem + len(answers.ids)
     allowed = jnp.zeros((batch, size, size), bool)
     allowed = allowed.at[:, :, :stem].set(mask[:, None, :])
     allowed = allowed.at[:, stem:, stem:].set(answers.owner[:, None] == answers.owner[None, :])
-    return allowed & jnp.tril(jnp.ones((size, size), bool))[None]
+    allowed = allowed & jnp.tril(jnp.ones((size, size), bool))[None]
+    return jnp.pad(allowed, ((0, 0), (0, 0), (past, 0)), constant_values=True)

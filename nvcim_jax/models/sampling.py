@@ -1,37 +1,52 @@
 """Choose the next token from logits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks
 from nvcim_jax.types import Key
 
-__all__ = ["Sampling", "keep_top", "sample"]
+__all__ = ["Sampling", "check_sampling", "keep_top", "sample"]
 
 
-@checks.frozen_config
+@struct.dataclass
 class Sampling:
-    """Describe how a token is chosen; the numbers that may be swept without a new compilation are not in here.
+    """Say how a token is chosen; temperature and `top_p` may be swept without a new compilation.
 
     Attributes:
         greedy: Whether the likeliest token is taken; the rest then has no effect.
         top_k: Only this many likeliest tokens are drawn from; None: all.
-        nucleus: Whether `top_p` is looked at.
+        temperature: > 0; the logits are divided by it.
+        top_p: Only the likeliest tokens that hold this probability are drawn from, in (0, 1]; None: all.
 
     Example:
         >>> Sampling(top_k=40).greedy
         False
     """
 
-    greedy: bool = False
-    top_k: int | None = None
-    nucleus: bool = False
+    greedy: bool = struct.field(pytree_node=False, default=False)
+    top_k: int | None = struct.field(pytree_node=False, default=None)
+    temperature: Any = 1.0
+    top_p: Any = None
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.top_k is not None:
-            checks.integer("top_k", self.top_k, fix="Use None to draw from all tokens.")
+
+def check_sampling(sampling: Sampling) -> None:
+    """Check the values.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if sampling.top_k is not None:
+        checks.integer("top_k", sampling.top_k, fix="Use None to draw from all tokens.")
+    checks.number(
+        "temperature", sampling.temperature, low=0.0, low_open=True, fix="Take the likeliest with greedy=True."
+    )
+    if sampling.top_p is not None:
+        checks.number("top_p", sampling.top_p, low=0.0, high=1.0, low_open=True)
 
 
 def keep_top(
@@ -71,21 +86,12 @@ def keep_top(
     return logits
 
 
-def sample(
-    key: Key,
-    logits: Float[Array, " vocab"],
-    temperature: Float[Array, ""] | float = 1.0,
-    top_p: Float[Array, ""] | float = 1.0,
-    *,
-    sampling: Sampling,
-) -> Int[Array, ""]:
+def sample(key: Key, logits: Float[Array, " vocab"], *, sampling: Sampling) -> Int[Array, ""]:
     """Draw one token from `softmax(logits / temperature)`, kept to the likeliest, or take the likeliest.
 
     Args:
         key: A key.
         logits: (vocab_size,).
-        temperature: > 0.
-        top_p: In (0, 1].
         sampling: How to choose.
 
     Returns:
@@ -97,5 +103,5 @@ def sample(
     """
     if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    warm = keep_top(logits.astype(jnp.float32) / temperature, sampling.top_k, top_p if sampling.nucleus else None)
+    warm = keep_top(logits.astype(jnp.float32) / sampling.temperature, sampling.top_k, sampling.top_p)
     return jax.random.categorical(key, warm).astype(jnp.int32)

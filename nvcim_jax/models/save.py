@@ -12,11 +12,11 @@ import numpy as np
 from nvcim_jax import checks, files
 from nvcim_jax.models.hf_config import config_to_hf
 from nvcim_jax.models.layout import Place, places
-from nvcim_jax.models.load import LM
-from nvcim_jax.models.params import shapes
-from nvcim_jax.models.quantised import Quantised, dequantise
+from nvcim_jax.models.lm import LM, Text
+from nvcim_jax.models.quantised import Packed
 from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import write_tensors
+from nvcim_jax.ops import Weight
 from nvcim_jax.types import PyTree
 
 __all__ = ["save"]
@@ -32,27 +32,32 @@ def _layer(params: PyTree, path: str, place: Place, i: int, dtype: np.dtype) -> 
     leaf = _leaf(params, path)
     if place.layered:
         leaf = jax.tree.map(lambda a: a[i], leaf)
-    return np.asarray(dequantise(leaf) if isinstance(leaf, Quantised) else leaf).astype(dtype, copy=False)
+    return np.asarray(leaf.dense() if isinstance(leaf, Packed) else leaf).astype(dtype, copy=False)
 
 
 def _check(params: PyTree, config: Any) -> None:
-    wanted = shapes(config)
+    wanted = config.shapes
     for path, place in places(config).items():
         branch = params.get("layers", {}) if place.layered else params
         name = path.removeprefix("layers.")
         if name not in branch:
             checks.fail("lm.params", f"hold `{path}`", "lacks it")
         leaf = branch[name]
-        leaf = leaf.codes if isinstance(leaf, Quantised) else leaf
-        checks.shape(f"lm.params: {path}", leaf, _leaf(wanted, path))
+        if isinstance(leaf, Weight) and not isinstance(leaf, Packed):
+            checks.fail(
+                f"lm.params: {path}", "be an array to be saved", f"is a {type(leaf).__name__}", "Put its floats there."
+            )
+        if leaf.shape != _leaf(wanted, path):
+            checks.fail(f"lm.params: {path}", f"have shape {_leaf(wanted, path)}", f"has shape {leaf.shape}")
 
 
-def save(folder: str | Path, lm: LM, *, dtype: Any = None) -> None:
+def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = None) -> None:
     """Write a model so that transformers (version 5) and `load` open it: config.json, model.safetensors, tokenizer.
 
     Args:
         folder: Where to; it is made if it is not there.
-        lm: The model. Quantised weights are written as floats.
+        lm: The model. Packed weights are written as floats.
+        text: Its tokenizer is saved beside it.
         dtype: dtype of the file, such as `jnp.bfloat16`; None: the dtype of the embedding.
 
     Raises:
@@ -87,5 +92,5 @@ def save(folder: str | Path, lm: LM, *, dtype: Any = None) -> None:
     plan = {name: (target, found[0][1].tensor_shape) for name, found in sorted(parts.items())}
     write_tensors(folder / "model.safetensors", plan, make)
     files.write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
-    if lm.tokenizer is not None:
-        lm.tokenizer.save_pretrained(str(folder))
+    if text is not None and text.tokenizer is not None:
+        text.tokenizer.save_pretrained(str(folder))

@@ -1,7 +1,7 @@
 """NVCiM-PT put together: buffers become prompts in noisy memory, queries find theirs, one objective trains it all."""
 
 from nvcim_jax.pipeline.ageing import compensate_state, drift_state
-from nvcim_jax.pipeline.config import Config, Template, crossbar_for
+from nvcim_jax.pipeline.config import Config, crossbar_for
 from nvcim_jax.pipeline.memory import Arrays, Correction, Retrieved, program_store, read_prompts, retrieve, search
 from nvcim_jax.pipeline.noise import through_cells, training_noise
 from nvcim_jax.pipeline.objective import (
@@ -44,7 +44,6 @@ __all__ = [
     "Retrieved",
     "State",
     "Store",
-    "Template",
     "Trainable",
     "answer",
     "capacity",

@@ -5,7 +5,7 @@ import dataclasses
 from nvcim_jax import checks, crossbar, selection
 from nvcim_jax.tuning import INITS, Options
 
-__all__ = ["SEPARATE_KEYS", "Config", "Template", "crossbar_for"]
+__all__ = ["SEPARATE_KEYS", "Config", "crossbar_for"]
 
 CODECS = ("autoencoder", "identity")
 FEATURES = ("embedding", "hidden", "last")
@@ -26,32 +26,10 @@ ARRAYS = crossbar.Config(
 
 
 @checks.frozen_config
-class Template:
-    """The text form of a task: prefix, input, suffix, answer, and the token that ends a text.
-
-    Attributes:
-        prefix: Text before the input.
-        suffix: Text between input and answer.
-        answer: Text before the answer; a space, where the tokenizer wants one.
-        max_input: Tokens of an input that are kept, from its beginning.
-    """
-
-    prefix: str = ""
-    suffix: str = " ="
-    answer: str = " "
-    max_input: int = 24
-
-    def __post_init__(self) -> None:
-        """Check the length."""
-        checks.integer("max_input", self.max_input)
-
-
-@checks.frozen_config
 class Config:
     """Static options of NVCiM-PT. Only `search` and the noise on virtual tokens are the paper's own words [S].
 
     Attributes:
-        template: How a record becomes text.
         num_virtual: Virtual tokens of a prompt.
         num_prompts: Prompts a buffer; None is max(1, round(sqrt(buffer))).
         cluster_by: What the records of a buffer are clustered by: the features of the `input`, or of the whole
@@ -89,7 +67,6 @@ class Config:
         ValueError: If an option has no such value, or does not go together with another.
     """
 
-    template: Template = Template()
     num_virtual: int = 8
     num_prompts: int | None = None
     cluster_by: str = "input"

@@ -1,6 +1,5 @@
 """One differentiable function from queries to the language model's loss, through noisy arrays; and training by it."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +8,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from nvcim_jax import checks, devices, models, selection, tuning
+from nvcim_jax import checks, devices, selection, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.ops import descend
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, retrieve
 from nvcim_jax.pipeline.store import Store
-from nvcim_jax.types import Key, PyTree, Scalar
+from nvcim_jax.types import Key, Scalar
 
 __all__ = ["Batch", "EndToEnd", "Trainable", "objective", "pipeline_loss", "train", "trainable", "with_trained"]
 
@@ -79,16 +78,15 @@ def with_trained(store: Store, trained: Trainable) -> Store:
     return store._replace(prompts=prompts, codec=trained.codec, scale_weights=trained.scale_weights)
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
+@jax.jit
 def pipeline_loss(
     key: Key,
     trained: Trainable,
     batch: Batch,
-    params: PyTree,
+    lm: LM,
     device: devices.Device | None,
     temperature: ArrayLike,
     *,
-    model: models.Config,
     config: Config,
 ) -> Scalar:
     """Return what `objective` returns, from the parts of a language model; jitted as a whole."""
@@ -100,7 +98,7 @@ def pipeline_loss(
     def one(prompt: jax.Array, example: tuning.Examples) -> tuple[jax.Array, jax.Array]:
         alone = jax.tree.map(lambda a: a[None], example)
         count = (example.targets >= 0).sum().astype(jnp.float32)
-        return tuning.prompt_loss(prompt, params, alone, jnp.ones(1), config=model), count
+        return tuning.prompt_loss(prompt, lm, alone, jnp.ones(1)), count
 
     losses, counts = jax.vmap(one)(prompts, batch.examples)
     total = (batch.weights * counts).sum()
@@ -140,19 +138,18 @@ def objective(
     config=config)`.
     """
     checks.shape("batch.features", batch.features, (len(batch.examples.ids), *batch.store.features.shape[1:]))
-    return pipeline_loss(key, trained, batch, lm.params, device, temperature, model=lm.config, config=config)
+    return pipeline_loss(key, trained, batch, lm, device, temperature, config=config)
 
 
-@partial(jax.jit, static_argnames=("model", "config", "options"))
+@jax.jit
 def _train(
     key: Key,
     trained: Trainable,
     batch: Batch,
-    params: PyTree,
+    lm: LM,
     device: Any,
     rates: tuning.Rates,
     temperature: jax.Array,
-    model: models.Config,
     config: Config,
     options: EndToEnd,
 ) -> tuple[Trainable, jax.Array]:
@@ -162,7 +159,7 @@ def _train(
         chosen = tuning.draw_batch(draw_key, batch.weights, options.batch)
         examples, features = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), (batch.examples, batch.features))
         part = Batch(examples, features, batch.store, jnp.ones(options.batch))
-        value = pipeline_loss(chip_key, trained, part, params, device, temperature, model=model, config=config)
+        value = pipeline_loss(chip_key, trained, part, lm, device, temperature, config=config)
         return value, value
 
     def rate(step: Any) -> jax.Array:
@@ -215,4 +212,4 @@ def train(
     if config.pick == "hard":
         checks.fail("config.pick", "be 'soft' or 'straight_through' to train", "is 'hard', which passes no gradient")
     rates = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tuning.Rates() if rates is None else rates)
-    return _train(key, trained, batch, lm.params, device, rates, jnp.float32(temperature), lm.config, config, options)
+    return _train(key, trained, batch, lm, device, rates, jnp.float32(temperature), config, options)

@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks, devices, models, selection, tuning
-from nvcim_jax.models import LM
+from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Arrays, Retrieved, program_store, retrieve
 from nvcim_jax.pipeline.noise import training_noise
 from nvcim_jax.pipeline.store import Inserted, Store, empty_store, insert
 from nvcim_jax.pipeline.text import (
+    Queries,
     Words,
     answer_ids,
     label_candidates,
@@ -26,7 +27,7 @@ from nvcim_jax.pipeline.text import (
     query_ids,
     text_features,
 )
-from nvcim_jax.types import Key, PyTree
+from nvcim_jax.types import Key
 
 __all__ = [
     "AnswerInfo",
@@ -124,12 +125,13 @@ def init(key: Key, lm: LM, device: devices.Device | None = None, *, config: Conf
 _program = jax.jit(program_store, static_argnames="config")
 
 
-def make_buffer(records: Sequence[Any], lm: LM, *, config: Config) -> Buffer:
+def make_buffer(records: Sequence[Any], lm: LM, text: Text, *, config: Config) -> Buffer:
     """Turn records into arrays.
 
     Args:
         records: Things with `input` and `output`.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         config: Options of the pipeline.
 
     Raises:
@@ -137,27 +139,27 @@ def make_buffer(records: Sequence[Any], lm: LM, *, config: Config) -> Buffer:
     """
     if not records:
         checks.fail("records", "hold at least one record", "is empty")
-    queries = make_queries([record.input for record in records], lm, config.template)
-    look = partial(text_features, lm.params, queries.ids, queries.mask, model=lm.config, config=config)
+    queries = make_queries([record.input for record in records], lm, text)
+    look = partial(text_features, lm, queries.ids, queries.mask, config=config)
     # The answer first: it is the part that a prompt must not lose when the text is longer than the prompt.
-    texts = [[*answer_ids(r.output, lm, config.template), *query_ids(r.input, lm, config.template)] for r in records]
-    starts = np.stack([np.resize(np.asarray(text, np.int32), config.num_virtual) for text in texts])
+    texts = [[*answer_ids(r.output, text), *query_ids(r.input, lm, text)] for r in records]
+    starts = np.stack([np.resize(np.asarray(ids, np.int32), config.num_virtual) for ids in texts])
     return Buffer(
-        make_examples(records, lm, config.template),
+        make_examples(records, lm, text),
         look(),
-        _grouped_by(records, look(num=1)[:, 0], lm, config),
+        _grouped_by(records, look(num=1)[:, 0], lm, text, config),
         jnp.asarray(starts),
-        make_words(records, lm, config.template) if config.init == "examples" else None,
+        make_words(records, lm, text) if config.init == "examples" else None,
         tuple(record.output for record in records),
     )
 
 
-def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, config: Config) -> jax.Array:
+def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, text: Text, config: Config) -> jax.Array:
     """Return what records are clustered by (records, width or twice the width)."""
     if config.cluster_by == "input":
         return inputs
-    ids, mask = pad_rows([answer_ids(record.output, lm, config.template) for record in records])
-    answers = text_features(lm.params, ids, mask, model=lm.config, config=config, num=1)[:, 0]
+    ids, mask = pad_rows([answer_ids(record.output, text) for record in records])
+    answers = text_features(lm, ids, mask, config=config, num=1)[:, 0]
     parts = [a / jnp.maximum(jnp.linalg.norm(a, axis=1, keepdims=True), 1e-6) for a in (inputs, answers)]
     return jnp.concatenate(parts, axis=1)
 
@@ -184,14 +186,14 @@ def make_starts(
         start = partial(tuning.init_examples, layout=lm.soft_tokens, size=buffer.words.size)
         return jax.vmap(start, in_axes=(None, None, 0))(buffer.words.inputs, buffer.words.answers, jnp.asarray(held))
     if config.init == "vocabulary":
-        draw = partial(tuning.init_vocabulary, params=lm.params, num=config.num_virtual, config=lm.config)
+        draw = partial(tuning.init_vocabulary, lm=lm, num=config.num_virtual)
         return jnp.stack([draw(jax.random.fold_in(key, i)) for i in range(len(chosen))])
     rows = buffer.starts[chosen]
     if config.init == "text":
-        return models.embed(lm.params, rows, config=lm.config)
+        return models.embed(lm, rows)
     stop = lm.config.num_layers if config.feature_layers is None else config.feature_layers
-    start = partial(tuning.init_activations, num=config.num_virtual, config=lm.config, stop=stop)
-    return jax.vmap(start, in_axes=(None, 0))(lm.params, rows)
+    start = partial(tuning.init_activations, num=config.num_virtual, stop=stop)
+    return jax.vmap(start, in_axes=(None, 0))(lm, rows)
 
 
 def _anchors(buffer: Buffer, chosen: jax.Array, config: Config) -> jax.Array | None:
@@ -207,6 +209,7 @@ def observe(
     state: State,
     records: Sequence[Any],
     lm: LM,
+    text: Text,
     *,
     config: Config,
     rates: tuning.Rates | None = None,
@@ -219,7 +222,8 @@ def observe(
         key: A key.
         state: The memory so far, from `init` or `observe`.
         records: The buffer: things with `input` and `output`. Who or what they are about is never looked at.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         config: Options of the pipeline, those of `init`.
         rates: Numbers of the tuning; the defaults of `tuning.Rates` if None.
 
@@ -231,7 +235,7 @@ def observe(
 
     Example: see the README; `nvcim run` calls it for every buffer of a stream.
     """
-    buffer = make_buffer(records, lm, config=config)
+    buffer = make_buffer(records, lm, text, config=config)
     cluster_key, start_key, tune_key, codec_key, chip_key = jax.random.split(key, 5)
     chosen, clusters = selection.representative(cluster_key, buffer.centres, num=config.num_prompts)
     anchors = _anchors(buffer, chosen, config)
@@ -241,11 +245,10 @@ def observe(
     prompts, tuned = tuning.tune(
         tune_key,
         starts,
-        lm.params,
+        lm,
         buffer.examples,
         weights,
         rates,
-        config=lm.config,
         options=config.tuning,
         perturb=training_noise(state.device, config),
         anchors=anchors,
@@ -302,17 +305,9 @@ def fit_codec(
     return store._replace(codec=codec), fitted
 
 
-@partial(jax.jit, static_argnames="model")
-def _rank(
-    params: PyTree,
-    ids: jax.Array,
-    mask: jax.Array,
-    prompts: jax.Array,
-    answers: models.Candidates,
-    model: models.Config,
-) -> jax.Array:
-    x, seen = models.prepend(prompts, models.embed(params, ids, config=model), mask)
-    return models.rank(params, x, seen, answers, config=model)
+@jax.jit
+def _rank(lm: LM, queries: Queries, prompts: jax.Array, answers: models.Candidates) -> jax.Array:
+    return models.rank(lm, models.prepend(prompts, models.Inputs(models.embed(lm, queries.ids), queries.mask)), answers)
 
 
 _retrieve = jax.jit(retrieve, static_argnames="config")
@@ -323,6 +318,7 @@ def answer(
     state: State,
     query: str | Sequence[str],
     lm: LM,
+    text: Text,
     *,
     config: Config,
     labels: Sequence[str] | None = None,
@@ -334,7 +330,8 @@ def answer(
         key: Key of these reads.
         state: The memory.
         query: One text, or several.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         config: Options of the pipeline, those of `init`.
         labels: The answers to choose from, by their probability; None lets the model write.
         max_new_tokens: Most tokens that it writes.
@@ -346,9 +343,9 @@ def answer(
         ValueError: If there is no text, or no label.
     """
     texts = [query] if isinstance(query, str) else list(query)
-    queries = make_queries(texts, lm, config.template)
+    queries = make_queries(texts, lm, text)
     found_key, text_key = jax.random.split(key)
-    features = text_features(lm.params, queries.ids, queries.mask, model=lm.config, config=config)
+    features = text_features(lm, queries.ids, queries.mask, config=config)
     prompts, found = _retrieve(found_key, features, state.store, state.arrays, state.device, config=config)
     if not bool(state.store.filled.any()):
         prompts = prompts[:, :0]
@@ -356,20 +353,20 @@ def answer(
         uses = state.store.uses + jnp.bincount(found.slots, length=config.capacity).astype(jnp.int32)
         state = state._replace(store=state.store._replace(uses=uses))
     if labels is not None:
-        answers = label_candidates(labels, lm, config.template)
-        logs = _rank(lm.params, queries.ids, queries.mask, prompts, answers, lm.config)
+        answers = label_candidates(labels, lm, text)
+        logs = _rank(lm, queries, prompts, answers)
         written = [labels[int(i)] for i in jnp.argmax(logs, axis=1)]
     else:
-        logs, written = None, _write(text_key, queries, prompts, lm, max_new_tokens)
+        logs, written = None, _write(text_key, queries, prompts, lm, text, max_new_tokens)
     return (written[0] if isinstance(query, str) else written), AnswerInfo(found, logs, state)
 
 
-_generate = jax.jit(models.generate_tokens, static_argnames=("config", "max_new_tokens"))
+_generate = jax.jit(models.generate_tokens, static_argnames="max_new_tokens")
 
 
-def _write(key: Key, queries: Any, prompts: jax.Array, lm: LM, max_new_tokens: int) -> list[str]:
+def _write(key: Key, queries: Queries, prompts: jax.Array, lm: LM, text: Text, max_new_tokens: int) -> list[str]:
     """Generate the answers."""
-    x, mask = models.prepend(prompts, models.embed(lm.params, queries.ids, config=lm.config), queries.mask)
-    tokens, number = _generate(key, lm.params, x, mask, config=lm.config, max_new_tokens=max_new_tokens)
+    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, queries.ids), queries.mask))
+    tokens, number = _generate(key, lm, inputs, max_new_tokens=max_new_tokens)
     rows = [row[:n] for row, n in zip(np.asarray(tokens), np.asarray(number), strict=True)]
-    return [lm.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return [text.decode(row).strip() for row in rows]

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks, models, selection, tuning
-from nvcim_jax.pipeline.config import Config, Template
-from nvcim_jax.types import PyTree
+from nvcim_jax.models import LM, Text
+from nvcim_jax.pipeline.config import Config
 
 __all__ = [
     "Queries",
@@ -39,42 +39,37 @@ class Queries(NamedTuple):
     mask: jax.Array
 
 
-def _tokens(lm: models.LM, text: str) -> list[int]:
-    if lm.tokenizer is None:
-        checks.fail("lm", "have a tokenizer", "has none", "Load a checkpoint folder that holds tokenizer.json.")
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-def query_ids(text: str, lm: models.LM, template: Template) -> list[int]:
+def query_ids(words: str, lm: LM, text: Text) -> list[int]:
     """Return the tokens of one query: the start token, if the model has one, prefix, input (cut), suffix."""
     start = [] if lm.config.bos_id is None else [lm.config.bos_id]
+    template = text.template
     return [
         *start,
-        *_tokens(lm, template.prefix),
-        *_tokens(lm, text)[: template.max_input],
-        *_tokens(lm, template.suffix),
+        *text.encode(template.prefix),
+        *text.encode(words)[: template.max_input],
+        *text.encode(template.suffix),
     ]
 
 
-def answer_ids(text: str, lm: models.LM, template: Template) -> list[int]:
+def answer_ids(words: str, text: Text) -> list[int]:
     """Return the tokens of one answer, without the token that ends it."""
-    return _tokens(lm, template.answer + text)
+    return text.encode(text.template.answer + words)
 
 
-def end_id(lm: models.LM) -> int:
+def end_id(lm: LM) -> int:
     """Return the token that ends a text."""
     if not lm.config.eos_ids:
         checks.fail("lm", "have a token that ends a text", "has no eos_token_id in its config.json")
     return lm.config.eos_ids[0]
 
 
-def make_queries(texts: Sequence[str], lm: models.LM, template: Template, *, multiple: int = 8) -> Queries:
+def make_queries(texts: Sequence[str], lm: LM, text: Text, *, multiple: int = 8) -> Queries:
     """Encode queries, padded on the left to a multiple of `multiple` tokens.
 
     Args:
         texts: One or more inputs.
-        lm: The model with its tokenizer.
-        template: The text form of the task.
+        lm: The model.
+        text: Its tokenizer, and the text form of the task.
         multiple: Lengths are rounded up to it, so that batches share one compilation.
 
     Returns:
@@ -85,7 +80,7 @@ def make_queries(texts: Sequence[str], lm: models.LM, template: Template, *, mul
     """
     if isinstance(texts, str) or not texts:
         checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
-    return pad_rows([query_ids(text, lm, template) for text in texts], multiple=multiple)
+    return pad_rows([query_ids(words, lm, text) for words in texts], multiple=multiple)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, multiple: int = 8) -> Queries:
@@ -103,13 +98,13 @@ def pad_rows(rows: Sequence[Sequence[int]], *, multiple: int = 8) -> Queries:
     return Queries(jnp.asarray(ids), jnp.asarray(mask))
 
 
-def make_examples(records: Sequence[Any], lm: models.LM, template: Template, *, multiple: int = 16) -> tuning.Examples:
+def make_examples(records: Sequence[Any], lm: LM, text: Text, *, multiple: int = 16) -> tuning.Examples:
     """Encode records with their answers, for tuning; sizes are rounded up, so that buffers share one compilation.
 
     Args:
         records: Things with `input` and `output`, such as `nvcim_jax.data.Record`.
-        lm: The model with its tokenizer.
-        template: The text form of the task.
+        lm: The model.
+        text: Its tokenizer, and the text form of the task.
         multiple: Lengths are rounded up to it.
 
     Returns:
@@ -121,8 +116,8 @@ def make_examples(records: Sequence[Any], lm: models.LM, template: Template, *, 
     for record in records:
         if not record.output:
             checks.fail("records", "have an output to learn from", f"record {getattr(record, 'id', '?')!r} has none")
-    texts = [query_ids(record.input, lm, template) for record in records]
-    answers = [[*answer_ids(record.output, lm, template), end_id(lm)] for record in records]
+    texts = [query_ids(record.input, lm, text) for record in records]
+    answers = [[*answer_ids(record.output, text), end_id(lm)] for record in records]
     longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
     room = max(map(len, answers))
     return tuning.examples(texts, answers, num_tokens=-(-longest // multiple) * multiple, num_answer=-(-room // 4) * 4)
@@ -142,24 +137,22 @@ class Words(NamedTuple):
     size: jax.Array
 
 
-@partial(jax.jit, static_argnames="model")
-def _word_sums(
-    params: PyTree, ids: jax.Array, weights: jax.Array, *, model: models.Config
-) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _word_sums(lm: LM, ids: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the weighted sum of each row's embeddings, and the root mean square of those that count."""
-    x = models.embed(params, ids, config=model).astype(jnp.float32)
+    x = models.embed(lm, ids).astype(jnp.float32)
     real = (weights > 0).astype(jnp.float32)
     mean = (jnp.square(x).mean(axis=-1) * real).sum() / jnp.maximum(real.sum(), 1.0)
     return (x * weights[..., None]).sum(axis=1), jnp.sqrt(mean)
 
 
-def make_words(records: Sequence[Any], lm: models.LM, template: Template, *, multiple: int = 8) -> Words:
+def make_words(records: Sequence[Any], lm: LM, text: Text, *, multiple: int = 8) -> Words:
     """Add up the embeddings of the words of each record: what `init="examples"` starts from.
 
     Args:
         records: Things with `input` and `output`.
-        lm: The model with its tokenizer.
-        template: The text form of the task.
+        lm: The model.
+        text: Its tokenizer, and the text form of the task.
         multiple: Lengths are rounded up to it, so that buffers share one compilation.
     """
 
@@ -168,35 +161,33 @@ def make_words(records: Sequence[Any], lm: models.LM, template: Template, *, mul
         ids, weights = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), np.float32)
         for i, row in enumerate(rows):
             ids[i, : len(row)], weights[i, : len(row)] = row, decay ** np.arange(len(row))
-        return _word_sums(lm.params, jnp.asarray(ids), jnp.asarray(weights), model=lm.config)
+        return _word_sums(lm, jnp.asarray(ids), jnp.asarray(weights))
 
-    inputs, size = sums([_tokens(lm, record.input)[: template.max_input] for record in records], 1.0)
-    answers, _ = sums([answer_ids(record.output, lm, template) for record in records], lm.soft_tokens.label_decay)
+    inputs, size = sums([text.encode(record.input)[: text.template.max_input] for record in records], 1.0)
+    answers, _ = sums([answer_ids(record.output, text) for record in records], lm.soft_tokens.label_decay)
     return Words(inputs, answers, size)
 
 
-def label_candidates(labels: Sequence[str], lm: models.LM, template: Template) -> models.Candidates:
+def label_candidates(labels: Sequence[str], lm: LM, text: Text) -> models.Candidates:
     """Lay out the labels among which answers are ranked."""
-    return models.candidates([answer_ids(label, lm, template) for label in labels], end=end_id(lm))
+    return models.candidates([answer_ids(label, text) for label in labels], end=end_id(lm))
 
 
-@partial(jax.jit, static_argnames=("model", "config", "num"))
+@partial(jax.jit, static_argnames="num")
 def text_features(
-    params: PyTree,
+    lm: LM,
     ids: Int[Array, "texts tokens"],
     mask: Bool[Array, "texts tokens"],
     *,
-    model: models.Config,
     config: Config,
     num: int | None = None,
 ) -> Float[Array, "texts num width"]:
     """Return each text as `num` vectors, by which texts are compared.
 
     Args:
-        params: Parameters of the model.
+        lm: The model.
         ids: Tokens, padded on either side.
         mask: Which are real.
-        model: The model.
         config: `features` says what is averaged: token embeddings, hidden states, or the last token's alone.
         num: Vectors a text; `config.search_tokens` by default. More than there are tokens repeats them.
 
@@ -204,9 +195,9 @@ def text_features(
         (texts, num, width).
     """
     num = config.search_tokens if num is None else num
-    x = models.embed(params, ids, config=model)
+    x = models.embed(lm, ids)
     if config.features != "embedding":
-        x, _ = models.hidden(params, x, config=model, mask=mask, stop=config.feature_layers)
+        x, _ = models.hidden(lm, models.Inputs(x, mask), stop=config.feature_layers)
     if config.features == "last":
         last = jnp.argmax(jnp.where(mask, jnp.arange(mask.shape[1])[None, :], -1), axis=1)
         mask = jnp.arange(mask.shape[1])[None, :] == last[:, None]

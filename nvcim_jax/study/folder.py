@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcim_jax import checks, devices, files, io
-from nvcim_jax.models import LM
+from nvcim_jax.models import LM, Text
 from nvcim_jax.study.measure import Record, measure
 from nvcim_jax.study.plan import DIGITAL, Unit, plan
 from nvcim_jax.types import Key, Work
@@ -69,12 +69,15 @@ def _numbers(streams: Sequence[Any], device_list: Sequence[devices.Device], opti
     return sizes
 
 
-def _about(key: Key, streams: Sequence[Any], lm: LM, device_list: Sequence[devices.Device], options: Any) -> Any:
+def _about(
+    key: Key, streams: Sequence[Any], lm: LM, text: Text, device_list: Sequence[devices.Device], options: Any
+) -> Any:
     """Return everything that a record depends on."""
     settings = {name: value for name, value in options.items() if name not in _FREE}
     rates = {n: None if settings.get(n) is None else _fields(settings[n]) for n in ("rates", "end_to_end_rates")}
     settings |= rates | {"methods": _fields_of_all(settings.get("methods"))}
     settings["train_device"] = None if settings.get("train_device") is None else settings["train_device"].name
+    settings["template"] = dataclasses.asdict(text.template)
     settings["baselines"] = list(settings.get("baselines", ()))
     settings["streams"] = {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams}
     args = (lm.params, tuple(device_list), options.get("train_device"))
@@ -111,6 +114,7 @@ def run(
     key: Key,
     streams: Sequence[Any],
     lm: LM,
+    text: Text,
     device_list: Sequence[devices.Device],
     **options: Any,
 ) -> list[Record]:
@@ -124,7 +128,8 @@ def run(
         folder: The folder, made when it is not there.
         key: Key of the study.
         streams: The streams.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         device_list: The devices.
         **options: The options of `measure`.
 
@@ -136,7 +141,7 @@ def run(
             of `measure` is wrong.
     """
     folder = files.folder("folder", folder)
-    path, about = folder / RECORDS, _about(key, streams, lm, device_list, options)
+    path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, options)
     with io.locked(folder):
         _same_study(folder / "study.json", about)
         wanted = _numbers(streams, device_list, options)
@@ -145,7 +150,7 @@ def run(
         advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
         advance(len(skip), "already there")
         part: list[Record] = []
-        for record in measure(key, streams, lm, device_list, skip=skip, advance=advance, **options):
+        for record in measure(key, streams, lm, text, device_list, skip=skip, advance=advance, **options):
             part.append(record)
             if len(part) == wanted[_unit(record)]:
                 files.append(path, _lines(part))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import devices, models, montecarlo, tuning
-from nvcim_jax.models import LM
+from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline.config import Config, crossbar_for
 from nvcim_jax.pipeline.objective import Batch, EndToEnd, train, trainable, with_trained
 from nvcim_jax.pipeline.stages import make_buffer
@@ -64,6 +64,7 @@ class _Bench(NamedTuple):
     key: Key
     stream: Any
     lm: LM
+    text: Text
     asked: Questions
     names: tuple[str, ...]
     settings: Settings
@@ -75,6 +76,7 @@ def measure(
     key: Key,
     streams: Sequence[Any],
     lm: LM,
+    text: Text,
     device_list: Sequence[devices.Device],
     *,
     config: Config,
@@ -102,7 +104,8 @@ def measure(
     Args:
         key: Key of the study; each stream folds in its seed.
         streams: Streams with answers to choose from, such as `nvcim_jax.data.stream`.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         device_list: Devices to measure on; the bits of a cell are cut to each one's levels.
         config: Options of the pipeline.
         rates: Numbers of the tuning; `lipschitz` is used by methods with that training alone (`LIPSCHITZ` if 0).
@@ -131,7 +134,7 @@ def measure(
         wanted = {u: where for u, where in units(stream, device_list, settings).items() if u not in skip}
         if not wanted:
             continue
-        bench = _bench(key, stream, lm, settings, advance)
+        bench = _bench(key, stream, lm, text, settings, advance)
         for unit, (device, trained_on) in wanted.items():
             if unit.method in settings.baselines:
                 yield from _baseline(bench, unit)
@@ -140,12 +143,12 @@ def measure(
             advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
 
 
-def _bench(key: Key, stream: Any, lm: LM, settings: Settings, advance: Advance) -> _Bench:
+def _bench(key: Key, stream: Any, lm: LM, text: Text, settings: Settings, advance: Advance) -> _Bench:
     unseen = getattr(stream, "unseen", None)
     names = (*stream.domains, *((unseen,) if unseen is not None else ()))
-    asked = make_questions(stream, lm, config=settings.config, domains=names)
+    asked = make_questions(stream, lm, text, config=settings.config, domains=names)
     own = jax.random.fold_in(key, int(getattr(stream, "seed", 0)))
-    return _Bench(own, stream, lm, asked, names, settings, {}, advance)
+    return _Bench(own, stream, lm, text, asked, names, settings, {}, advance)
 
 
 def _keys(bench: _Bench) -> tuple[Key, Key, Key, Key]:
@@ -188,18 +191,10 @@ def _records(bench: _Bench, unit: Unit, block: int, right: np.ndarray, hit: np.n
             }
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _best(
-    params: Any,
-    prompts: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
-    answers: models.Candidates,
-    *,
-    model: models.Config,
-) -> jax.Array:
-    x, seen = models.prepend(prompts, models.embed(params, ids, config=model), mask)
-    return jnp.argmax(models.rank(params, x, seen, answers, config=model), axis=1)
+@jax.jit
+def _best(lm: LM, prompts: jax.Array, ids: jax.Array, mask: jax.Array, answers: models.Candidates) -> jax.Array:
+    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, ids), mask))
+    return jnp.argmax(models.rank(lm, inputs, answers), axis=1)
 
 
 def _right(bench: _Bench, prompts: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -210,7 +205,7 @@ def _right(bench: _Bench, prompts: np.ndarray, queries: np.ndarray) -> np.ndarra
         rows = np.resize(np.arange(start, min(start + _ROWS, len(queries))), _ROWS)
         which = queries[rows]
         texts = (jnp.asarray(prompts[rows]), jnp.asarray(ids[which]), jnp.asarray(mask[which]))
-        best = _best(bench.lm.params, *texts, bench.asked.answers, model=bench.lm.config)
+        best = _best(bench.lm, *texts, bench.asked.answers)
         found.append(np.asarray(best) == truth[which])
     return np.concatenate(found)[: len(queries)]
 
@@ -231,7 +226,7 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
     bench.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
     key = _keys(bench)[3]
     config, rates = bench.settings.config, bench.settings.rates.replace(lipschitz=0.0)  # type: ignore[attr-defined]
-    tuned = tune_one(key, bench.stream, bench.lm, config=config, rates=rates, kind=unit.method)
+    tuned = tune_one(key, bench.stream, bench.lm, bench.text, config=config, rates=rates, kind=unit.method)
     for block, prompt in enumerate(tuned):
         if block in _blocks(bench):
             right = _right(bench, np.repeat(np.asarray(prompt), len(every), axis=0), every)
@@ -274,6 +269,7 @@ def _stores(
             _keys(bench)[0],
             bench.stream,
             bench.lm,
+            bench.text,
             trained_on if noisy else None,
             config=method_config(config, dataclasses.replace(searched, training=method.training, weights=None)),
             rates=settings.rates.replace(lipschitz=wanted if method.training == "lipschitz" else 0.0),  # type: ignore[attr-defined]
@@ -297,7 +293,7 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: d
     assert settings.end_to_end is not None
     config = dataclasses.replace(method_config(_fitted(settings.config, trained_on), SEARCHED), pick="straight_through")
     every = [record for block in bench.stream.blocks for record in block.records]
-    buffer = make_buffer(every, bench.lm, config=config)
+    buffer = make_buffer(every, bench.lm, bench.text, config=config)
     sizes = np.cumsum([len(block.records) for block in bench.stream.blocks])
     key, trained = _keys(bench)[2], list(stores)
     for block in _blocks(bench):
@@ -347,7 +343,7 @@ def _method(bench: _Bench, unit: Unit, device: devices.Device | None, trained_on
     num = 1 if device is None else bench.settings.num_instances
     for block in _blocks(bench):
         store = stores[block]
-        features = make_buffer(bench.stream.blocks[block].records, bench.lm, config=config).features
+        features = make_buffer(bench.stream.blocks[block].records, bench.lm, bench.text, config=config).features
         # The noise of training is no part of what a chip computes: methods that differ in it share one compilation.
         fn = _on_chip(dataclasses.replace(config, noise="none"), dataclasses.replace(method, training="plain"))
         parts = montecarlo.stream(

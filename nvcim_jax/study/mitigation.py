@@ -15,7 +15,7 @@ from nvcim_jax import crossbar, devices, models, selection, tuning
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Arrays, Correction, key_matrix, program_store, search, value_matrix
 from nvcim_jax.pipeline.store import Store
-from nvcim_jax.types import Key, PyTree
+from nvcim_jax.types import Key
 
 __all__ = ["MITIGATIONS", "calibrated", "code_importance", "curvature", "program_selected"]
 
@@ -23,15 +23,14 @@ MITIGATIONS = ("none", "swv", "cxdnn", "correctnet")
 """No mitigation; selective write-verify; column factors; affine compensation of the scores."""
 
 
-@partial(jax.jit, static_argnames=("model", "num_probes", "num_examples"))
+@partial(jax.jit, static_argnames=("num_probes", "num_examples"))
 def curvature(
     key: Key,
     prompts: Float[Array, "prompts virtual width"],
-    params: PyTree,
+    lm: models.LM,
     batch: tuning.Examples,
     weights: Float[Array, "prompts examples"],
     *,
-    model: models.Config,
     num_probes: int = 4,
     num_examples: int | None = 8,
 ) -> Float[Array, "prompts virtual width"]:
@@ -42,10 +41,9 @@ def curvature(
     Args:
         key: Key of the probes.
         prompts: Tuned prompts.
-        params: Parameters of the model.
+        lm: The language model.
         batch: Texts and answers.
         weights: How much each example counts for each prompt.
-        model: The model.
         num_probes: Draws of z.
         num_examples: Examples of the largest weight that are looked at for each prompt; None for all.
 
@@ -60,7 +58,7 @@ def curvature(
     def one(key: Key, prompt: jax.Array, weights: jax.Array) -> jax.Array:
         chosen = jnp.argsort(-weights, stable=True)[:num_examples]
         part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
-        grad = jax.grad(lambda p: tuning.prompt_loss(p, params, part, weights[chosen], config=model))
+        grad = jax.grad(lambda p: tuning.prompt_loss(p, lm, part, weights[chosen]))
 
         def probe(key: Key) -> jax.Array:
             z = jax.random.rademacher(key, prompt.shape, prompt.dtype)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nvcim_jax import checks, devices, models, selection, tuning
-from nvcim_jax.models import LM
+from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import program_store, read_prompts, search
 from nvcim_jax.pipeline.stages import Buffer, State, init, make_buffer, make_starts, observe
@@ -145,27 +145,30 @@ def method_config(config: Config, method: Method) -> Config:
     return dataclasses.replace(config, noise=noise, search=found)
 
 
-def make_questions(stream: Any, lm: LM, *, config: Config, domains: Sequence[str] | None = None) -> Questions:
+def make_questions(
+    stream: Any, lm: LM, text: Text, *, config: Config, domains: Sequence[str] | None = None
+) -> Questions:
     """Turn the test rows of a stream into arrays.
 
     Args:
         stream: The stream.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         config: Options of the pipeline.
         domains: Domains to ask about; those of the buffers by default.
     """
     names = list(stream.domains if domains is None else domains)
     rows = [(i, record) for i, name in enumerate(names) for record in stream.test[name]]
     labels = list(stream.labels)
-    queries = make_queries([record.input for _, record in rows], lm, config.template)
+    queries = make_queries([record.input for _, record in rows], lm, text)
     return Questions(
         ids=queries.ids,
         mask=queries.mask,
-        features=text_features(lm.params, queries.ids, queries.mask, model=lm.config, config=config),
+        features=text_features(lm, queries.ids, queries.mask, config=config),
         truth=jnp.asarray([labels.index(record.output) for _, record in rows], jnp.int32),
         domain=jnp.asarray([i for i, _ in rows], jnp.int32),
         counts=jnp.asarray([len(stream.test[name]) for name in names], jnp.float32),
-        answers=label_candidates(labels, lm, config.template),
+        answers=label_candidates(labels, lm, text),
         domain_of_block=jnp.asarray([names.index(block.domain) for block in stream.blocks], jnp.int32),
     )
 
@@ -174,6 +177,7 @@ def observe_stream(
     key: Key,
     stream: Any,
     lm: LM,
+    text: Text,
     device: devices.Device | None,
     *,
     config: Config,
@@ -186,7 +190,8 @@ def observe_stream(
     Args:
         key: A key; block t uses `fold_in(key, t)`.
         stream: The stream.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         device: The memory cells whose noise the training meets, if `config.noise` asks for it.
         config: Options of the pipeline.
         rates: Numbers of the tuning.
@@ -202,8 +207,8 @@ def observe_stream(
     stores, calibrations, curvatures, infos = [], [], [], []
     diagonal = jnp.zeros_like(state.store.prompts)
     for t, block in enumerate(stream.blocks):
-        state, info = observe(jax.random.fold_in(key, t), state, block.records, lm, config=config, rates=rates)
-        buffer = make_buffer(block.records, lm, config=config)
+        state, info = observe(jax.random.fold_in(key, t), state, block.records, lm, text, config=config, rates=rates)
+        buffer = make_buffer(block.records, lm, text, config=config)
         if with_curvature:
             diagonal = _add_curvature(jax.random.fold_in(probe_key, t), diagonal, state, buffer, info, lm)
         stores.append(state.store)
@@ -218,11 +223,13 @@ def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Buffer, 
     """Measure the second derivatives of a buffer's prompts on the examples of their clusters."""
     slots = info.inserted.slots
     member = (info.clusters.assignment[None, :] == jnp.arange(len(slots))[:, None]).astype(jnp.float32)
-    found = curvature(key, state.store.prompts[slots], lm.params, buffer.examples, member, model=lm.config)
+    found = curvature(key, state.store.prompts[slots], lm, buffer.examples, member)
     return diagonal.at[slots].set(found)
 
 
-def tune_one(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rates, kind: str) -> Iterator[jax.Array]:
+def tune_one(
+    key: Key, stream: Any, lm: LM, text: Text, *, config: Config, rates: tuning.Rates, kind: str
+) -> Iterator[jax.Array]:
     """Tune one prompt for a whole stream, and yield it after every block, (1, virtual tokens, width).
 
     It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
@@ -230,7 +237,8 @@ def tune_one(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rat
     Args:
         key: A key.
         stream: The stream.
-        lm: The language model with its tokenizer.
+        lm: The language model.
+        text: Its tokenizer, and the text form of the task.
         config: Options of the pipeline.
         rates: Numbers of the tuning.
         kind: `latest`: from scratch on the newest buffer; `sequential`: on the newest, from where it stood; `joint`:
@@ -250,7 +258,7 @@ def tune_one(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rat
     for t, block in enumerate(stream.blocks):
         seen += len(block.records)
         # Joint tuning keeps one table of all records and weighs those not seen yet with 0: one compilation.
-        buffer = make_buffer(every if kind == "joint" else block.records, lm, config=config)
+        buffer = make_buffer(every if kind == "joint" else block.records, lm, text, config=config)
         known = jnp.arange(len(buffer.starts)) < (seen if kind == "joint" else len(block.records))
         weights = known[None, :].astype(jnp.float32)
         start_key, tune_key = jax.random.split(jax.random.fold_in(key, t))
@@ -259,11 +267,10 @@ def tune_one(key: Key, stream: Any, lm: LM, *, config: Config, rates: tuning.Rat
         prompt, _ = tuning.tune(
             tune_key,
             prompt,
-            lm.params,
+            lm,
             buffer.examples,
             weights,
             rates,
-            config=lm.config,
             options=options,
         )
         yield prompt
@@ -325,14 +332,13 @@ def retrieve_on_chip(
 
 
 @functools.cache
-def chip_metric(model: models.Config, config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
+def chip_metric(config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
     """Return the function of one chip for `montecarlo.run`: accuracy and hit rate of each domain.
 
-    The function is `metric(key, params, store, curvature, calibration, asked, device)`; `device` None is
+    The function is `metric(key, lm, store, curvature, calibration, asked, device)`; `device` None is
     exact memory. The same key gives the same chip whatever the method, so methods can be compared in pairs.
 
     Args:
-        model: The language model.
         config: Options of the pipeline, those of the method (`method_config`).
         method: What is done with the chip.
 
@@ -341,12 +347,12 @@ def chip_metric(model: models.Config, config: Config, method: Method) -> Callabl
     """
 
     def metric(
-        key: Key, params: Any, store: Store, diagonal: Any, calibration: Any, asked: Questions, device: Any
+        key: Key, lm: LM, store: Store, diagonal: Any, calibration: Any, asked: Questions, device: Any
     ) -> dict[str, jax.Array]:
         slots, prompts = retrieve_on_chip(
             key, store, diagonal, calibration, asked, device, config=config, method=method
         )
-        right = ranked_right(params, prompts[slots], asked, model)
+        right = ranked_right(lm, prompts[slots], asked)
         return {"accuracy": _by_domain(right, asked), "hit": _by_domain(hits(slots, store, asked), asked)}
 
     return metric
@@ -357,10 +363,10 @@ def hits(slots: jax.Array, store: Store, asked: Questions) -> jax.Array:
     return jnp.take(asked.domain_of_block, jnp.maximum(store.block[slots], 0)) == asked.domain
 
 
-def ranked_right(params: Any, prompts: jax.Array, asked: Questions, model: models.Config) -> jax.Array:
+def ranked_right(lm: LM, prompts: jax.Array, asked: Questions) -> jax.Array:
     """Return whether the right label is ranked first behind each query's prompt."""
-    x, mask = models.prepend(prompts, models.embed(params, asked.ids, config=model), asked.mask)
-    logs = models.rank(params, x, mask, asked.answers, config=model)
+    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, asked.ids), asked.mask))
+    logs = models.rank(lm, inputs, asked.answers)
     return jnp.argmax(logs, axis=1) == asked.truth
 
 

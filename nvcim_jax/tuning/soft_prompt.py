@@ -1,6 +1,5 @@
 """Prompt tuning: a few virtual tokens before a frozen language model, many prompts in one compiled call."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 from nvcim_jax import checks, models
 from nvcim_jax.models import embed, head, hidden, token_losses
 from nvcim_jax.tuning.examples import Examples, draw_batch
-from nvcim_jax.types import Key, Perturb, PyTree, Scalar
+from nvcim_jax.types import Key, Perturb, Scalar
 
 __all__ = ["Info", "Options", "Rates", "prompt_loss", "tune"]
 
@@ -97,11 +96,10 @@ class Info(NamedTuple):
 
 def prompt_loss(
     prompt: Float[Array, "virtual width"],
-    params: PyTree,
+    lm: models.LM,
     batch: Examples,
     weights: Float[Array, " examples"],
     *,
-    config: models.Config,
     remat: bool = False,
 ) -> Scalar:
     """Return the loss of the answers behind a prompt.
@@ -111,10 +109,9 @@ def prompt_loss(
 
     Args:
         prompt: S (virtual tokens, width).
-        params: Parameters of the frozen model.
+        lm: The frozen model.
         batch: Texts and answers.
         weights: Weight of each example, >= 0.
-        config: The model.
         remat: Whether the backward pass computes each block again, see `Options`.
 
     Returns:
@@ -123,20 +120,20 @@ def prompt_loss(
     Example:
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
-        >>> params = models.init(jax.random.key(0), config=config, scale=1e-4)
+        >>> lm = models.init(jax.random.key(0), config=config, scale=1e-4)
         >>> batch = tuning.examples([[1, 5, 6]], [[8, 2]])
         >>> prompt = jnp.zeros((4, 32))
-        >>> round(float(prompt_loss(prompt, params, batch, jnp.ones(1), config=config)), 2)  # log 64 = 4.16
+        >>> round(float(prompt_loss(prompt, lm, batch, jnp.ones(1))), 2)  # log 64 = 4.16
         4.16
     """
-    text = embed(params, batch.ids, config=config)
+    text = embed(lm, batch.ids)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
     whole = jnp.concatenate([before, text], axis=1)
     at = batch.where + prompt.shape[0]
     # Where memory is short, one block at a time.
-    unroll = 1 if remat else min(_UNROLL, config.num_layers)
-    states, _ = hidden(params, whole, config=config, at=at, remat=remat, unroll=unroll)
-    losses = token_losses(head(params, states, config=config), batch.targets)
+    unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)
+    states, _ = hidden(lm, whole, at=at, remat=remat, unroll=unroll)
+    losses = token_losses(head(lm, states), batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
     return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)
 
@@ -167,12 +164,11 @@ def _tune_one(
     key: Key,
     prompt: jax.Array,
     anchor: jax.Array | None,
-    params: PyTree,
+    lm: models.LM,
     batch: Examples,
     weights: jax.Array,
     rates: Rates,
     perturb: Any,
-    config: models.Config,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
     """Tune one prompt: Adam, one draw of noise and (with `batch`) of examples a step."""
@@ -186,7 +182,7 @@ def _tune_one(
         if options.batch is not None:
             chosen = draw_batch(batch_key, weights, options.batch)
             part, own = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch), jnp.ones(options.batch)
-        value = prompt_loss(noisy, params, part, own, config=config, remat=options.remat)
+        value = prompt_loss(noisy, lm, part, own, remat=options.remat)
         return value + _penalties(prompt, anchor, rates), value
 
     def update(carry: tuple[jax.Array, Any], step: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:
@@ -203,23 +199,22 @@ def _tune_one(
     return tuned, losses
 
 
-@partial(jax.jit, static_argnames=("config", "options"))
+@jax.jit
 def _tune_all(
     key: Key,
     prompts: jax.Array,
     anchors: jax.Array | None,
-    params: PyTree,
+    lm: models.LM,
     batch: Examples,
     weights: jax.Array,
     rates: Rates,
     perturb: Any,
-    config: models.Config,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
 
     def one(key: Key, prompt: jax.Array, anchor: jax.Array | None, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _tune_one(key, prompt, anchor, params, batch, weights, rates, perturb, config, options)
+        return _tune_one(key, prompt, anchor, lm, batch, weights, rates, perturb, options)
 
     return jax.vmap(one)(keys, prompts, anchors, weights)
 
@@ -227,12 +222,11 @@ def _tune_all(
 def tune(
     key: Key,
     prompts: Float[Array, "..."],
-    params: PyTree,
+    lm: models.LM,
     batch: Examples,
     weights: Float[Array, "..."],
     rates: Rates | None = None,
     *,
-    config: models.Config,
     options: Options = Options(),  # noqa: B008  # frozen
     perturb: Perturb | Any = _unchanged,
     anchors: Float[Array, "prompts virtual width"] | None = None,
@@ -246,11 +240,10 @@ def tune(
     Args:
         key: A key; without noise and batches it decides nothing.
         prompts: Where the prompts start (prompts, virtual tokens, width).
-        params: Parameters of the model.
+        lm: The model.
         batch: Texts and answers, shared by the prompts.
         weights: How much each example counts for each prompt (prompts, examples), >= 0; each row has a positive one.
         rates: Numbers: learning rate, bound, penalties; the defaults of `Rates` if None.
-        config: The model.
         options: Number of steps and the like.
         perturb: What the memory does to a prompt, `perturb(key, prompt)`; its gradient should be the identity's. Bind
             arrays with `jax.tree_util.Partial`, so that a new sigma compiles nothing:
@@ -266,10 +259,10 @@ def tune(
     Example:
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
-        >>> params = models.init(jax.random.key(0), config=config)
+        >>> lm = models.init(jax.random.key(0), config=config)
         >>> batch = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
-        >>> start = jnp.stack([tuning.init_text(params, jnp.array([3, 4]), 4, config=config)] * 2)
-        >>> tuned, info = tune(jax.random.key(1), start, params, batch, jnp.eye(2), config=config)
+        >>> start = jnp.stack([tuning.init_text(lm, jnp.array([3, 4]), 4)] * 2)
+        >>> tuned, info = tune(jax.random.key(1), start, lm, batch, jnp.eye(2))
         >>> bool((info.losses[:, -1] < info.losses[:, 0]).all())
         True
 
@@ -279,8 +272,8 @@ def tune(
         `nvcim_jax.devices.value_noise`).
     """
     checks.rank("prompts", prompts, 3, "(prompts, virtual tokens, width)", "Add a leading axis for a single prompt.")
-    if prompts.shape[-1] != config.width:
-        checks.fail("prompts", f"have width {config.width}", f"have shape {prompts.shape}")
+    if prompts.shape[-1] != lm.config.width:
+        checks.fail("prompts", f"have width {lm.config.width}", f"have shape {prompts.shape}")
     checks.finite("prompts", prompts)
     checks.shape("weights", weights, (len(prompts), len(batch.ids)), "(prompts, examples)")
     checks.number("weights", weights, low=0.0)
@@ -290,7 +283,5 @@ def tune(
         checks.shape("anchors", anchors, prompts.shape, "(prompts, virtual tokens, width)")
     rates = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), Rates() if rates is None else rates)
     bound = perturb if isinstance(perturb, Partial) else Partial(perturb)
-    tuned, losses = _tune_all(
-        key, prompts.astype(jnp.float32), anchors, params, batch, weights, rates, bound, config, options
-    )
+    tuned, losses = _tune_all(key, prompts.astype(jnp.float32), anchors, lm, batch, weights, rates, bound, options)
     return tuned, Info(losses, jnp.abs(tuned).max(axis=(1, 2)))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import embed, hidden
-from nvcim_jax.types import Key, PyTree, Scalar
+from nvcim_jax.types import Key, Scalar
 
 __all__ = ["INITS", "deal_examples", "init_activations", "init_examples", "init_text", "init_vocabulary"]
 
@@ -17,48 +17,41 @@ INITS = ("text", "vocabulary", "activations", "examples")
 """Rows of a text's tokens, rows drawn from the vocabulary, hidden states of a text, or several examples a token."""
 
 
-def init_text(
-    params: PyTree, ids: Int[Array, " tokens"], num: int, *, config: models.Config
-) -> Float[Array, "num width"]:
+def init_text(lm: models.LM, ids: Int[Array, " tokens"], num: int) -> Float[Array, "num width"]:
     """Return the embeddings of a text's tokens, repeated or cut to `num`.
 
     Args:
-        params: Parameters of the model.
+        lm: The model.
         ids: Tokens of the text.
         num: Virtual tokens.
-        config: The model.
     """
     checks.integer("num", num)
-    return embed(params, jnp.resize(ids, (num,)), config=config)
+    return embed(lm, jnp.resize(ids, (num,)))
 
 
-def init_vocabulary(key: Key, params: PyTree, num: int, *, config: models.Config) -> Float[Array, "num width"]:
+def init_vocabulary(key: Key, lm: models.LM, num: int) -> Float[Array, "num width"]:
     """Return the embeddings of `num` different tokens drawn from the vocabulary.
 
     Args:
         key: A key.
-        params: Parameters of the model.
+        lm: The model.
         num: Virtual tokens, at most the vocabulary.
-        config: The model.
     """
-    checks.integer("num", num, high=config.vocab_size)
-    return embed(params, jax.random.permutation(key, config.vocab_size)[:num], config=config)
+    checks.integer("num", num, high=lm.config.vocab_size)
+    return embed(lm, jax.random.permutation(key, lm.config.vocab_size)[:num])
 
 
-def init_activations(
-    params: PyTree, ids: Int[Array, " tokens"], num: int, *, config: models.Config, stop: int
-) -> Float[Array, "num width"]:
+def init_activations(lm: models.LM, ids: Int[Array, " tokens"], num: int, *, stop: int) -> Float[Array, "num width"]:
     """Return the residual stream of a text's first `num` tokens after `stop` blocks, at the size of its embeddings.
 
     Args:
-        params: Parameters of the model.
+        lm: The model.
         ids: Tokens of the text, repeated if there are fewer than `num`.
         num: Virtual tokens.
-        config: The model.
         stop: Blocks to run.
     """
-    rows = init_text(params, ids, num, config=config)
-    states, _ = hidden(params, rows, config=config, stop=stop)
+    rows = init_text(lm, ids, num)
+    states, _ = hidden(lm, rows, stop=stop)
     size = jnp.linalg.norm(rows, axis=-1).mean() / jnp.linalg.norm(states, axis=-1).mean()
     return states * size
 

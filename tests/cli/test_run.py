@@ -28,7 +28,7 @@ METHODS = "--methods frozen,NVCiM-PT,NVP*(MIPS)"
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkpoint with random weights and the bundled tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
-    models.save(folder, models.LM(models.init(jax.random.key(0), config=TINY), TINY))
+    models.save(folder, models.init(jax.random.key(0), config=TINY))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUNDLED / name, folder / name)
     return folder
@@ -263,19 +263,19 @@ def _abstract(size: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtype
 def test_the_formula_is_the_compilers_analysis_within_a_factor(remat: bool) -> None:
     config = models.Config(vocab_size=512, width=128, num_layers=6, num_heads=4, mlp_width=768)
     work = estimate.Work(prompts=3, batch=4, virtual=8, text=24, answer=4, remat=remat)
-    params = jax.tree.map(_abstract, models.shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    lm = models.LM(jax.tree.map(_abstract, config.shapes, is_leaf=lambda node: isinstance(node, tuple)), config)
     batch = tuning.Examples(_abstract((10, 24), jnp.int32), *[_abstract((10, 4), jnp.int32)] * 2)
     options = tuning.Options(num_steps=3, batch=4, remat=remat)
 
-    def tune(key: Any, prompts: Any, params: Any, batch: Any, weights: Any) -> Any:
-        return tuning.tune(key, prompts, params, batch, weights, config=config, options=options)
+    def tune(key: Any, prompts: Any, lm: Any, batch: Any, weights: Any) -> Any:
+        return tuning.tune(key, prompts, lm, batch, weights, options=options)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = jax.jit(tune).lower(key, _abstract((3, 8, 128)), params, batch, _abstract((3, 10)))
+    lowered = jax.jit(tune).lower(key, _abstract((3, 8, 128)), lm, batch, _abstract((3, 10)))
     analysis = lowered.compile().memory_analysis()
     truth = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
     found = estimate.estimate(config, work)
-    assert found.weights == 4 * models.num_params(config)
+    assert found.weights == 4 * config.num_params
     assert found.tuning_peak / 1.5 < truth < found.tuning_peak * 1.5
     rest = analysis.temp_size_in_bytes
     assert found.activations / 1.5 < rest < found.activations * 1.5
@@ -283,10 +283,10 @@ def test_the_formula_is_the_compilers_analysis_within_a_factor(remat: bool) -> N
 
 def test_packed_weights_take_a_byte_and_their_scales() -> None:
     config = dataclasses.replace(TINY, width=256, num_heads=2, mlp_width=512)
-    layer = models.shapes(config)["layers"]
+    layer = config.shapes["layers"]
     inputs = {name: size[1:] for name, size in layer.items() if len(size) == 3}
     codes = sum(i * o + 2 * -(-i // 128) * o + 4 * i for i, o in inputs.values())
-    floats = models.num_params(config) - sum(i * o for i, o in inputs.values())
+    floats = config.num_params - sum(i * o for i, o in inputs.values())
     found = estimate.estimate(config, estimate.Work(dtype="bfloat16"), packed=True)
     assert found.weights == codes + 2 * floats
 

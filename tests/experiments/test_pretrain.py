@@ -64,14 +64,15 @@ def test_soft_tokens_keep_examples_and_label_apart(pretrain, started) -> None:
 
 def test_a_packed_query_is_read_as_if_it_stood_alone(pretrain, started) -> None:
     params, batch, config = started.state.params, started.batch, started.config
+    lm = models.LM(params, config)
     x = pretrain.objective.episode_inputs(params, jax.tree.map(jnp.asarray, batch), config=config)
     mask = pretrain.objective.query_mask(jnp.asarray(batch.parts))
-    packed, _ = models.hidden(params, x, config=config, mask=mask, positions=jnp.asarray(batch.places))
+    packed, _ = models.hidden(lm, models.Inputs(x, mask, jnp.asarray(batch.places)))
     for row in range(2):
         number = batch.parts[row].max()
         kept = (batch.parts[row] == 0) | (batch.parts[row] == number)
         assert number > 1
-        alone, _ = models.hidden(params, x[row][kept], config=config)
+        alone, _ = models.hidden(lm, x[row][kept])
         np.testing.assert_allclose(packed[row][kept], alone, atol=2e-5)
 
 

@@ -48,13 +48,18 @@ UNIGRAM = 6.06
 
 @pytest.fixture(scope="module")
 def lm() -> models.LM:
-    return models.load(FOLDER)
+    return models.load(FOLDER)[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load(FOLDER)[1].tokenizer
 
 
 def token_losses(lm: models.LM, ids: list[int]) -> np.ndarray:
     """Return the loss in nats of every token after the first."""
-    x = models.embed(lm.params, jnp.asarray([ids[:-1]], jnp.int32), config=lm.config)
-    logits, _ = models.forward(lm.params, x, config=lm.config)
+    x = models.embed(lm, jnp.asarray([ids[:-1]], jnp.int32))
+    logits, _ = models.forward(lm, x)
     logs = jax.nn.log_softmax(logits[0])
     return -np.asarray(logs)[np.arange(len(ids) - 1), ids[1:]]
 
@@ -73,58 +78,58 @@ def test_config_is_a_plain_llama():
 
 def test_parameters_are_finite_and_as_many_as_the_config_says(lm: models.LM):
     leaves = jax.tree.leaves(lm.params)
-    assert sum(leaf.size for leaf in leaves) == models.num_params(lm.config)
+    assert sum(leaf.size for leaf in leaves) == lm.config.num_params
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
 
-def test_tokenizer_round_trip(lm: models.LM):
+def test_tokenizer_round_trip(lm: models.LM, tokenizer):
     for text in (*TEXT, "it's 12 o'clock = noon, é ☂"):
-        ids = lm.tokenizer(text)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
         assert ids[0] == lm.config.bos_id
         assert max(ids) < lm.config.vocab_size
-        assert lm.tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert lm.tokenizer.eos_token_id in lm.config.eos_ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.eos_token_id in lm.config.eos_ids
 
 
-def test_answer_sign_is_one_token(lm: models.LM):
-    ids = lm.tokenizer("how are you = fine")["input_ids"]
-    assert "=" in lm.tokenizer.convert_ids_to_tokens(ids)[4]
+def test_answer_sign_is_one_token(lm: models.LM, tokenizer):
+    ids = tokenizer("how are you = fine")["input_ids"]
+    assert "=" in tokenizer.convert_ids_to_tokens(ids)[4]
     assert len(ids) == 6
 
 
-def test_predicts_text_better_than_unigrams(lm: models.LM):
-    rows = [[*lm.tokenizer(text)["input_ids"], lm.tokenizer.eos_token_id] for text in TEXT]
+def test_predicts_text_better_than_unigrams(lm: models.LM, tokenizer):
+    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXT]
     losses = np.concatenate([token_losses(lm, row) for row in rows])
     assert losses.mean() < UNIGRAM - 2.0
 
 
-def test_word_order_matters(lm: models.LM):
+def test_word_order_matters(lm: models.LM, tokenizer):
     generator = np.random.default_rng(0)
     straight, shuffled = [], []
     for text in TEXT:
         words = text.split()
         mixed = " ".join(words[i] for i in generator.permutation(len(words)))
-        straight.append(token_losses(lm, lm.tokenizer(text)["input_ids"]).sum())
-        shuffled.append(token_losses(lm, lm.tokenizer(mixed)["input_ids"]).sum())
+        straight.append(token_losses(lm, tokenizer(text)["input_ids"]).sum())
+        shuffled.append(token_losses(lm, tokenizer(mixed)["input_ids"]).sum())
     assert np.sum(straight) < np.sum(shuffled) - 10.0
 
 
-def test_later_tokens_do_not_change_earlier_logits(lm: models.LM):
-    ids = jnp.asarray([lm.tokenizer(TEXT[0])["input_ids"]], jnp.int32)
-    x = models.embed(lm.params, ids, config=lm.config)
-    grads = jax.grad(lambda x: models.forward(lm.params, x, config=lm.config)[0][0, 3].sum())(x)
+def test_later_tokens_do_not_change_earlier_logits(lm: models.LM, tokenizer):
+    ids = jnp.asarray([tokenizer(TEXT[0])["input_ids"]], jnp.int32)
+    x = models.embed(lm, ids)
+    grads = jax.grad(lambda x: models.forward(lm, x)[0][0, 3].sum())(x)
     seen = np.abs(np.asarray(grads[0])).max(-1)
     assert (seen[:4] > 0).all()
     assert (seen[4:] == 0).all()
 
 
-def test_prompt_gradient_is_finite_and_not_zero(lm: models.LM):
-    ids = lm.tokenizer("play some music = song")["input_ids"]
-    x = models.embed(lm.params, jnp.asarray([ids], jnp.int32), config=lm.config)
+def test_prompt_gradient_is_finite_and_not_zero(lm: models.LM, tokenizer):
+    ids = tokenizer("play some music = song")["input_ids"]
+    x = models.embed(lm, jnp.asarray([ids], jnp.int32))
     prompt = lm.params["embedding"][jnp.arange(1000, 1008)][None]
 
     def loss(prompt: jax.Array) -> jax.Array:
-        logits, _ = models.forward(lm.params, jnp.concatenate([prompt, x], axis=1), config=lm.config)
+        logits, _ = models.forward(lm, jnp.concatenate([prompt, x], axis=1))
         return -jax.nn.log_softmax(logits[0, -2])[ids[-1]]
 
     grad = jax.grad(loss)(prompt)
@@ -132,9 +137,9 @@ def test_prompt_gradient_is_finite_and_not_zero(lm: models.LM):
     assert float(jnp.abs(grad).max()) > 0
 
 
-def encode_requests(lm: models.LM, part: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def encode_requests(tokenizer, part: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return "<s> request =" padded on the right, the place of the sign, and the number of the label."""
-    rows = [(lm.tokenizer(text + " =")["input_ids"], n) for n, k in enumerate(REQUESTS.values()) for text in k[part]]
+    rows = [(tokenizer(text + " =")["input_ids"], n) for n, k in enumerate(REQUESTS.values()) for text in k[part]]
     ids = np.zeros((len(rows), 14), np.int32)
     for out, (row, _) in zip(ids, rows, strict=True):
         out[: len(row)] = row
@@ -143,16 +148,16 @@ def encode_requests(lm: models.LM, part: int) -> tuple[jax.Array, jax.Array, jax
 
 def answer_scores(lm: models.LM, prompt: jax.Array, ids: jax.Array, last: jax.Array) -> jax.Array:
     """Return log-probabilities of all tokens at the answer sign."""
-    x = models.embed(lm.params, ids, config=lm.config)
+    x = models.embed(lm, ids)
     before = jnp.broadcast_to(prompt, (len(x), *prompt.shape))
-    states, _ = models.hidden(lm.params, jnp.concatenate([before, x], axis=1), config=lm.config)
+    states, _ = models.hidden(lm, jnp.concatenate([before, x], axis=1))
     picked = states[jnp.arange(len(x)), last + len(prompt)]
-    return jax.nn.log_softmax(models.head(lm.params, picked, config=lm.config))
+    return jax.nn.log_softmax(models.head(lm, picked))
 
 
-def test_a_tuned_prompt_steers_it_on_sentences_it_was_not_tuned_on(lm: models.LM):
-    labels = jnp.asarray([lm.tokenizer(label)["input_ids"][1] for label in REQUESTS])
-    ids, last, truth = encode_requests(lm, 0)
+def test_a_tuned_prompt_steers_it_on_sentences_it_was_not_tuned_on(lm: models.LM, tokenizer):
+    labels = jnp.asarray([tokenizer(label)["input_ids"][1] for label in REQUESTS])
+    ids, last, truth = encode_requests(tokenizer, 0)
     adam = optax.adam(2e-2)
 
     def loss(prompt: jax.Array) -> jax.Array:
@@ -168,7 +173,7 @@ def test_a_tuned_prompt_steers_it_on_sentences_it_was_not_tuned_on(lm: models.LM
 
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
         prompt = tune(lm.params["embedding"][jnp.arange(1000, 1009)])
-    ids, last, truth = encode_requests(lm, 1)
+    ids, last, truth = encode_requests(tokenizer, 1)
     # Ranked among all words, not among the three labels: without a prompt no label is near the top.
     frozen = answer_scores(lm, prompt[:0], ids, last).argmax(-1) == labels[truth]
     steered = answer_scores(lm, prompt, ids, last).argmax(-1) == labels[truth]

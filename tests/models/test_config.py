@@ -59,28 +59,26 @@ def test_an_unknown_scaling_is_refused() -> None:
 
 def test_initial_weights_have_the_asked_for_spread() -> None:
     config = models.Config(vocab_size=512, width=64, num_layers=8, num_heads=4, mlp_width=128)
-    params = models.init(jax.random.key(0), config=config, scale=0.02)
+    params = models.init(jax.random.key(0), config=config, scale=0.02).params
     for name, wanted in (("q", 0.02), ("up", 0.02), ("down", 0.02 / 4), ("o", 0.02 / 4)):
         weight = params["layers"][name]
         error = wanted / np.sqrt(2 * weight.size)  # standard error of a standard deviation
         assert abs(float(weight.std()) - wanted) <= 5 * error, name
     assert bool((params["final_norm"] == 1.0).all())
     gemma = models.Config(**SIZES, norm_offset=True)
-    assert bool((models.init(jax.random.key(0), config=gemma)["final_norm"] == 0.0).all())
+    assert bool((models.init(jax.random.key(0), config=gemma).params["final_norm"] == 0.0).all())
 
 
 def test_sizes_are_counted(key) -> None:
     for config in (models.Config(**SIZES), models.Config(**SIZES, tied=False, norm="layer", head_bias=True)):
-        params = models.init(key, config=config) if config.tied else models.init(jax.random.key(1), config=config)
-        assert sum(a.size for a in jax.tree.leaves(params)) == models.num_params(config)
+        lm = models.init(key, config=config) if config.tied else models.init(jax.random.key(1), config=config)
+        assert sum(a.size for a in jax.tree.leaves(lm)) == config.num_params
 
 
 def test_scaled_embeddings_take_the_soft_prompt_as_it_is() -> None:
     config = models.Config(**SIZES, embedding_scale=32**0.5)
-    params = models.init(jax.random.key(0), config=config)
+    lm = models.init(jax.random.key(0), config=config)
     ids = jnp.array([3, 5])
-    np.testing.assert_allclose(
-        models.embed(params, ids, config=config), params["embedding"][ids] * np.float32(32**0.5), rtol=1e-6
-    )
+    np.testing.assert_allclose(models.embed(lm, ids), lm.params["embedding"][ids] * np.float32(32**0.5), rtol=1e-6)
     half = models.init(jax.random.key(0), config=config, dtype=jnp.bfloat16)
-    assert models.embed(half, ids, config=config).dtype == jnp.bfloat16
+    assert models.embed(half, ids).dtype == jnp.bfloat16

@@ -44,23 +44,19 @@ def ids() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 9)).astype(np.int32))
 
 
-def _params(config: models.Config):
-    return models.init(jax.random.key(3), config=config, scale=0.2)
-
-
 def _embedded(config: models.Config, ids: jax.Array):
-    params = _params(config)
-    return params, models.embed(params, ids, config=config)
+    lm = models.init(jax.random.key(3), config=config, scale=0.2)
+    return lm, models.embed(lm, ids)
 
 
-def _forward(config: models.Config, **options):
-    return jax.jit(lambda p, x: models.forward(p, x, config=config, **options))
+def _forward(**options):
+    return jax.jit(lambda lm, x: models.forward(lm, x, **options))
 
 
 @CONFIGS
 def test_no_token_sees_a_later_one(config, ids) -> None:
-    params, x = _embedded(config, ids)
-    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(params, x[None], config=config)[0][0].sum(-1)))(x[0])
+    lm, x = _embedded(config, ids)
+    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(lm, x[None])[0][0].sum(-1)))(x[0])
     reach = np.abs(np.asarray(jacobian)).sum(-1)
     assert (reach[np.triu_indices(9, 1)] == 0).all()
     assert (np.diag(reach) > 0).all()
@@ -68,8 +64,8 @@ def test_no_token_sees_a_later_one(config, ids) -> None:
 
 def test_a_window_reaches_as_far_as_the_layers_carry_it(ids) -> None:
     config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=48, window=3)
-    params, x = _embedded(config, ids)
-    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(params, x, config=config)[0].sum(-1)))(x[0])
+    lm, x = _embedded(config, ids)
+    jacobian = jax.jit(jax.jacrev(lambda x: models.hidden(lm, x)[0].sum(-1)))(x[0])
     reach = np.abs(np.asarray(jacobian)).sum(-1)[-1]
     assert (reach[:4] == 0).all()  # two layers of two steps back each: tokens 4 to 8
     assert (reach[4:] > 0).all()
@@ -77,69 +73,67 @@ def test_a_window_reaches_as_far_as_the_layers_carry_it(ids) -> None:
 
 @CONFIGS
 def test_padding_on_either_side_changes_nothing(config, ids) -> None:
-    params, x = _embedded(config, ids)
-    wanted, _ = _forward(config)(params, x)
+    lm, x = _embedded(config, ids)
+    wanted, _ = _forward()(lm, x)
     pad = jnp.full((2, 3, config.width), 7.0)
     real = jnp.ones((2, 9), bool)
     blank = jnp.zeros((2, 3), bool)
     left = jnp.concatenate([blank, real], axis=1)
     right = jnp.concatenate([real, blank], axis=1)
-    found, _ = _forward(config, mask=left)(params, jnp.concatenate([pad, x], axis=1))
+    found, _ = _forward()(lm, models.Inputs(jnp.concatenate([pad, x], axis=1), left))
     np.testing.assert_allclose(found[:, 3:], wanted, atol=1e-5)
-    found, _ = _forward(config, mask=right)(params, jnp.concatenate([x, pad], axis=1))
+    found, _ = _forward()(lm, models.Inputs(jnp.concatenate([x, pad], axis=1), right))
     np.testing.assert_allclose(found[:, :9], wanted, atol=1e-5)
     assert bool(jnp.isfinite(found).all())
 
 
 @CONFIGS
 def test_kept_keys_and_values_are_a_prefix(config, ids) -> None:
-    params, x = _embedded(config, ids)
-    wanted, _ = _forward(config)(params, x)
-    _, info = _forward(config, keep_keys_values=True)(params, x[:, :5])
-    found, _ = jax.jit(lambda p, x, prefix: models.forward(p, x, config=config, prefix=prefix))(
-        params, x[:, 5:], info.keys_values
-    )
+    lm, x = _embedded(config, ids)
+    wanted, _ = _forward()(lm, x)
+    _, info = _forward(keep_keys_values=True)(lm, x[:, :5])
+    found, _ = _forward()(lm, models.Inputs(x[:, 5:], prefix=info.keys_values))
     np.testing.assert_allclose(found, wanted[:, 5:], atol=1e-5)
 
 
 def test_a_prefix_without_a_batch_axis_serves_every_row(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     shape = (LLAMA.num_layers, LLAMA.kv_heads, 3, LLAMA.head_width)
     prefix = models.KeysValues(*jax.random.normal(jax.random.key(1), (2, *shape)))
     both = models.KeysValues(*(jnp.stack([a, a], axis=1) for a in prefix))
-    one, _ = _forward(LLAMA, prefix=prefix)(params, x)
-    two, _ = _forward(LLAMA, prefix=both)(params, x)
+    one, _ = _forward()(lm, models.Inputs(x, prefix=prefix))
+    two, _ = _forward()(lm, models.Inputs(x, prefix=both))
     np.testing.assert_array_equal(one, two)
-    plain, _ = _forward(LLAMA)(params, x)
+    plain, _ = _forward()(lm, x)
     assert float(jnp.abs(one - plain).max()) > 1e-3
 
 
 def test_a_full_mask_replaces_causality(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     causal = jnp.tril(jnp.ones((9, 9), bool))[None].repeat(2, 0)
-    wanted, _ = _forward(LLAMA)(params, x)
-    found, _ = _forward(LLAMA, mask=causal)(params, x)
+    wanted, _ = _forward()(lm, x)
+    found, _ = _forward()(lm, models.Inputs(x, causal))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    both_ways, _ = _forward(LLAMA, mask=jnp.ones((2, 9, 9), bool))(params, x)
+    both_ways, _ = _forward()(lm, models.Inputs(x, jnp.ones((2, 9, 9), bool)))
     assert float(jnp.abs(both_ways - wanted)[:, 0].max()) > 1e-3
 
 
 @CONFIGS
 def test_exits_are_the_states_at_which_stopping_ends(config, ids) -> None:
-    params, x = _embedded(config, ids)
-    logits, info = _forward(config, exits=(1, 3))(params, x)
+    lm, x = _embedded(config, ids)
+    logits, info = _forward(exits=(1, 3))(lm, x)
     assert logits.shape == (2, 9, 64)
     for kept, layers in zip(info.hidden, (1, 3), strict=True):
-        below, _ = models.hidden(params, x, config=config, stop=layers)
+        below, _ = models.hidden(lm, x, stop=layers)
         np.testing.assert_allclose(kept, below, atol=5e-6)
-        above, _ = models.hidden(params, below, config=config, start=layers)
-        np.testing.assert_allclose(models.head(params, above, config=config), logits, atol=1e-5)
+        above, _ = models.hidden(lm, below, start=layers)
+        np.testing.assert_allclose(models.head(lm, above), logits, atol=1e-5)
 
 
 def _weight_flops(config: models.Config, **options) -> float:
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
     x = jax.ShapeDtypeStruct((2, 9, config.width), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda p, x: models.hidden(p, x, config=config, **options)[0])(params, x)
+    jaxpr = jax.make_jaxpr(lambda p, x: models.hidden(p, x, **options)[0])(lm, x)
     scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
     inner = sum(str(e.params["jaxpr"]).count("dot_general") * e.params["length"] for e in scans)
     assert not any(e.primitive.name == "dot_general" for e in jaxpr.jaxpr.eqns)
@@ -155,25 +149,25 @@ def test_layers_above_the_stop_are_not_computed() -> None:
 
 def test_stopping_copies_no_weights(ids) -> None:
     config = models.Config(vocab_size=64, width=64, num_layers=8, num_heads=4, mlp_width=256)
-    params = models.init(jax.random.key(0), config=config)
-    x = models.embed(params, ids, config=config)
+    lm = models.init(jax.random.key(0), config=config)
+    x = models.embed(lm, ids)
     temporary = []
     for stop in (1, 7):
-        lowered = jax.jit(lambda p, x, stop=stop: models.hidden(p, x, config=config, stop=stop)[0]).lower(params, x)
+        lowered = jax.jit(lambda p, x, stop=stop: models.hidden(p, x, stop=stop)[0]).lower(lm, x)
         temporary.append(lowered.compile().memory_analysis().temp_size_in_bytes)
-    layer = 4 * models.num_params(config) / 8
+    layer = 4 * config.num_params / 8
     assert temporary[1] - temporary[0] < layer  # not six layers more
 
 
 @CONFIGS
 def test_one_sequence_is_a_batch_of_one(config, ids) -> None:
-    params, x = _embedded(config, ids)
-    wanted, _ = _forward(config)(params, x)
-    found, info = _forward(config, exits=(2,), keep_keys_values=True)(params, x[0])
+    lm, x = _embedded(config, ids)
+    wanted, _ = _forward()(lm, x)
+    found, info = _forward(exits=(2,), keep_keys_values=True)(lm, x[0])
     np.testing.assert_allclose(found, wanted[0], atol=1e-6)
     assert info.hidden.shape == (1, 9, 32)
     assert info.keys_values.keys.shape == (4, config.kv_heads, 9, 8)
-    mapped = jax.jit(jax.vmap(lambda x: models.forward(params, x, config=config)[0]))(x)
+    mapped = jax.jit(jax.vmap(lambda x: models.forward(lm, x)[0]))(x)
     np.testing.assert_allclose(mapped, wanted, atol=1e-5)
 
 
@@ -182,11 +176,11 @@ def test_one_sequence_is_a_batch_of_one(config, ids) -> None:
     "options", [{}, {"stop": 3}, {"start": 2, "stop": 3}, {"start": 1, "stop": 1}, {"remat": True}]
 )
 def test_positions_asked_for_are_rows_of_the_whole(config, options, ids) -> None:
-    params, x = _embedded(config, ids)
+    lm, x = _embedded(config, ids)
     at = jnp.array([[8, 2, 2], [0, 5, 7]])
 
     def rows(x: jax.Array, at: jax.Array | None, unroll: int = 1) -> jax.Array:
-        y, _ = models.hidden(params, x, config=config, at=at, unroll=unroll, **options)
+        y, _ = models.hidden(lm, x, at=at, unroll=unroll, **options)
         return y
 
     def gathered(x: jax.Array) -> jax.Array:
@@ -201,9 +195,9 @@ def test_positions_asked_for_are_rows_of_the_whole(config, options, ids) -> None
 
 
 def test_the_last_block_is_spared_what_is_not_asked_for(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     cost = [
-        jax.jit(lambda x, at=at: models.hidden(params, x, config=LLAMA, start=3, at=at)[0]).lower(x).compile()
+        jax.jit(lambda x, at=at: models.hidden(lm, x, start=3, at=at)[0]).lower(x).compile()
         for at in (None, jnp.zeros((2, 1), jnp.int32))
     ]
     flops = [compiled.cost_analysis()["flops"] for compiled in cost]
@@ -212,18 +206,18 @@ def test_the_last_block_is_spared_what_is_not_asked_for(ids) -> None:
 
 
 def test_jit_equals_eager(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     with jax.disable_jit():
-        wanted, _ = models.forward(params, x, config=LLAMA)
-    found, _ = _forward(LLAMA)(params, x)
+        wanted, _ = models.forward(lm, x)
+    found, _ = _forward()(lm, x)
     np.testing.assert_allclose(found, wanted, atol=5e-6)
 
 
 def test_remat_changes_memory_only(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
 
     def gradient(remat: bool):
-        return jax.jit(jax.grad(lambda x: jnp.sin(models.forward(params, x, config=LLAMA, remat=remat)[0]).sum()))
+        return jax.jit(jax.grad(lambda x: jnp.sin(models.forward(lm, x, remat=remat)[0]).sum()))
 
     np.testing.assert_allclose(gradient(True)(x), gradient(False)(x), rtol=1e-4, atol=1e-4)
     plain, less = (gradient(r).lower(x).compile().memory_analysis().temp_size_in_bytes for r in (False, True))
@@ -231,78 +225,45 @@ def test_remat_changes_memory_only(ids) -> None:
 
 
 def test_gradient_equals_a_finite_difference(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
-    run = jax.jit(lambda x: jnp.sin(models.forward(params, x, config=LLAMA)[0]).mean())
+    lm, x = _embedded(LLAMA, ids)
+    run = jax.jit(lambda x: jnp.sin(models.forward(lm, x)[0]).mean())
     towards = jax.random.normal(jax.random.key(5), x.shape)
     step = 2e-3
     slope = (run(x + step * towards) - run(x - step * towards)) / (2 * step)
     np.testing.assert_allclose((jax.grad(run)(x) * towards).sum(), slope, rtol=2e-2, atol=1e-4)
 
 
-def test_every_product_with_a_weight_is_made_by_the_contraction(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
-    seen = []
-
-    def contract(subscripts, x, w):
-        seen.append((subscripts, w.shape))
-        return 2.0 * jnp.einsum(subscripts, x, w)
-
-    doubled, _ = models.forward(params, x, config=LLAMA, contract=contract)
-    assert len(seen) == 8  # q k v o gate up down, traced once for all layers, and the head
-    assert seen[-1] == ("...i,oi->...o", (64, 32))
-    assert {s for s, _ in seen[:-1]} == {"...i,io->...o"}
-    wanted = dict(params, layers={n: 2.0 * w if w.ndim == 3 else w for n, w in params["layers"].items()})
-    logits, _ = models.forward(wanted, x, config=LLAMA)
-    np.testing.assert_allclose(doubled, 2.0 * logits, rtol=1e-4, atol=1e-4)
-
-
-def test_a_weight_may_be_any_tree_that_the_contraction_understands(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
-    layers = dict(params["layers"])
-    left, values, right = np.linalg.svd(np.asarray(layers["up"]), full_matrices=False)
-    layers["up"] = {"left": jnp.asarray(left * values[:, None, :]), "right": jnp.asarray(right)}
-
-    def contract(subscripts, x, w):
-        if isinstance(w, dict):
-            return jnp.einsum(subscripts, jnp.einsum(subscripts, x, w["left"]), w["right"])
-        return jnp.einsum(subscripts, x, w)
-
-    found, _ = models.forward(dict(params, layers=layers), x, config=LLAMA, contract=contract)
-    wanted, _ = models.forward(params, x, config=LLAMA)
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
-
-
 def test_bf16_computes_in_bf16_and_stays_near(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
-    wanted, _ = _forward(LLAMA)(params, x)
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    found, _ = _forward(LLAMA)(half, x.astype(jnp.bfloat16))
+    lm, x = _embedded(LLAMA, ids)
+    wanted, _ = _forward()(lm, x)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), lm)
+    found, _ = _forward()(half, x.astype(jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
     assert float(jnp.abs(found.astype(jnp.float32) - wanted).max()) < 0.03 * float(jnp.abs(wanted).max()) + 0.03
-    mixed, _ = _forward(LLAMA)(half, x)  # stored in bf16, computed in float32
+    mixed, _ = _forward()(half, x)  # stored in bf16, computed in float32
     assert mixed.dtype == jnp.float32
 
 
 def test_softmax_and_norms_are_in_float32(ids) -> None:
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=LLAMA, dtype=jnp.bfloat16))
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=LLAMA, dtype=jnp.bfloat16))
     x = jax.ShapeDtypeStruct((2, 9, 32), jnp.bfloat16)
-    text = str(jax.make_jaxpr(lambda p, x: models.forward(p, x, config=LLAMA)[0])(params, x))
+    text = str(jax.make_jaxpr(lambda p, x: models.forward(p, x)[0])(lm, x))
     for line in text.splitlines():
         if " = exp " in line or " = rsqrt" in line:
             assert ":f32" in line.split("=")[0], line
 
 
 def test_one_trace_serves_all_values(ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     traces = []
 
     @jax.jit
-    def run(params, x, mask):
+    def run(lm, inputs):
         traces.append(None)
-        return models.forward(params, x, config=LLAMA, mask=mask)[0]
+        return models.forward(lm, inputs)[0]
 
     for scale in (1.0, 0.5, 2.0):
-        run(params, x * scale, jnp.ones((2, 9), bool))
+        run(lm, models.Inputs(x * scale, jnp.ones((2, 9), bool)))
     assert len(traces) == 1
 
 
@@ -320,10 +281,11 @@ def test_one_trace_serves_all_values(ids) -> None:
     ],
 )
 def test_wrong_arguments_are_named(options, message, ids) -> None:
-    params, x = _embedded(LLAMA, ids)
-    x = options.pop("x", x)
+    lm, x = _embedded(LLAMA, ids)
+    given = models.Inputs(x)._replace(**{n: v for n, v in options.items() if n in models.Inputs._fields})
+    options = {n: v for n, v in options.items() if n not in models.Inputs._fields}
     with pytest.raises((ValueError, TypeError), match=message):
-        models.forward(params, x, config=LLAMA, **options)
+        models.forward(lm, given, **options)
 
 
 @pytest.mark.parametrize(
@@ -335,9 +297,9 @@ def test_wrong_arguments_are_named(options, message, ids) -> None:
     ],
 )
 def test_wrong_positions_are_named(options, message, ids) -> None:
-    params, x = _embedded(LLAMA, ids)
+    lm, x = _embedded(LLAMA, ids)
     with pytest.raises(ValueError, match=message):
-        models.hidden(params, x, config=LLAMA, **options)
+        models.hidden(lm, x, **options)
 
 
 @pytest.mark.parity
@@ -346,7 +308,7 @@ def test_a_prefix_is_transformers_past_key_values(checkpoint, ids) -> None:
     import transformers
 
     folder = checkpoint("llama")
-    lm = models.load(folder)
+    lm, _ = models.load(folder)
     hf = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     shape = (lm.config.num_layers, 2, lm.config.kv_heads, 3, lm.config.head_width)
     keys, values = np.random.default_rng(4).standard_normal((2, *shape)).astype(np.float32)
@@ -357,6 +319,5 @@ def test_a_prefix_is_transformers_past_key_values(checkpoint, ids) -> None:
         named = "cache" if "cache" in inspect.signature(hf.forward).parameters else "past_key_values"  # before 5.24
         wanted = hf(torch.from_numpy(np.asarray(ids, np.int64)), **{named: cache}).logits.numpy()
     prefix = models.KeysValues(jnp.asarray(keys), jnp.asarray(values))
-    x = models.embed(lm.params, ids, config=lm.config)
-    found, _ = models.forward(lm.params, x, config=lm.config, prefix=prefix)
+    found, _ = models.forward(lm, models.Inputs(models.embed(lm, ids), prefix=prefix))
     assert np.abs(np.asarray(found) - wanted).max() <= 5e-6

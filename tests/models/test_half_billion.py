@@ -25,14 +25,14 @@ CODE = """
 import sys
 import jax, jax.numpy as jnp
 from nvcim_jax import models
-lm = models.load(sys.argv[1])
+lm, _ = models.load(sys.argv[1])
 ids = jnp.arange(64, dtype=jnp.int32)[None]
-run = jax.jit(lambda p, ids: models.forward(p, models.embed(p, ids, config=lm.config), config=lm.config)[0])
-logits = run(lm.params, ids)
+run = jax.jit(lambda lm, ids: models.forward(lm, models.embed(lm, ids))[0])
+logits = run(lm, ids)
 assert bool(jnp.isfinite(logits).all()) and logits.shape == (1, 64, 151936)
 # not getrusage: its peak is at least the size of the process that started this one
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(models.num_params(lm.config), int(peak.split()[1]) / 2**20)
+print(lm.config.num_params, int(peak.split()[1]) / 2**20)
 """
 
 

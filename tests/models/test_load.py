@@ -34,9 +34,9 @@ def _edit(folder: Path, **changes) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"])
 def test_what_is_saved_is_what_is_loaded(name, checkpoint, tmp_path) -> None:
-    lm = models.load(checkpoint(name))
+    lm, _ = models.load(checkpoint(name))
     models.save(tmp_path / "saved", lm)
-    again = models.load(tmp_path / "saved")
+    again, _ = models.load(tmp_path / "saved")
     assert again.config == lm.config
     _equal(again.params, lm.params)
     ours, theirs = (
@@ -49,13 +49,13 @@ def test_what_is_saved_is_what_is_loaded(name, checkpoint, tmp_path) -> None:
 
 def test_weights_lie_inputs_first(checkpoint) -> None:
     folder = checkpoint("llama")
-    file, layers = load_file(folder / "model.safetensors"), models.load(folder).params["layers"]
+    file, layers = load_file(folder / "model.safetensors"), models.load(folder)[0].params["layers"]
     np.testing.assert_array_equal(layers["up"][1], file["model.layers.1.mlp.up_proj.weight"].T)
 
 
 def test_a_sharded_checkpoint_is_read_through_its_index(checkpoint) -> None:
     folder = checkpoint("llama")
-    wanted = models.load(folder).params
+    wanted = models.load(folder)[0].params
     arrays = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     places = {}
@@ -65,7 +65,7 @@ def test_a_sharded_checkpoint_is_read_through_its_index(checkpoint) -> None:
         places |= dict.fromkeys(chosen, f"model-{part}.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
-    _equal(models.load(folder).params, wanted)
+    _equal(models.load(folder)[0].params, wanted)
     index.write_text(json.dumps({"weight_map": places | {"more": "model-0.safetensors"}}), encoding="utf-8")
     with pytest.raises(ValueError, match="also names more"):
         models.load(folder)
@@ -85,47 +85,47 @@ def test_a_sharded_checkpoint_is_read_through_its_index(checkpoint) -> None:
 )
 def test_other_prefixes_are_understood(name, rename, checkpoint) -> None:
     folder = checkpoint(name)
-    wanted = models.load(folder).params
+    wanted = models.load(folder)[0].params
     _rewrite(folder, lambda arrays: {rename(n): a for n, a in arrays.items()})
-    _equal(models.load(folder).params, wanted)
+    _equal(models.load(folder)[0].params, wanted)
 
 
 def test_buffers_and_the_head_of_a_tied_model_are_passed_over(checkpoint) -> None:
     folder = checkpoint("qwen2")
-    wanted = models.load(folder).params
+    wanted = models.load(folder)[0].params
     extra = {"lm_head.weight": np.zeros((64, 32), np.float32)}
     extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     _rewrite(folder, lambda arrays: arrays | extra)
-    found = models.load(folder).params
+    found = models.load(folder)[0].params
     assert "head" not in found
     _equal(found, wanted)
 
 
 def test_the_text_part_of_a_multimodal_gemma_is_loaded(checkpoint) -> None:
     folder = checkpoint("gemma3")
-    wanted = models.load(folder)
+    wanted, _ = models.load(folder)
     raw = {"model_type": "gemma3", "text_config": RAW["gemma3"], "vision_config": {}}
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     vision = {"vision_tower.x": np.zeros(3, np.float32)}
     _rewrite(folder, lambda arrays: {"language_model." + n: a for n, a in arrays.items()} | vision)
-    found = models.load(folder)
+    found, _ = models.load(folder)
     assert found.config == wanted.config
     _equal(found.params, wanted.params)
 
 
 def test_a_dtype_can_be_asked_for(checkpoint) -> None:
-    lm = models.load(checkpoint("phi3"), dtype=jnp.bfloat16)
-    wanted = models.load(checkpoint("phi3")).params
+    lm, _ = models.load(checkpoint("phi3"), dtype=jnp.bfloat16)
+    wanted = models.load(checkpoint("phi3"))[0].params
     assert {a.dtype for a in jax.tree.leaves(lm.params)} == {jnp.dtype(jnp.bfloat16)}
     _equal(lm.params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), wanted))
 
 
 def test_bf16_and_float16_files_are_read(checkpoint, tmp_path) -> None:
-    lm = models.load(checkpoint("llama"))
+    lm, _ = models.load(checkpoint("llama"))
     for dtype in (jnp.bfloat16, jnp.float16):
         models.save(tmp_path / "half", lm, dtype=dtype)
         rounded = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype).astype(jnp.float32), lm.params)
-        _equal(models.load(tmp_path / "half").params, rounded)
+        _equal(models.load(tmp_path / "half")[0].params, rounded)
 
 
 def test_the_size_is_said_before_anything_is_read(checkpoint) -> None:
@@ -262,9 +262,7 @@ def test_a_hub_id_is_found_in_the_cache_and_its_absence_is_said(checkpoint, tmp_
     (cached / "refs" / "main").write_text("abc")
     (cached / "snapshots").mkdir()
     folder.rename(cached / "snapshots" / "abc")
-    code = (
-        "from nvcim_jax import models\nprint(models.load('someone/tiny').config.width)\nmodels.load('someone/else')\n"
-    )
+    code = "from nvcim_jax import models as m\nprint(m.load('someone/tiny')[0].config.width)\nm.load('someone/else')\n"
     said = _offline(code, tmp_path)
     assert said.startswith("32\n")
     assert "'someone/else' is neither a folder here nor in the local Hugging Face cache" in said
@@ -289,7 +287,7 @@ def peak():  # not getrusage: its peak is at least the size of the process that 
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
 before = peak()
-lm = models.load(folder, dtype=dtype)
+lm, _ = models.load(folder, dtype=dtype)
 after = peak()
 print((after - before) / sum(a.nbytes for a in jax.tree.leaves(lm.params)))
 """

@@ -27,16 +27,16 @@ def _outputs(lm: models.LM, ids: np.ndarray, mask: np.ndarray, weights: np.ndarr
     """Return what make_golden.py keeps of torch."""
 
     @jax.jit
-    def run(params, x, mask, weights):
+    def run(lm, x, mask, weights):
         def inner(x):
-            logits, info = models.forward(params, x, config=lm.config, mask=mask, exits=(1,))
+            logits, info = models.forward(lm, models.Inputs(x, mask), exits=(1,))
             return (logits * weights).sum(), (logits, info.hidden[0])
 
         (_, kept), gradient = jax.value_and_grad(inner, has_aux=True)(x)
         return *kept, gradient
 
-    x = models.embed(lm.params, jnp.asarray(ids), config=lm.config)
-    logits, hidden, gradient = run(lm.params, x, jnp.asarray(mask), jnp.asarray(weights))
+    x = models.embed(lm, jnp.asarray(ids))
+    logits, hidden, gradient = run(lm, x, jnp.asarray(mask), jnp.asarray(weights))
     return {"logits": np.asarray(logits), "hidden": np.asarray(hidden), "gradient": np.asarray(gradient)}
 
 
@@ -50,7 +50,7 @@ def _compare(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], mask: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_equal_the_committed_ones(name, checkpoint, example, weights, golden) -> None:
-    lm = models.load(checkpoint(name))
+    lm, _ = models.load(checkpoint(name))
     ids, mask, _ = example
     wanted = {key: golden[f"{name}/{key}"] for key in ("logits", "hidden", "gradient")}
     _compare(_outputs(lm, ids, mask, weights), wanted, mask)
@@ -82,7 +82,7 @@ def _torch_tools():
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_equal_torch(name, checkpoint, example, weights, golden) -> None:
     tools = _torch_tools()
-    lm = models.load(checkpoint(name))
+    lm, _ = models.load(checkpoint(name))
     ids, mask, _ = example
     raw, tensors = (json.loads((GOLDEN / file).read_text())[name] for file in ("configs.json", "tensors.json"))
     wanted = tools.torch_outputs(tools.torch_model(raw, tensors))
@@ -96,7 +96,7 @@ def test_transformers_opens_what_save_writes(name, checkpoint: Callable, tmp_pat
     torch = pytest.importorskip("torch")
     import transformers
 
-    lm = models.load(checkpoint(name))
+    lm, _ = models.load(checkpoint(name))
     models.save(tmp_path / "saved", lm)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "saved", attn_implementation="eager", output_loading_info=True
@@ -106,5 +106,5 @@ def test_transformers_opens_what_save_writes(name, checkpoint: Callable, tmp_pat
     ids = example[0]
     with torch.no_grad():
         wanted = model.eval()(torch.from_numpy(ids.astype(np.int64))).logits.numpy()
-    logits, _ = models.forward(lm.params, models.embed(lm.params, jnp.asarray(ids), config=lm.config), config=lm.config)
+    logits, _ = models.forward(lm, models.embed(lm, jnp.asarray(ids)))
     assert np.abs(np.asarray(logits) - wanted).max() <= TOLERANCE

@@ -108,24 +108,23 @@ def test_a_packed_checkpoint_gives_the_logits_of_its_floats(
     folder = checkpoint(name)
     floats = _quantise(folder, method, version, order)
     raw = json.loads((folder / "config.json").read_text())
-    wanted = models.load(write(tmp_path / "floats", raw, floats))
+    wanted, _ = models.load(write(tmp_path / "floats", raw, floats))
     settings = {"quant_method": method, "bits": 4, "group_size": 8}
     if version == 2:
         settings["checkpoint_format"] = "gptq_v2"
     (folder / "config.json").write_text(json.dumps(raw | {"quantization_config": settings}), encoding="utf-8")
-    lm = models.load(folder)
+    lm, _ = models.load(folder)
     weight = lm.params["layers"]["up"]
-    assert isinstance(weight, models.Quantised)
+    assert isinstance(weight, models.Packed)
     assert weight.codes.dtype == jnp.int8
-    np.testing.assert_array_equal(
-        models.dequantise(jax.tree.map(lambda a: a[1], weight)), wanted.params["layers"]["up"][1]
-    )
-    x = models.embed(lm.params, jnp.asarray(example[0]), config=lm.config)
-    found, _ = jax.jit(lambda p, x: models.forward(p, x, config=lm.config))(lm.params, x)
-    logits, _ = jax.jit(lambda p, x: models.forward(p, x, config=lm.config))(wanted.params, x)
+    np.testing.assert_array_equal(jax.tree.map(lambda a: a[1], weight).dense(), wanted.params["layers"]["up"][1])
+    x = models.embed(lm, jnp.asarray(example[0]))
+    found, _ = jax.jit(models.forward)(lm, x)
+    logits, _ = jax.jit(models.forward)(wanted, x)
     np.testing.assert_allclose(found, logits, atol=2e-5)
     models.save(tmp_path / "saved", lm)
-    np.testing.assert_array_equal(models.load(tmp_path / "saved").params["layers"]["q"], wanted.params["layers"]["q"])
+    again, _ = models.load(tmp_path / "saved")
+    np.testing.assert_array_equal(again.params["layers"]["q"], wanted.params["layers"]["q"])
 
 
 def test_packed_weights_take_a_quarter_of_float32(checkpoint) -> None:
@@ -134,7 +133,7 @@ def test_packed_weights_take_a_quarter_of_float32(checkpoint) -> None:
     raw = json.loads((folder / "config.json").read_text())
     settings = {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm"}
     (folder / "config.json").write_text(json.dumps(raw | {"quantization_config": settings}), encoding="utf-8")
-    weight = models.load(folder).params["layers"]["up"]
+    weight = models.load(folder)[0].params["layers"]["up"]
     assert weight.codes.nbytes == 3 * 32 * 48  # a byte a weight, not four
     assert weight.scales.dtype == jnp.float16
 
@@ -144,15 +143,15 @@ def test_layers_are_unpacked_one_at_a_time() -> None:
 
     def packed(size):
         inputs = size[1]
-        return models.Quantised(
+        return models.Packed(
             jax.ShapeDtypeStruct(size, jnp.int8),
             jax.ShapeDtypeStruct((size[0], inputs // 64, size[2]), jnp.float16),
             jax.ShapeDtypeStruct((size[0], inputs), jnp.int32),
         )
 
-    params = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
-    params["layers"] = {n: packed(a.shape) if a.ndim == 3 else a for n, a in params["layers"].items()}
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
+    lm.params["layers"] = {n: packed(a.shape) if a.ndim == 3 else a for n, a in lm.params["layers"].items()}
     x = jax.ShapeDtypeStruct((1, 4, 128), jnp.float32)
-    lowered = jax.jit(lambda p, x: models.forward(p, x, config=config)[0]).lower(params, x)
+    lowered = jax.jit(lambda lm, x: models.forward(lm, x)[0]).lower(lm, x)
     temporary = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 4 * models.num_params(config) / 2  # a layer or two as floats, not all eight
+    assert temporary < 4 * config.num_params / 2  # a layer or two as floats, not all eight

@@ -37,10 +37,10 @@ def test_shares_and_size():
 
 def test_a_checkpoint_keeps_its_layout(tmp_path):
     config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=2, mlp_width=32)
-    lm = models.LM(models.init(jax.random.key(0), config=config), config)
+    lm = models.init(jax.random.key(0), config=config)
     for i, layout in enumerate((models.SoftTokens(), LAYOUT)):
-        models.save(tmp_path / str(i), lm._replace(soft_tokens=layout))
-        assert models.load(tmp_path / str(i)).soft_tokens == layout
+        models.save(tmp_path / str(i), lm.replace(soft_tokens=layout))
+        assert models.load(tmp_path / str(i))[0].soft_tokens == layout
         assert ("soft_tokens" in (tmp_path / str(i) / "config.json").read_text()) == bool(i)
     broken = tmp_path / "1" / "config.json"
     broken.write_text(broken.read_text().replace('"label_decay"', '"label_decy"'))

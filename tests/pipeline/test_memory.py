@@ -207,11 +207,11 @@ def test_one_stored_prompt_is_found_though_its_centred_key_is_zero(lm, config):
         assert bool(jnp.isfinite(prompts).all())
 
 
-def test_records_are_clustered_by_input_or_by_input_and_answer(lm, buffers, config):
+def test_records_are_clustered_by_input_or_by_input_and_answer(lm, text, buffers, config):
     rows = [row._replace(output=("yes", "no")[i % 2]) for i, row in enumerate(buffers[0])]
     config = dataclasses.replace(config, cluster_by="record")
     by_input, by_record = (
-        pipeline.make_buffer(rows, lm, config=dataclasses.replace(config, cluster_by=by)).centres
+        pipeline.make_buffer(rows, lm, text, config=dataclasses.replace(config, cluster_by=by)).centres
         for by in ("input", "record")
     )
     halves = np.split(np.asarray(by_record), 2, axis=1)
@@ -219,20 +219,18 @@ def test_records_are_clustered_by_input_or_by_input_and_answer(lm, buffers, conf
         halves[0], by_input / np.linalg.norm(by_input, axis=1, keepdims=True), rtol=1e-5, atol=1e-6
     )
     for i, row in enumerate(rows):
-        answer = text_features(
-            lm.params, *pad_rows([answer_ids(row.output, lm, config.template)]), model=lm.config, config=config, num=1
-        )[0, 0]
+        answer = text_features(lm, *pad_rows([answer_ids(row.output, text)]), config=config, num=1)[0, 0]
         np.testing.assert_allclose(halves[1][i], answer / jnp.linalg.norm(answer), rtol=1e-4, atol=1e-6)
     state = pipeline.init(jax.random.key(0), lm, None, config=config)
-    _, info = pipeline.observe(jax.random.key(1), state, rows, lm, config=config)
+    _, info = pipeline.observe(jax.random.key(1), state, rows, lm, text, config=config)
     of_yes = np.asarray(info.clusters.assignment)[::2]
     assert len(set(of_yes)) == 1
     assert set(of_yes) & set(np.asarray(info.clusters.assignment)[1::2]) == set()
 
 
-def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, buffers, config):
+def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, text, buffers, config):
     config = dataclasses.replace(config, init="examples")
-    buffer = pipeline.make_buffer(buffers[0], lm, config=config)
+    buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)
     weights = jnp.zeros((2, len(buffers[0]))).at[0, 0].set(1.0).at[1, :].set(1.0)
     found = pipeline.make_starts(jax.random.key(0), buffer, jnp.array([0, 0]), weights, lm, config=config)
     for i, start in enumerate(found):
@@ -240,10 +238,10 @@ def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, buffers, con
         for token, row in zip(start, tuning.deal_examples([buffers[0][j].output for j in own], 2), strict=True):
             held = [own[j] for j in range(len(own)) if row[j]]
             words, answers = (
-                sum(models.embed(lm.params, jnp.asarray(ids), config=lm.config).sum(axis=0) for ids in texts)
+                sum(models.embed(lm, jnp.asarray(ids)).sum(axis=0) for ids in texts)
                 for texts in (
-                    [lm.tokenizer(buffers[0][j].input, add_special_tokens=False)["input_ids"] for j in held],
-                    [answer_ids(buffers[0][j].output, lm, config.template) for j in held],
+                    [text.encode(buffers[0][j].input) for j in held],
+                    [answer_ids(buffers[0][j].output, text) for j in held],
                 )
             )
             truth = models.soft_tokens(words, answers, layout=lm.soft_tokens, size=buffer.words.size)
@@ -258,22 +256,22 @@ def test_a_slip_of_the_finger_is_named(config, change):
 
 
 @pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative", "centroid"])
-def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, kind):
+def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, text, buffers, config, kind):
     codec = "identity" if kind in ("prompt", "anchored") else "autoencoder"
     config = dataclasses.replace(config, key=kind, codec=codec, code=8)
     state = pipeline.init(jax.random.key(0), lm, None, config=config)
-    state, info = pipeline.observe(jax.random.key(1), state, buffers[0], lm, config=config)
+    state, info = pipeline.observe(jax.random.key(1), state, buffers[0], lm, text, config=config)
     assert state.store.features.shape == (4, 1 if kind in ("representative", "centroid") else 2, 32)
     assert (info.codec is None) == (codec == "identity")
     keys = key_matrix(state.store, config=config)
     if kind == "representative":
         # the key is the representative's own text: it finds itself, whatever the prompt has become
         texts = [buffers[0][int(i)].input for i in info.representatives]
-        _, found = pipeline.answer(jax.random.key(2), state, texts, lm, config=config, labels=["yes", "no"])
+        _, found = pipeline.answer(jax.random.key(2), state, texts, lm, text, config=config, labels=["yes", "no"])
         np.testing.assert_array_equal(found.found.slots, info.inserted.slots)
     elif kind == "centroid":
         # the key is the mean of its cluster's texts
-        features = pipeline.make_buffer(buffers[0], lm, config=config).features
+        features = pipeline.make_buffer(buffers[0], lm, text, config=config).features
         for i, slot in enumerate(info.inserted.slots):
             truth = features[info.clusters.assignment == i].mean(axis=0)
             np.testing.assert_allclose(state.store.features[slot], truth, rtol=1e-5, atol=1e-6)
@@ -283,5 +281,5 @@ def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, buffers, config, ki
     if kind == "contrastive":
         assert info.codec.hit_rate is not None
     if kind == "anchored":
-        pooled = pipeline.make_buffer(buffers[0], lm, config=config).features[info.representatives]
+        pooled = pipeline.make_buffer(buffers[0], lm, text, config=config).features[info.representatives]
         assert float(jnp.abs(state.store.prompts[:2] - pooled).max()) < 4 * 1e-2 + 1e-5  # 4 steps of at most 1e-2

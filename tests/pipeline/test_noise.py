@@ -67,7 +67,7 @@ def test_another_sigma_compiles_no_tuning(lm, config):
     def run(sigma: float) -> jax.Array:
         perturb = pipeline.training_noise(devices.get("FeFET3", sigma=sigma), config)
         return tuning.tune(
-            jax.random.key(0), jnp.ones((1, *SHAPE)), lm.params, batch, jnp.ones((1, 1)), config=lm.config,
+            jax.random.key(0), jnp.ones((1, *SHAPE)), lm, batch, jnp.ones((1, 1)),
             options=tuning.Options(num_steps=2), perturb=perturb,
         )[0]  # fmt: skip
 

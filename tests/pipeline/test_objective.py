@@ -98,7 +98,7 @@ def test_the_objective_is_its_stages_one_by_one(lm, batch, smooth, gaussian, los
     for i, weight in enumerate([1.0, 2.0, 1.0]):
         alone = jax.tree.map(lambda a, i=i: a[i : i + 1], batch.examples)
         count = float((alone.targets >= 0).sum())
-        value = loss_of(prompts[i], lm.params, alone, jnp.ones(1), config=lm.config)
+        value = loss_of(prompts[i], lm, alone, jnp.ones(1))
         truth, tokens = truth + weight * count * float(value), tokens + weight * count
     np.testing.assert_allclose(loss(pipeline.trainable(batch.store), 0.03), truth / tokens, rtol=1e-5)
 
@@ -115,10 +115,10 @@ def test_another_sigma_and_another_chip_compile_nothing(loss, batch):
 def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, gaussian, loss):
     trained = pipeline.trainable(batch.store)
 
-    def chip(key, trained, batch, params, device):
-        return pipeline.pipeline_loss(key, trained, batch, params, device, TEMPERATURE, model=lm.config, config=smooth)
+    def chip(key, trained, batch, lm, device):
+        return pipeline.pipeline_loss(key, trained, batch, lm, device, TEMPERATURE, config=smooth)
 
-    args = (trained, batch, lm.params, gaussian)
+    args = (trained, batch, lm, gaussian)
     loop, many = (
         montecarlo.run(chip, jax.random.key(9), 3, args=args, placement=montecarlo.Placement(mapping=mapping))
         for mapping in ("loop", "vmap")

@@ -1,7 +1,6 @@
 """From buffers to answers: the plain model where nothing is stored, the stored prompt where nothing is lost."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +18,24 @@ def equal(a, b) -> bool:
     )
 
 
-@partial(jax.jit, static_argnames="model")
-def plain_rank(params, ids, mask, prompts, answers, model):
+@jax.jit
+def plain_rank(lm, queries, prompts, answers):
     """Rank answers by the language model's own functions alone."""
-    x, seen = models.prepend(prompts, models.embed(params, ids, config=model), mask)
-    return models.rank(params, x, seen, answers, config=model)
+    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, queries.ids), queries.mask))
+    return models.rank(lm, inputs, answers)
 
 
-def plain_logs(lm, text: str, prompts, config):
-    queries = pipeline.make_queries([text], lm, config.template)
-    answers = pipeline.label_candidates(LABELS, lm, config.template)
-    return plain_rank(lm.params, queries.ids, queries.mask, prompts, answers, lm.config)
+def plain_logs(lm, text, words: str, prompts):
+    queries = pipeline.make_queries([words], lm, text)
+    return plain_rank(lm, queries, prompts, pipeline.label_candidates(LABELS, lm, text))
 
 
-def plain_text(lm, text: str, prompts, config) -> str:
-    queries = pipeline.make_queries([text], lm, config.template)
-    x, mask = models.prepend(prompts, models.embed(lm.params, queries.ids, config=lm.config), queries.mask)
-    generate = jax.jit(models.generate_tokens, static_argnames=("config", "max_new_tokens"))
-    tokens, number = generate(jax.random.key(0), lm.params, x, mask, config=lm.config, max_new_tokens=5)
-    return lm.tokenizer.decode(np.asarray(tokens)[0, : int(number[0])])
+def plain_answer(lm, text, words: str, prompts) -> str:
+    queries = pipeline.make_queries([words], lm, text)
+    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, queries.ids), queries.mask))
+    generate = jax.jit(models.generate_tokens, static_argnames="max_new_tokens")
+    tokens, number = generate(jax.random.key(0), lm, inputs, max_new_tokens=5)
+    return text.decode(np.asarray(tokens)[0, : int(number[0])])
 
 
 @pytest.fixture(scope="module")
@@ -47,41 +45,41 @@ def exact(learnt, config):
     return pipeline.State(store, pipeline.program_store(jax.random.key(0), store, None, config=config), None)
 
 
-def test_an_empty_store_is_the_plain_model_bit_for_bit(lm, device, config):
+def test_an_empty_store_is_the_plain_model_bit_for_bit(lm, text, device, config):
     for cells in (None, device):
         state = pipeline.init(jax.random.key(0), lm, cells, config=config)
-        answer, info = pipeline.answer(jax.random.key(1), state, "pay card", lm, config=config, labels=LABELS)
-        truth = plain_logs(lm, "pay card", jnp.zeros((0, 32)), config)
+        answer, info = pipeline.answer(jax.random.key(1), state, "pay card", lm, text, config=config, labels=LABELS)
+        truth = plain_logs(lm, text, "pay card", jnp.zeros((0, 32)))
         np.testing.assert_array_equal(info.log_probabilities, truth)
         assert answer == LABELS[int(truth.argmax())]
         assert equal(info.state.store, state.store)
-    written, info = pipeline.answer(jax.random.key(1), state, "pay card", lm, config=config, max_new_tokens=5)
-    assert written == plain_text(lm, "pay card", jnp.zeros((0, 32)), config)
+    written, info = pipeline.answer(jax.random.key(1), state, "pay card", lm, text, config=config, max_new_tokens=5)
+    assert written == plain_answer(lm, text, "pay card", jnp.zeros((0, 32)))
     assert info.log_probabilities is None
 
 
-def test_exact_memory_gives_the_stored_prompt_back_bit_for_bit(lm, exact, config):
-    for text in ("pay card", "salt soup"):
-        _, info = pipeline.answer(jax.random.key(1), exact, text, lm, config=config, labels=LABELS)
+def test_exact_memory_gives_the_stored_prompt_back_bit_for_bit(lm, text, exact, config):
+    for words in ("pay card", "salt soup"):
+        _, info = pipeline.answer(jax.random.key(1), exact, words, lm, text, config=config, labels=LABELS)
         slot = int(info.found.slots[0])
-        features = pipeline.text_features(
-            lm.params, *pipeline.make_queries([text], lm, config.template), model=lm.config, config=config
-        )
+        features = pipeline.text_features(lm, *pipeline.make_queries([words], lm, text), config=config)
         prompts, found = pipeline.retrieve(jax.random.key(2), features, exact.store, exact.arrays, None, config=config)
         assert int(found.slots[0]) == slot
         np.testing.assert_array_equal(prompts[0], exact.store.prompts[slot])
-        truth = plain_logs(lm, text, exact.store.prompts[slot], config)
+        truth = plain_logs(lm, text, words, exact.store.prompts[slot])
         np.testing.assert_array_equal(info.log_probabilities, truth)
-        written, _ = pipeline.answer(jax.random.key(1), exact, text, lm, config=config, max_new_tokens=5)
-        assert written == plain_text(lm, text, exact.store.prompts[slot], config)
+        written, _ = pipeline.answer(jax.random.key(1), exact, words, lm, text, config=config, max_new_tokens=5)
+        assert written == plain_answer(lm, text, words, exact.store.prompts[slot])
 
 
-def test_a_device_without_noise_equals_the_ideal_one_bit_for_bit(lm, learnt, config):
+def test_a_device_without_noise_equals_the_ideal_one_bit_for_bit(lm, text, learnt, config):
     found = []
     for cells in (devices.get("FeFET3", sigma=0.0), devices.get("ideal")):
         arrays = pipeline.program_store(jax.random.key(3), learnt.state.store, cells, config=config)
         state = pipeline.State(learnt.state.store, arrays, cells)
-        _, info = pipeline.answer(jax.random.key(4), state, ["pay card", "soup cook"], lm, config=config, labels=LABELS)
+        _, info = pipeline.answer(
+            jax.random.key(4), state, ["pay card", "soup cook"], lm, text, config=config, labels=LABELS
+        )
         found.append((info.found, info.log_probabilities))
     assert equal(*found)
 
@@ -107,9 +105,9 @@ def test_buffers_fill_the_store_in_turn(learnt):
     assert all((i.tuned.losses[:, -1] < i.tuned.losses[:, 0]).all() for i in learnt.info)
 
 
-def test_answers_count_the_uses_of_slots(lm, exact, config):
+def test_answers_count_the_uses_of_slots(lm, text, exact, config):
     texts = ["pay card", "pay card", "oven soup"]
-    answers, info = pipeline.answer(jax.random.key(1), exact, texts, lm, config=config, labels=LABELS)
+    answers, info = pipeline.answer(jax.random.key(1), exact, texts, lm, text, config=config, labels=LABELS)
     assert len(answers) == 3
     assert set(answers) <= set(LABELS)
     np.testing.assert_array_equal(info.state.store.uses, jnp.bincount(info.found.slots, length=4))
@@ -127,18 +125,18 @@ def test_answers_count_the_uses_of_slots(lm, exact, config):
         ({"eos_ids": ()}, "token that ends a text"),
     ],
 )
-def test_bad_questions_are_named(lm, exact, config, change, message):
-    lm = lm._replace(tokenizer=change.get("tokenizer", lm.tokenizer))
-    lm = lm._replace(config=dataclasses.replace(lm.config, eos_ids=change.get("eos_ids", (2,))))
+def test_bad_questions_are_named(lm, text, exact, config, change, message):
+    text = text.replace(tokenizer=change.get("tokenizer", text.tokenizer))
+    lm = lm.replace(config=dataclasses.replace(lm.config, eos_ids=change.get("eos_ids", (2,))))
     texts, labels = change.get("texts", ["pay"]), change.get("labels", LABELS)
     with pytest.raises(ValueError, match=message):
-        pipeline.answer(jax.random.key(0), exact, texts, lm, config=config, labels=labels)
+        pipeline.answer(jax.random.key(0), exact, texts, lm, text, config=config, labels=labels)
 
 
-def test_bad_buffers_are_named(lm, buffers, config):
+def test_bad_buffers_are_named(lm, text, buffers, config):
     state = pipeline.init(jax.random.key(0), lm, None, config=config)
     with pytest.raises(ValueError, match="records"):
-        pipeline.observe(jax.random.key(1), state, [], lm, config=config)
+        pipeline.observe(jax.random.key(1), state, [], lm, text, config=config)
     silent = [buffers[0][0], buffers[0][1]._replace(output="")]
     with pytest.raises(ValueError, match="'yes-1' has none"):
-        pipeline.observe(jax.random.key(1), state, silent, lm, config=config)
+        pipeline.observe(jax.random.key(1), state, silent, lm, text, config=config)

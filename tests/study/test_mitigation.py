@@ -27,12 +27,10 @@ def test_curvature_is_the_diagonal_of_the_hessian(lm):
     prompt = 0.3 * jax.random.normal(jax.random.key(2), (2, 32))
 
     def loss(flat):
-        return tuning.prompt_loss(flat.reshape(2, 32), lm.params, batch, weights[0], config=lm.config)
+        return tuning.prompt_loss(flat.reshape(2, 32), lm, batch, weights[0])
 
     hessian = np.asarray(jax.jit(jax.hessian(loss))(prompt.ravel()), np.float64)
-    found = study.curvature(
-        jax.random.key(3), prompt[None], lm.params, batch, weights, model=lm.config, num_probes=PROBES
-    )
+    found = study.curvature(jax.random.key(3), prompt[None], lm, batch, weights, num_probes=PROBES)
     truth = np.diag(hessian)
     # z_i (H z)_i = H_ii + sum_{j != i} H_ij z_i z_j: its variance is the sum of the squares off the diagonal
     error = np.sqrt((np.square(hessian).sum(axis=1) - truth**2) / PROBES)

@@ -20,14 +20,14 @@ def options(config):
 
 
 @pytest.fixture(scope="module")
-def store(lm, options):
+def store(lm, text, options):
     """Return two prompts, tuned to say token 10 in domain 0 and token 11 in domain 1, whatever the text."""
     texts = [[1, 5, 6], [1, 7, 8]] * 2
     batch = tuning.examples(texts, [[10, 2]] * 2 + [[11, 2]] * 2)
     weights = jnp.array([[1.0, 1, 0, 0], [0, 0, 1, 1]])
-    starts = models.embed(lm.params, jnp.array([[3, 4], [3, 4]]), config=lm.config)
+    starts = models.embed(lm, jnp.array([[3, 4], [3, 4]]))
     prompts, _ = tuning.tune(
-        jax.random.key(1), starts, lm.params, batch, weights, tuning.Rates(learning_rate=0.1), config=lm.config,
+        jax.random.key(1), starts, lm, batch, weights, tuning.Rates(learning_rate=0.1),
         options=tuning.Options(num_steps=40),
     )  # fmt: skip
     empty = pipeline.empty_store(lm.config, options)
@@ -58,10 +58,10 @@ def ask(lm, options):
     """Return a function that asks all queries on `CHIPS` chips; values are (chips, domains)."""
 
     def run(route: str, store, questions, sigma: float = 0.1) -> dict[str, np.ndarray]:
-        metric = study.chip_metric(lm.config, options, study.Method(measure="ssa", route=route))
+        metric = study.chip_metric(options, study.Method(measure="ssa", route=route))
         device = devices.get("FeFET3", sigma=sigma)
         unused = jnp.zeros_like(store.prompts), questions.features
-        args = (lm.params, store, *unused, questions, device)
+        args = (lm, store, *unused, questions, device)
         return montecarlo.run(metric, jax.random.key(4), CHIPS, args=args).values
 
     return run

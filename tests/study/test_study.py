@@ -73,8 +73,8 @@ def places() -> list[devices.Device]:
 
 
 @pytest.fixture(scope="module")
-def records(lm, streams, places, config) -> list[dict[str, Any]]:
-    return list(study.measure(jax.random.key(5), streams, lm, places, **options(config)))
+def records(lm, text, streams, places, config) -> list[dict[str, Any]]:
+    return list(study.measure(jax.random.key(5), streams, lm, text, places, **options(config)))
 
 
 def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams,
 
 
 def test_how_many_chips_are_held_at_a_time_changes_nothing(
-    streams, places, config, lm, monkeypatch: pytest.MonkeyPatch
+    streams, places, config, lm, text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("nvcim_jax.study.measure")  # the face of the room hides the module
     own = options(config, methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
@@ -109,41 +109,40 @@ def test_how_many_chips_are_held_at_a_time_changes_nothing(
     for held in (64, 1):
         monkeypatch.setattr(module, "_CHIPS", held)
         ranked.clear()
-        records = list(study.measure(jax.random.key(5), streams[:1], lm, places[:1], **own))
+        records = list(study.measure(jax.random.key(5), streams[:1], lm, text, places[:1], **own))
         found.append((records, np.concatenate(ranked)))
     assert found[0][0] == found[1][0]
     # the same prompts of the same chips are put before the model, those of one chip after those of the other
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, config, lm) -> None:
+def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, config, lm, text) -> None:
     with pytest.raises(ValueError, match=r"num_instances.*at most 100000"):
-        next(study.measure(jax.random.key(5), streams, lm, places, **options(config, num_instances=10**11)))
+        next(study.measure(jax.random.key(5), streams, lm, text, places, **options(config, num_instances=10**11)))
 
 
-def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm) -> None:
+def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm, text) -> None:
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(5), 4), 4)
-    learned = study.observe_stream(learn_key, streams[1], lm, None, config=config, rates=RATES)
+    learned = study.observe_stream(learn_key, streams[1], lm, text, None, config=config, rates=RATES)
     for name in ("oracle route", "CxDNN"):
         method = METHODS[name]
         own = study.method_config(config, method)
-        asked = study.make_questions(streams[1], lm, config=own)
-        args = (lm.params, learned.stores[-1], learned.curvature, learned.calibration, asked, places[0])
-        stats = montecarlo.run(chip_metric(lm.config, own, method), chip_key, 2, args=args)
+        asked = study.make_questions(streams[1], lm, text, config=own)
+        args = (lm, learned.stores[-1], learned.curvature, learned.calibration, asked, places[0])
+        stats = montecarlo.run(chip_metric(own, method), chip_key, 2, args=args)
         chips = chosen(records, stream=4, method=name, device="FeFET3", sigma=0.1, block=1)
         for value in ("accuracy", "hit"):
             np.testing.assert_array_equal(np.array([r[value] for r in chips]), stats.values[value].ravel())
 
 
-def test_the_frozen_model_is_asked_without_a_prompt(records, streams, config, lm) -> None:
-    asked = study.make_questions(streams[0], lm, config=config)
+def test_the_frozen_model_is_asked_without_a_prompt(records, streams, config, lm, text) -> None:
+    asked = study.make_questions(streams[0], lm, text, config=config)
 
     @jax.jit
-    def rank(params: Any, asked: Any) -> jax.Array:
-        x = models.embed(params, asked.ids, config=lm.config)
-        return models.rank(params, x, asked.mask, asked.answers, config=lm.config)
+    def rank(lm: models.LM, asked: Any) -> jax.Array:
+        return models.rank(lm, models.Inputs(models.embed(lm, asked.ids), asked.mask), asked.answers)
 
-    right = np.asarray(jnp.argmax(rank(lm.params, asked), axis=1) == asked.truth)
+    right = np.asarray(jnp.argmax(rank(lm, asked), axis=1) == asked.truth)
     found = [r["accuracy"] for r in chosen(records, stream=3, method="frozen", block=1)]
     assert found == [right[:2].mean(), right[2:].mean()]
     assert {r["hit"] for r in chosen(records, method="frozen")} == {None}
@@ -162,9 +161,9 @@ def test_the_nearest_text_has_the_words_of_the_query(records) -> None:
     assert {r["accuracy"] for r in chosen(records, method="1-NN text", role="later")} == {0.0}
 
 
-def test_what_else_is_measured_changes_nothing(records, streams, places, config, lm) -> None:
+def test_what_else_is_measured_changes_nothing(records, streams, places, config, lm, text) -> None:
     alone = options(config, methods={"oracle route": METHODS["oracle route"]}, baselines=("latest",))
-    found = list(study.measure(jax.random.key(5), streams[1:], lm, places[:1], **alone))
+    found = list(study.measure(jax.random.key(5), streams[1:], lm, text, places[:1], **alone))
     assert found == [r for r in records if r in found]
     assert len(found) == 2 * 2 * (1 + 1 + 2)
 
@@ -182,12 +181,12 @@ class Stop(Exception):
     """The process is killed."""
 
 
-def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, lm, tmp_path) -> None:
+def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, lm, text, tmp_path) -> None:
     def kill(count: int, note: str) -> None:
         if "oracle route, FeFET3 0.1" in note and count:
             raise Stop
 
-    arguments = (tmp_path, jax.random.key(5), streams[:1], lm, places)
+    arguments = (tmp_path, jax.random.key(5), streams[:1], lm, text, places)
     with pytest.raises(Stop):
         study.run(*arguments, **options(config), advance=kill)
     kept = study.read(tmp_path)
@@ -204,7 +203,7 @@ def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, l
         study.run(*arguments, **options(config, num_instances=3))
 
 
-def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, lm) -> None:
+def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, lm, text) -> None:
     trained_on = {"noisy": study.Method(training="noise")}
     others = {"methods": trained_on, "baselines": (), "every_block": False, "num_instances": 1}
     joint = pipeline.EndToEnd(num_steps=1, batch=2)
@@ -213,6 +212,7 @@ def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, 
             jax.random.key(5),
             streams[:1],
             lm,
+            text,
             places,
             **options(config, **others, end_to_end=joint, train_device=places[0]),
         )
@@ -275,9 +275,9 @@ def test_the_nearest_text_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(scores[np.arange(20), found], scores.max(axis=1), rtol=1e-12)
 
 
-def test_wrong_arguments_are_named(streams, places, config, lm) -> None:
+def test_wrong_arguments_are_named(streams, places, config, lm, text) -> None:
     def run(streams: list[Any] = streams, places: list[Any] = places, **others: Any) -> None:
-        next(study.measure(jax.random.key(0), streams, lm, places, **options(config, **others)))
+        next(study.measure(jax.random.key(0), streams, lm, text, places, **options(config, **others)))
 
     with pytest.raises(ValueError, match=r"`baselines` must be one of .*Did you mean 'frozen'"):
         run(baselines=("frozn",))

@@ -58,7 +58,12 @@ class Learnt(NamedTuple):
 
 @pytest.fixture(scope="session")
 def lm() -> models.LM:
-    return models.LM(models.init(jax.random.key(0), config=MODEL, scale=0.3), MODEL, Tokenizer())
+    return models.init(jax.random.key(0), config=MODEL, scale=0.3)
+
+
+@pytest.fixture(scope="session")
+def text() -> models.Text:
+    return models.Text(Tokenizer())
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +82,7 @@ def buffers() -> tuple[list[Record], list[Record]]:
 
 
 @pytest.fixture(scope="session")
-def make_learnt(lm, device, buffers):
+def make_learnt(lm, text, device, buffers):
     """Return a function of a seed that shows both buffers to an empty memory."""
     from nvcim_jax.pipeline.stages import _program
     from nvcim_jax.tuning.soft_prompt import _tune_all
@@ -86,7 +91,7 @@ def make_learnt(lm, device, buffers):
         init_key, *keys = jax.random.split(jax.random.key(seed), 3)
         state, infos, counts = pipeline.init(init_key, lm, device, config=CONFIG), [], []
         for key, buffer in zip(keys, buffers, strict=True):
-            state, info = pipeline.observe(key, state, buffer, lm, config=CONFIG)
+            state, info = pipeline.observe(key, state, buffer, lm, text, config=CONFIG)
             infos.append(info)
             counts.append(_tune_all._cache_size() + _program._cache_size())
         return Learnt(state, tuple(infos), tuple(counts))

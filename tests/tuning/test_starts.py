@@ -15,14 +15,14 @@ CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_w
 
 
 def test_text_vocabulary_and_activations():
-    params = models.init(jax.random.key(0), config=CONFIG, scale=0.3)
+    lm = models.init(jax.random.key(0), config=CONFIG, scale=0.3)
     ids = jnp.array([3, 4, 5])
-    text = tuning.init_text(params, ids, 5, config=CONFIG)
-    np.testing.assert_array_equal(text, models.embed(params, jnp.array([3, 4, 5, 3, 4]), config=CONFIG))
-    rows = tuning.init_vocabulary(jax.random.key(0), params, 64, config=CONFIG)
-    np.testing.assert_allclose(jnp.sort(rows, axis=0), jnp.sort(params["embedding"], axis=0))
-    states = tuning.init_activations(params, ids, 5, config=CONFIG, stop=1)
-    truth, _ = models.hidden(params, text, config=CONFIG, stop=1)
+    text = tuning.init_text(lm, ids, 5)
+    np.testing.assert_array_equal(text, models.embed(lm, jnp.array([3, 4, 5, 3, 4])))
+    rows = tuning.init_vocabulary(jax.random.key(0), lm, 64)
+    np.testing.assert_allclose(jnp.sort(rows, axis=0), jnp.sort(lm.params["embedding"], axis=0))
+    states = tuning.init_activations(lm, ids, 5, stop=1)
+    truth, _ = models.hidden(lm, text, stop=1)
     cosine = (states * truth).sum() / jnp.linalg.norm(states) / jnp.linalg.norm(truth)
     np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
 

@@ -1,0 +1,114 @@
+"""A language model as a tree, and how text goes into it: the two things that `load` returns."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from flax import struct
+
+from nvcim_jax import checks
+from nvcim_jax.models.config import Config
+from nvcim_jax.models.soft_tokens import SoftTokens
+from nvcim_jax.types import PyTree
+
+__all__ = ["LM", "Template", "Text", "is_block_matrix"]
+
+
+@struct.dataclass
+class LM:
+    """Hold a language model: a tree, so that `jax.jit`, `jax.vmap` and `jax.grad` take it whole.
+
+    `lm.replace(params=...)` gives the same model with other weights.
+
+    Attributes:
+        params: The parameters, see `Config.shapes`. A weight may be an `nvcim_jax.ops.Weight`, which multiplies in its
+            own way: memory cells, codes of a few bits, a matrix with a low-rank change.
+        config: The static description.
+        soft_tokens: How it was taught to read soft tokens; by default any channel may hold anything.
+    """
+
+    params: PyTree
+    config: Config = struct.field(pytree_node=False)
+    soft_tokens: SoftTokens = struct.field(pytree_node=False, default=SoftTokens())
+
+    def replace(self, **changes: Any) -> "LM":
+        """Return a copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_block_matrix(path: str, leaf: Any) -> bool:
+    """Return whether a parameter is one of the stacked matrices of the blocks: what memory cells can hold.
+
+    Args:
+        path: Where it lies, such as "layers/q".
+        leaf: The parameter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> is_block_matrix("layers/q", jnp.ones((2, 4, 4))), is_block_matrix("layers/q_bias", jnp.ones((2, 4)))
+        (True, False)
+    """
+    return path.split("/")[-2:-1] == ["layers"] and leaf.ndim == 3
+
+
+@checks.frozen_config
+class Template:
+    """The text form of a task: prefix, input, suffix, answer, and the token that ends a text.
+
+    Attributes:
+        prefix: Text before the input.
+        suffix: Text between input and answer.
+        answer: Text before the answer; a space, where the tokenizer wants one.
+        max_input: Tokens of an input that are kept, from its beginning.
+    """
+
+    prefix: str = ""
+    suffix: str = " ="
+    answer: str = " "
+    max_input: int = 24
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        checks.integer("max_input", self.max_input)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Say how text becomes tokens and back; it stays on the host, beside the model.
+
+    Attributes:
+        tokenizer: transformers' tokenizer, or None where the checkpoint has none.
+        template: The text form of the task.
+    """
+
+    tokenizer: Any = None
+    template: Template = Template()  # noqa: RUF009  # frozen
+
+    def replace(self, **changes: Any) -> "Text":
+        """Return a copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def encode(self, words: str, *, special: bool = False) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            words: The text.
+            special: Whether the tokenizer adds what it puts around every text, such as a start token.
+
+        Raises:
+            ValueError: If there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            checks.fail(
+                "text",
+                "have a tokenizer",
+                "has none",
+                "Load a checkpoint folder that holds tokenizer.json, or embed the tokens yourself.",
+            )
+        if not words and not special:
+            return []
+        return list(self.tokenizer(words, add_special_tokens=special)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some tokens, without the special ones."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
