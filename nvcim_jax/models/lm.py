@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from flax import struct
 
 from nvcim_jax import checks
@@ -109,6 +110,6 @@ class Text:
             return []
         return list(self.tokenizer(words, add_special_tokens=special)["input_ids"])
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of some tokens, without the special ones."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
