@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["Contract", "Key", "Perturb", "PyTree", "Records", "Scalar", "Store", "Table", "Work"]
+__all__ = ["Key", "Perturb", "PyTree", "Records", "Scalar", "Store", "Table", "Work"]
 
 Key: TypeAlias = PRNGKeyArray
 """A JAX random key (`jax.random.key`), consumed once by whatever receives it."""
@@ -18,15 +18,6 @@ Scalar: TypeAlias = Float[Array, ""]
 
 PyTree: TypeAlias = Any
 """Any nesting of containers whose leaves are arrays."""
-
-
-@runtime_checkable
-class Contract(Protocol):
-    """A matrix product with the signature of `jnp.einsum`: the seam for read-time hardware effects."""
-
-    def __call__(self, subscripts: str, x: jax.Array, w: Any, /) -> jax.Array:
-        """Return the contraction of `x` with the (possibly compressed or analog) weight `w`."""
-        ...
 
 
 @runtime_checkable
