@@ -84,8 +84,7 @@ def polynomial(coefficients: Row) -> Law:
         0.050
     """
     _check_row("coefficients", coefficients, None, -np.inf)
-    row = jnp.asarray(coefficients, jnp.float32)
-    return Law(sigma=jnp.maximum(row[0], 0.0) if row.shape[0] == 1 else Partial(curves.polynomial, row))
+    return Law(sigma=Partial(curves.polynomial, jnp.asarray(coefficients, jnp.float32)))
 
 
 def log_linear(

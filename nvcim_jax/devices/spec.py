@@ -93,7 +93,8 @@ class Law:
     @property
     def constant(self) -> bool:
         """Whether the noise is the same at every conductance, known without its value."""
-        return self.sigma.func is curves.everywhere and self.mean is None
+        flat = self.sigma.func is curves.polynomial and np.shape(self.sigma.args[0]) == (1,)
+        return self.mean is None and (flat or self.sigma.func is curves.everywhere)
 
     @property
     def levels(self) -> Levels | None:
