@@ -30,7 +30,6 @@ __all__ = [
     "integer",
     "is_concrete",
     "key",
-    "not_html",
     "number",
     "options",
     "rank",
@@ -85,7 +84,9 @@ def choice(argument: str, value: Any, known: Iterable[str]) -> None:
     """
     known = sorted(known)
     if not isinstance(value, str) or value not in known:
-        fail(argument, f"be one of {', '.join(known)}", f"is {value!r}", suggestion(str(value), known))
+        near = suggestion(str(value), known)
+        # the list stands there already
+        fail(argument, f"be one of {', '.join(known)}", f"is {value!r}", near if near.startswith("Did") else "")
 
 
 def is_concrete(value: Any) -> bool:
@@ -316,13 +317,3 @@ def file(argument: str, value: str | Path, *, folder: bool = False) -> Path:
     raise FileNotFoundError(
         f"Argument `{argument}` must name a {kind}, but there is none: {path}. {parent} has no {missing!r}. {near}"
     )
-
-
-def not_html(argument: str, head: str, path: str | Path) -> None:
-    """Check that a text does not begin as an HTML or XML page does: a download that failed.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if head.lstrip("\ufeff \t\r\n").startswith("<"):
-        fail(argument, "be JSON", f"{path} is an HTML page", "The download failed: open the address in a browser.")

@@ -1,18 +1,33 @@
-"""Write a file whole or not at all: the one way in which this library writes to a disk."""
+"""Write a file whole or not at all, and read one that may be no text: the one way to and from a disk."""
 
 import contextlib
 import csv as csv_module
 import errno
+import gzip
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nvcim_jax import checks
 
-__all__ = ["append", "csv", "folder", "replacing", "write", "write_json"]
+__all__ = ["append", "csv", "folder", "read_json", "reading", "replacing", "write", "write_json"]
+
+# What a file that is no text begins with.
+_BINARY = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+    b"PAR1": "a Parquet file",
+    b"GGUF": "a GGUF model",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -153,3 +168,78 @@ def folder(argument: str, path: str | Path) -> Path:
     except OSError as error:
         raise _worded(error, path) from error
     return path
+
+
+@contextlib.contextmanager
+def reading(argument: str, path: str | Path, *, kind: str = "text in UTF-8") -> Iterator[io.TextIOBase]:
+    """Open a text file, through gzip where its name ends in .gz, and name what is wrong with a file that is none.
+
+    A byte-order mark at its beginning is left out.
+
+    Args:
+        argument: Name of the argument, as the caller wrote it.
+        path: The file, which exists.
+        kind: What it must be, continuing "must be ".
+
+    Raises:
+        ValueError: If it is binary, in another encoding, a web page, no gzip though its name says so, or cut short.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "text.txt"
+        >>> _ = target.write_bytes(b"\\xef\\xbb\\xbfa line\\n")
+        >>> with reading("path", target) as file:
+        ...     print(repr(file.read()))
+        'a line\\n'
+    """
+    path = Path(path)
+
+    def refuse(found: str, fix: str = "") -> NoReturn:
+        checks.fail(argument, f"be {kind}", f"{path} is {found}", fix)
+
+    try:
+        with _open(path) as file:
+            _check_head(file.peek(4096)[:4096], path, refuse)
+            yield io.TextIOWrapper(file, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse(f"not: byte {error.object[error.start]:#x} at {error.start} is no UTF-8", "Save it as UTF-8.")
+    except (EOFError, zlib.error):
+        refuse("cut short", "Fetch it again.")
+    except gzip.BadGzipFile:
+        refuse("no gzip file, whatever its name says", "Take .gz off its name, or compress it.")
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _check_head(head: bytes, path: Path, refuse: Callable[..., NoReturn]) -> None:
+    """Refuse what the first bytes say is no text."""
+    if head.startswith(b"\x1f\x8b"):
+        refuse("compressed", f"Name it {path.name}.gz.")
+    for beginning, name in _BINARY.items():
+        if head.startswith(beginning):
+            refuse(name)
+    if b"\0" in head:
+        refuse("binary")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        refuse("an HTML page", "The download failed: open the address in a browser.")
+
+
+def read_json(argument: str, path: str | Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names what is near.
+        ValueError: If it is none; the message gives the line.
+    """
+    path = checks.file(argument, path)
+    with reading(argument, path, kind="JSON") as file:
+        text = file.read()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"{path} is empty" if not text.strip() else f"{path} is not: {error.msg} at line {error.lineno}"
+    except RecursionError:
+        found = f"{path} nests too deeply"
+    return checks.fail(argument, "be JSON", found)

@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nvcim_jax import checks
-from nvcim_jax.data.records import open_text
+from nvcim_jax import checks, files
 
 __all__ = ["iterate_array"]
 
@@ -26,10 +26,9 @@ class _Window:
         ended: Whether the file has been read to its end.
     """
 
-    def __init__(self, path: Path, chunk: int) -> None:
-        self.path, self.chunk = path, chunk
+    def __init__(self, file: TextIOBase, path: Path, chunk: int) -> None:
+        self.file, self.path, self.chunk = file, path, chunk
         self.text, self.start, self.line, self.ended = "", 0, 1, False
-        self.file = open_text(path)
 
     def more(self, size: int) -> None:
         """Let go of what was used, and read on."""
@@ -57,6 +56,8 @@ def _element(window: _Window, decoder: json.JSONDecoder) -> dict[str, Any]:
     while True:
         try:
             value, end = decoder.raw_decode(window.text, window.start)
+        except RecursionError:
+            window.fail("nests too deeply")
         except json.JSONDecodeError as error:
             left = 0 if error.msg.startswith("Unterminated string") else len(window.text) - error.pos
             if window.ended or left > NEAR_END:
@@ -91,10 +92,10 @@ def iterate_array(path: Path, *, chunk: int = 1 << 20) -> Iterator[dict[str, Any
         [{'a': 1}, {'a': [2]}]
     """
     checks.integer("chunk", chunk)
-    window, decoder = _Window(path, chunk), json.JSONDecoder()
-    with window.file:
+    decoder = json.JSONDecoder()
+    with files.reading("path", path, kind="a JSON array of objects") as file:
+        window = _Window(file, path, chunk)
         sign = window.next()
-        checks.not_html("path", sign, path)
         if sign != "[":
             window.fail(f"begins with {sign!r}" if sign else "is empty")
         while True:

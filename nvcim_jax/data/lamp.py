@@ -17,7 +17,7 @@ from typing import Any
 
 from nvcim_jax import checks, files
 from nvcim_jax.data.json_array import iterate_array
-from nvcim_jax.data.records import Record, open_text
+from nvcim_jax.data.records import Record, text_of
 
 __all__ = ["LAMP_TASKS", "PROFILE_FIELDS", "read_lamp", "write_predictions"]
 
@@ -67,7 +67,11 @@ def _questions_file(source: Path, split: str | None) -> Path:
         return found[0]
     if found:
         there = ", ".join(path.name for path in found)
-        checks.fail("split", f"be one of {', '.join(SPLITS)}", f"is {split!r} and {source} holds {there}")
+        have = [name for name in SPLITS if any(path.name.startswith(f"{name}_") for path in found)]
+        # several splits, or one split twice (plain and .gz, here and in a folder of its own)
+        fix = f"Choose one, such as split={have[-1]!r} (--split {have[-1]})." if len(have) > 1 else "Name the file."
+        argument, wanted = ("split", "be given") if len(have) > 1 else ("source", "hold the questions once")
+        checks.fail(argument, wanted, f"{source} holds {there}", fix)
     there = ", ".join(sorted(path.name for path in source.iterdir())[:8]) or "nothing"
     wanted = " or ".join(f"{name}_questions.json" for name in names)
     return checks.fail("source", f"hold {wanted}", f"{source} holds {there}")
@@ -85,13 +89,7 @@ def _outputs_file(questions: Path, split: str) -> Path | None:
 
 def _read_outputs(path: Path) -> tuple[str | None, dict[str, str]]:
     """Return the task's name (None for a bare array) and id -> output."""
-    with open_text(path) as file:
-        text = file.read()
-    checks.not_html("outputs", text[:200], path)
-    try:
-        content = json.loads(text.lstrip("\ufeff"))
-    except json.JSONDecodeError as error:
-        checks.fail("outputs", "be JSON", f"{path.name} is not: {error.msg} at line {error.lineno}")
+    content = files.read_json("outputs", path)
     task = content.get("task") if isinstance(content, dict) else None
     rows = content.get("golds") if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -100,9 +98,14 @@ def _read_outputs(path: Path) -> tuple[str | None, dict[str, str]]:
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or not {"id", "output"} <= set(row):
             checks.fail("outputs", 'hold rows of {"id", "output"}', f"row {i} of {path.name} is {str(row)[:80]}")
-        if str(row["id"]) in found:
-            checks.fail("outputs", "have each id once", f"{path.name} has {row['id']!r} twice")
-        found[str(row["id"])] = str(row["output"])
+        name, output = text_of(row["id"]), text_of(row["output"])
+        if name is None:
+            checks.fail("outputs", "name every row by a text or a number", f"row {i} has the id {row['id']!r}")
+        if output is None:
+            checks.fail("outputs", "hold texts or numbers", f"{path.name} has {row['output']!r} for {name!r}")
+        if name in found:
+            checks.fail("outputs", "have each id once", f"{path.name} has {name!r} twice")
+        found[name] = output
     return task, found
 
 
@@ -141,6 +144,10 @@ def _checked(question: Mapping[str, Any], number: int, path: Path, seen: set[str
     if missing:
         fix = "It looks like an outputs file." if "output" in question else ""
         checks.fail("source", "have id, input and profile", f"question {number} of {path.name} lacks {missing}", fix)
+    for field in ("id", "input"):
+        if text_of(question[field]) is None:
+            found = f"question {number} of {path.name} has {field} {question[field]!r}"
+            checks.fail("source", "hold texts or numbers as id and input", found)
     name = str(question["id"])
     if name in seen:
         checks.fail("source", "have each id once", f"question {number} of {path.name} repeats {name!r}")
@@ -197,7 +204,7 @@ def _read_questions(path: Path, known: dict[str, str] | None, task: str, split: 
         if question["profile"]:
             task = _variant(task, question)
         extra = {key: value for key, value in question.items() if key not in ("id", "input", "user_id")}
-        user = str(question.get("user_id", name))
+        user = text_of(question.get("user_id")) or name
         output = known[name] if known is not None else ""
         yield Record(name, user, task, str(question["input"]), output, split, extra)
     unasked = sorted(set(known or ()) - seen)
@@ -206,7 +213,19 @@ def _read_questions(path: Path, known: dict[str, str] | None, task: str, split: 
         checks.fail("outputs", "have the ids of the questions", f"has {len(unasked)} without a question: {some}")
 
 
-def write_predictions(path: str | Path, task: str, predictions: Mapping[str, str] | Iterable[tuple[str, str]]) -> Path:
+def _prediction(name: str, output: Any) -> str:
+    """Return a prediction as text; where there is none it is empty, which counts as a failure."""
+    if output is None:
+        return ""
+    text = text_of(output)
+    if text is None:
+        checks.fail("predictions", "be texts, numbers or None", f"is {output!r} for {name!r}")
+    return text
+
+
+def write_predictions(
+    path: str | Path, task: str, predictions: Mapping[str, str | None] | Iterable[tuple[str, str | None]]
+) -> Path:
     """Write a prediction file for the official evaluator: {"task", "golds": [{"id", "output"}, ..]}.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
@@ -214,13 +233,13 @@ def write_predictions(path: str | Path, task: str, predictions: Mapping[str, str
     Args:
         path: The file to write; its folder must exist.
         task: A task of LaMP; LaMP_2M and LaMP_2N are written as LaMP_2, which is what the evaluator knows.
-        predictions: Id -> output, or pairs of them.
+        predictions: Id -> output, or pairs of them; None is written as an empty text, which scores as a failure.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If there are no predictions, or an id comes twice.
+        ValueError: If there are no predictions, an id comes twice, or a prediction is no text.
 
     Example:
         >>> import tempfile
@@ -235,7 +254,7 @@ def write_predictions(path: str | Path, task: str, predictions: Mapping[str, str
     for key, output in predictions.items() if isinstance(predictions, Mapping) else predictions:
         if str(key) in rows:
             checks.fail("predictions", "have each id once", f"has {key!r} twice")
-        rows[str(key)] = str(output)
+        rows[str(key)] = _prediction(str(key), output)
     if not rows:
         checks.fail("predictions", "hold one row at least", "is empty")
     content = {"task": name, "golds": [{"id": key, "output": output} for key, output in rows.items()]}

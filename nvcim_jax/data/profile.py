@@ -18,7 +18,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.data.lamp import LAMP_TASKS, PROFILE_FIELDS
-from nvcim_jax.data.records import Record
+from nvcim_jax.data.records import Record, check_records, text_of
 
 __all__ = ["SOURCES", "profile_pairs"]
 
@@ -126,26 +126,30 @@ def profile_pairs(
         Salemi and Zamani (2024), Comparing retrieval-augmentation and parameter-efficient fine-tuning for
         privacy-preserving personalization; PEFT/data/datasets.py of github.com/LaMP-Benchmark/LaMP.
     """
+    check_records("record", [record])
     task = (task or record.task).replace("-", "_")
     items = record.extra.get("profile")
     if not isinstance(items, list):
         checks.fail("record", "hold a profile in `extra`", f"{record.id} has none", "Read it with read_lamp.")
     if task == "LaMP_2":
-        task = "LaMP_2M" if items and "tag" in items[0] else "LaMP_2N"
+        task = "LaMP_2M" if items and isinstance(items[0], Mapping) and "tag" in items[0] else "LaMP_2N"
     checks.choice("task", task, LAMP_TASKS)
     for i, item in enumerate(items):
-        missing = [name for name in PROFILE_FIELDS[task] if name not in item]
+        known = item if isinstance(item, Mapping) else {}
+        missing = [name for name in PROFILE_FIELDS[task] if name not in known]
         if missing:
             checks.fail("record", f"have items of {task}", f"item {i} of {record.id} lacks {', '.join(missing)}")
     if task == "LaMP_7" or (task == "LaMP_1" and distractors):
         checks.integer("seed", seed, low=0, fix=f"The pairs of {task} are drawn.")
     rng = np.random.default_rng([seed or 0, zlib.crc32(record.id.encode())])
+    # a null field is no text: its item is left out, as one without text is
+    items = [item for item in items if all(text_of(item[name]) is not None for name in PROFILE_FIELDS[task])]
     source = "inferred" if task == "LaMP_1" and distractors else SOURCES[task]
     rows = []
     for i, (item, pair) in enumerate(zip(items, _pairs(record, task, items, distractors, rng), strict=True)):
         if pair is None or not pair[1].strip():
             continue
         extra = {"source": source} | ({"date": item["date"]} if "date" in item else {})
-        identifier = f"{record.id}/{i}-{item.get('id', '')}".rstrip("-")
+        identifier = f"{record.id}/{i}-{text_of(item.get('id')) or ''}".rstrip("-")
         rows.append(Record(identifier, record.user_or_domain, task, *pair, "train", extra))
     return rows

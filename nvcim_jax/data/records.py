@@ -3,15 +3,15 @@
 import contextlib
 import dataclasses
 import gzip
-import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nvcim_jax import checks, files
 
-__all__ = ["FIELDS", "SPLITS", "Record", "open_text", "read_jsonl", "write_jsonl"]
+__all__ = ["FIELDS", "SPLITS", "Record", "check_records", "read_jsonl", "text_of", "write_jsonl"]
 
 SPLITS = ("train", "val", "test")
 """The names a split can have."""
@@ -47,11 +47,35 @@ class Record:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def open_text(path: Path) -> io.TextIOWrapper:
-    """Open a text file for reading, through gzip where its name ends in .gz."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
-    return path.open(encoding="utf-8")
+def check_records(argument: str, records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return records as a tuple, after a check that they are records.
+
+    Raises:
+        ValueError: If one is something else, such as a line of text or a mapping.
+
+    Example:
+        >>> check_records("records", [{"id": "a"}])
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `records` must hold Records, but row 0 is a dict. Make them with data.Record(**row).
+    """
+    if isinstance(records, str | Path):
+        checks.fail(argument, "hold Records", f"is {str(records)!r}", "Read a file with list(data.read_jsonl(path)).")
+    if isinstance(records, Mapping) or not isinstance(records, Iterable):
+        checks.fail(argument, "hold Records", f"is a {type(records).__name__}", "Give a list of them.")
+    rows = tuple(records)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Record):
+            fix = "Read a file with data.read_jsonl." if isinstance(row, str) else "Make them with data.Record(**row)."
+            checks.fail(argument, "hold Records", f"row {i} is a {type(row).__name__}", fix)
+    return rows
+
+
+def text_of(value: Any) -> str | None:
+    """Return a text or a finite number of a JSON file as text; None for anything else, null and true among them."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else str(value)
 
 
 def _parse(line: str, where: str) -> Record:
@@ -60,6 +84,8 @@ def _parse(line: str, where: str) -> Record:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         checks.fail("path", "hold one JSON object a line", f"{where} is none: {error.msg} at column {error.colno}")
+    except RecursionError:
+        checks.fail("path", "hold one JSON object a line", f"{where} nests too deeply")
     if not isinstance(row, dict):
         checks.fail("path", "hold one JSON object a line", f"{where} is a {type(row).__name__}")
     missing = [name for name in FIELDS if name not in row]
@@ -70,7 +96,7 @@ def _parse(line: str, where: str) -> Record:
         found = f"{where} has split {row['split']!r}"
         checks.fail("path", f"have a split of {', '.join(SPLITS)}", found, checks.suggestion(str(row["split"]), SPLITS))
     for name in FIELDS:
-        if not isinstance(row[name], str | int | float):
+        if text_of(row[name]) is None:
             checks.fail("path", "hold texts or numbers", f"{where} has {name} {row[name]!r}")
     extra = {name: value for name, value in row.items() if name not in FIELDS}
     return Record(*(str(row[name]) for name in FIELDS), extra=extra)
@@ -88,7 +114,7 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
     Raises:
         FileNotFoundError: If there is no such file; the message names the nearest.
         ValueError: If a line is no JSON object, lacks a field, has an unknown split or repeats an id (the message
-            gives the line), or if the file is an HTML page.
+            gives the line), or if the file is no text: binary, in another encoding, a web page, cut short.
 
     Example:
         >>> import tempfile
@@ -103,10 +129,8 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
 
 def _read(path: Path) -> Iterator[Record]:
     lines: dict[str, int] = {}
-    with open_text(path) as file:
+    with files.reading("path", path, kind="JSON lines in UTF-8") as file:
         for number, line in enumerate(file, 1):
-            if number == 1:
-                checks.not_html("path", line, path)
             if not line.strip():
                 continue
             record = _parse(line, f"line {number} of {path.name}")
@@ -125,7 +149,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
         records: The records, in order.
 
     Raises:
-        ValueError: If a field of `extra` has the name of a field of the record.
+        ValueError: If one is no record, or a field of its `extra` has the name of a field of the record.
     """
     path = Path(path)
     checks.file("path", path.parent, folder=True)
@@ -134,7 +158,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
         file: Any = stack.enter_context(stack.enter_context(files.replacing(path)).open("wb"))
         if path.suffix == ".gz":  # neither a name nor a time inside: the same records are the same bytes
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
-        for record in records:
+        for record in check_records("records", records):
             clash = sorted(set(FIELDS) & set(record.extra))
             if clash:
                 checks.fail("records", f"leave {', '.join(FIELDS)} out of `extra`", f"{record.id} has {clash[0]} there")

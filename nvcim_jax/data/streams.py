@@ -5,13 +5,13 @@ The name of the current domain is there for scoring only.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nvcim_jax import checks
-from nvcim_jax.data.records import Record
+from nvcim_jax.data.records import Record, check_records
 from nvcim_jax.data.users import most_opposed, permuted_users
 
 __all__ = ["CLINC5_DOMAINS", "KINDS", "Block", "Stream", "clinc5", "stream"]
@@ -72,7 +72,7 @@ class Stream(NamedTuple):
         return tuple(dict.fromkeys(label for name in names for label in self.candidates[name]))
 
 
-def clinc5(records: Sequence[Record], *, num_labels: int = 5, first: int = 0) -> list[Record]:
+def clinc5(records: Iterable[Record], *, num_labels: int = 5, first: int = 0) -> list[Record]:
     """Keep, of every domain, the rows of its first few answers in file order.
 
     Args:
@@ -92,6 +92,7 @@ def clinc5(records: Sequence[Record], *, num_labels: int = 5, first: int = 0) ->
     """
     checks.integer("num_labels", num_labels)
     checks.integer("first", first, low=0)
+    records = check_records("records", records)
     kept: dict[str, list[str]] = {}
     for record in records:
         labels = kept.setdefault(record.user_or_domain, [])
@@ -210,7 +211,7 @@ def _named(records: Sequence[Record], domains: Sequence[str] | None, unseen: str
 
 
 def stream(
-    records: Sequence[Record],
+    records: Iterable[Record],
     *,
     kind: str = "block",
     domains: Sequence[str] | None = None,
@@ -239,7 +240,7 @@ def stream(
     buffer begins with the rows of a smaller one, and streams of different kinds are paired.
 
     Args:
-        records: Labelled rows with splits; only "train" rows come into buffers.
+        records: Labelled rows with splits, any iterable; only "train" rows come into buffers.
         kind: One of `KINDS`.
         domains: Domains (or users) in order; by default, all of the records in order of first appearance.
         buffer_size: Rows of a buffer.
@@ -272,6 +273,7 @@ def stream(
     for argument, value in (("num_blocks", num_blocks), ("num_test", num_test)):
         if value is not None:
             checks.integer(argument, value)
+    records = check_records("records", records)
     names = _named(records, domains, unseen)
     if kind == "preference":
         if unseen is not None:

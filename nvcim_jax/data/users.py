@@ -1,11 +1,11 @@
 """Users who disagree: chosen from real ones, or simulated by permuting labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from nvcim_jax import checks
-from nvcim_jax.data.records import Record
+from nvcim_jax.data.records import Record, check_records
 
 __all__ = ["most_opposed", "permuted_users"]
 
@@ -21,7 +21,7 @@ def _distributions(records: Sequence[Record], names: Sequence[str]) -> np.ndarra
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def most_opposed(records: Sequence[Record], names: Sequence[str], num_users: int, min_rows: int) -> tuple[str, ...]:
+def most_opposed(records: Iterable[Record], names: Sequence[str], num_users: int, min_rows: int) -> tuple[str, ...]:
     """Choose users such that those who follow each other answer most differently.
 
     The distance of two users is the total variation TV(p, q) = sum_a |p_a - q_a| / 2 between the distributions of
@@ -45,6 +45,7 @@ def most_opposed(records: Sequence[Record], names: Sequence[str], num_users: int
         ('a', 'c')
     """
     checks.integer("num_users", num_users)
+    records = check_records("records", records)
     sizes = {name: sum(row.split == "train" for row in records if row.user_or_domain == name) for name in names}
     names = [name for name in names if sizes[name] >= min_rows]
     if len(names) < num_users:
@@ -76,7 +77,7 @@ def _permutations(num_labels: int, num_users: int, rng: np.random.Generator) -> 
 
 
 def permuted_users(
-    records: Sequence[Record],
+    records: Iterable[Record],
     domains: Sequence[str],
     num_users: int,
     labels: Mapping[str, Sequence[str]] | Sequence[str] | None,
@@ -104,6 +105,7 @@ def permuted_users(
         ['a', 'b']
     """
     checks.integer("num_users", num_users)
+    records = check_records("records", records)
     own = [row for row in records if row.user_or_domain in domains]
     if isinstance(labels, Mapping):
         labels = [label for name in domains for label in labels.get(name, ())]

@@ -91,8 +91,12 @@ def from_table(
     checks.rank("levels", levels, 1, "(levels,)")
     num_levels = np.shape(levels)[0]
     checks.integer("num_levels", num_levels, low=2, fix="Give a level for g_min and one for g_max at least.")
+    law = level_table(levels, sigma, mean)
+    if mean is not None and checks.is_concrete(mean):
+        _check_unit("mean", float(np.max(np.asarray(mean))), "units of g_max")
+    checks.number("sigma", sigma, high=1.0, fix="Divide by g_max.")
     return Device(
-        programming=level_table(levels, sigma, mean),
+        programming=law,
         sigma=1.0,
         g_max_us=g_max_us,
         on_off_ratio=on_off_ratio,
@@ -108,6 +112,18 @@ def from_table(
         rng=rng,
         sigma_unit="measured",
     )
+
+
+# The greatest mean of a measurement, as a share of g_max: beyond these it is in another unit.
+_LEAST_TOP, _GREATEST_TOP = 0.01, 1.1
+
+
+def _check_unit(argument: str, top: float, unit: str = "microsiemens") -> None:
+    """Check that the greatest mean lies where it can in units of g_max; siemens in place of microsiemens do not."""
+    if not _LEAST_TOP <= top <= _GREATEST_TOP:
+        found = f"its greatest is {top:.3g} of it"
+        fix = f"Give both in {unit}." if unit == "microsiemens" else "Divide by g_max."
+        checks.fail(argument, f"reach {_LEAST_TOP:g} to {_GREATEST_TOP:g} of g_max", found, fix)
 
 
 def _sums(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -274,7 +290,7 @@ def from_fit(
         The device. Without targets in the fit its levels are evenly spaced from g_min to 1.
 
     Raises:
-        ValueError: If a target lies above `g_max_us`.
+        ValueError: If a target lies above `g_max_us`, or the greatest mean far from it, as siemens do.
     """
     checks.number("g_max_us", g_max_us, low=0.0, low_open=True)
     lowest = 0.0 if fit.target_us is None else float(fit.target_us[0])
@@ -285,6 +301,7 @@ def from_fit(
     else:
         checks.number("target_us", fit.target_us, low=0.0, high=g_max_us, unit="uS", fix="Raise g_max_us.")
         levels = fit.target_us / g_max_us
+    _check_unit("mean_us", float(np.max(fit.mean_us)) / g_max_us)
     if fit.d2d_sigma_us is not None:
         effects = {"d2d_sigma": fit.d2d_sigma_us / g_max_us} | effects
     return from_table(

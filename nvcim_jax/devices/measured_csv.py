@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 from nvcim_jax.devices.measured import LevelFit, fit_table, from_fit
 from nvcim_jax.devices.spec import Device
 
@@ -40,11 +40,9 @@ def _fail(path: Path, expected: str, found: str, fix: str = "") -> NoReturn:
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Return line numbers and fields of the file, without blank lines and comments."""
-    if not path.is_file():
-        _fail(path, "be an existing file", "is none")
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    if text.lstrip().startswith("<"):
-        _fail(path, "be a CSV file", "is an HTML or XML page", "Download the file itself, not the page that shows it.")
+    checks.file("path", path)
+    with files.reading("path", path, kind="a CSV file in UTF-8") as file:
+        text = file.read()
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     kept = [(number, line) for number, line in numbered if not line.lstrip().startswith("#")]
     if len(kept) < 2:

@@ -34,10 +34,10 @@ _SIGMA_UNITS = {"g_max": "share of g_max", "measured": "multiple of the measured
 
 # name: least value, whether it is excluded, greatest value
 _RANGES: dict[str, tuple[float, bool, float]] = {
-    "sigma": (0.0, False, float("inf")),
+    "sigma": (0.0, False, 1e6),
     "g_max_us": (0.0, True, float("inf")),
     "on_off_ratio": (1.0, True, float("inf")),
-    "d2d_sigma": (0.0, False, float("inf")),
+    "d2d_sigma": (0.0, False, 1e6),
     "stuck_on": (0.0, False, 1.0),
     "stuck_off": (0.0, False, 1.0),
 }
@@ -159,7 +159,7 @@ class Device:
     `device.replace(drift=None)` takes one away; `devices.get` adds one.
 
     Attributes:
-        sigma: Global factor of the programming noise, at least 0; `sigma_unit` says of what.
+        sigma: Global factor of the programming noise, in [0, 1e6]; `sigma_unit` says of what.
         g_max_us: Greatest conductance, microsiemens, above 0.
         on_off_ratio: g_max / g_min, above 1; infinite where an empty cell conducts nothing.
         programming: Cycle-to-cycle noise of one programming; None programs exactly.
@@ -210,10 +210,10 @@ class Device:
             value: Any = getattr(self, name)
             if value is None and name not in _ALWAYS:
                 continue
-            made = strong(name, value, low=low, low_open=low_open, high=high)
-            checks.shape(name, value, shape, fix="Use jax.vmap over devices for several values.")
             if name != "on_off_ratio":
                 checks.finite(name, value)
+            made = strong(name, value, low=low, low_open=low_open, high=high)
+            checks.shape(name, value, shape, fix="Use jax.vmap over devices for several values.")
             object.__setattr__(self, name, made)
         _check_stuck(self)
         if shape == ():

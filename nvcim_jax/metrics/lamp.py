@@ -10,15 +10,14 @@ What differs, on purpose:
 - an answer key outside the label list, a duplicate id or a missing id is an error that names it.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
-from nvcim_jax import checks
+from nvcim_jax import checks, files
 from nvcim_jax.metrics.rouge import rouge
 from nvcim_jax.metrics.scores import label_counts, macro_f1_of_counts
 
@@ -61,31 +60,40 @@ def _load(argument: str, answers: Answers) -> Any:
     """Return the content of a file, or what was given instead of one."""
     if not isinstance(answers, str | Path):
         return answers
-    path = checks.file(argument, answers)
-    text = path.read_text(encoding="utf-8-sig")
-    checks.not_html(argument, text[:200], path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return checks.fail(argument, "be JSON", f"{path} is not: {error.msg} at line {error.lineno}")
+    return files.read_json(argument, answers)
 
 
-def _answers(argument: str, given: Answers) -> tuple[str | None, dict[str, str]]:
-    """Return the task's name (None if not said) and id -> stripped output."""
+def _text(argument: str, name: str, output: Any, optional: bool) -> str:
+    """Return an output as stripped text; nothing (None, NaN) is an empty one where that may be."""
+    nothing = output is None or (isinstance(output, float) and output != output)
+    if nothing and optional:
+        return ""
+    if nothing or isinstance(output, bool) or not isinstance(output, str | int | float | np.number):
+        wanted = "be texts or numbers" + (", or None" if optional else "")
+        checks.fail(argument, wanted, f"the one of {name!r} is {output!r}")
+    return str(output).strip()
+
+
+def _answers(argument: str, given: Answers, optional: bool = False) -> tuple[str | None, dict[str, str]]:
+    """Return the task's name (None if not said) and id -> stripped output, empty where it is missing if `optional`."""
     content = _load(argument, given)
     task = None
     if isinstance(content, Mapping) and isinstance(content.get("golds"), list):
         task, content = content.get("task"), content["golds"]
     if isinstance(content, Mapping):
         content = [{"id": name, "output": output} for name, output in content.items()]
+    if isinstance(content, str | bytes) or not isinstance(content, Iterable):
+        checks.fail(argument, 'hold rows of {"id", "output"}', f"is a {type(content).__name__}")
     found: dict[str, str] = {}
     for i, row in enumerate(content):
         if not isinstance(row, Mapping) or not {"id", "output"} <= set(row):
             checks.fail(argument, 'hold rows of {"id", "output"}', f"row {i} is {str(row)[:80]}")
+        if isinstance(row["id"], bool) or not isinstance(row["id"], str | int | np.integer):
+            checks.fail(argument, "name every row by a text or a whole number", f"row {i} has the id {row['id']!r}")
         name = str(row["id"])
         if name in found:
             checks.fail(argument, "have each id once", f"has {name!r} twice")
-        found[name] = str(row["output"]).strip()
+        found[name] = _text(argument, name, row["output"], optional)
     if not found:
         checks.fail(argument, "hold one row at least", "is empty")
     return task, found
@@ -198,7 +206,8 @@ def lamp_evaluate(
     Args:
         golds: The right outputs: a file, the official envelope {"task", "golds": [{"id", "output"}, ..]}, such a list,
             or a mapping from id to output.
-        preds: The predictions, in any of these forms; the same ids in any order.
+        preds: The predictions, in any of these forms; the same ids in any order. One that is None (null in a file) or
+            NaN is empty: it scores 0, or counts as the worst, and is a failure.
         task: "LaMP_1" .. "LaMP_7", "LaMP_2M" (movie tags) or "LaMP_2N" (news); may be left out where a file names it.
             For "LaMP_2" the golds decide which of the two it is.
         bootstrap: Number of resamples of the rows for a percentile interval; None for none.
@@ -212,7 +221,8 @@ def lamp_evaluate(
 
     Raises:
         FileNotFoundError: If a file is not there.
-        ValueError: If ids are missing, unknown or twice there, a file is no JSON, or the tasks differ.
+        ValueError: If ids are missing, unknown or twice there, a right output is None, a file is no JSON, or the tasks
+            differ.
 
     Example:
         >>> found = lamp_evaluate({"a": "5", "b": "2"}, {"a": "4", "b": "good"}, task="LaMP_3")
@@ -224,7 +234,7 @@ def lamp_evaluate(
         eval/evaluation.py of github.com/LaMP-Benchmark/LaMP.
     """
     gold_task, right = _answers("golds", golds)
-    pred_task, given = _answers("preds", preds)
+    pred_task, given = _answers("preds", preds, optional=True)
     name = _task(task, {"golds": gold_task, "preds": pred_task}, right)
     _same_ids(right, given)
     columns = [right[i] for i in right], [given[i] for i in right]

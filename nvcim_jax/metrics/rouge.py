@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from nvcim_jax import checks
+
 __all__ = ["Rouge", "rouge"]
 
 WORD = re.compile("[a-z0-9]+")
@@ -46,14 +48,14 @@ def _f_measure(common: int, predicted: int, reference: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def rouge(gold: str, pred: str) -> Rouge:
+def rouge(gold: str, pred: str | None) -> Rouge:
     """Return ROUGE-1 and ROUGE-L of a text against its reference.
 
     Words are runs of the letters a-z and digits in the lower-case text; everything else separates. No stemming.
 
     Args:
         gold: The reference.
-        pred: The text to judge.
+        pred: The text to judge; None has no word.
 
     Returns:
         The F-measures; 0 where either text has no word.
@@ -68,7 +70,10 @@ def rouge(gold: str, pred: str) -> Rouge:
         Lin (2004), ROUGE: a package for automatic evaluation of summaries, sections 2 and 3.
         Allison and Dix (1986), A bit-string longest-common-subsequence algorithm.
     """
-    reference, predicted = WORD.findall(gold.lower()), WORD.findall(pred.lower())
+    for argument, text in (("gold", gold), ("pred", "" if pred is None else pred)):
+        if not isinstance(text, str):
+            checks.fail(argument, "be a text", f"is {text!r}")
+    reference, predicted = WORD.findall(gold.lower()), WORD.findall((pred or "").lower())
     both = sum((Counter(reference) & Counter(predicted)).values())
     longest = _common_subsequence(reference, predicted)
     sizes = len(predicted), len(reference)

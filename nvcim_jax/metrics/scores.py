@@ -1,6 +1,7 @@
 """Accuracy, macro F1, mean absolute and root mean squared error."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Real
@@ -19,19 +20,30 @@ __all__ = [
 Numbers = Real[np.ndarray, " rows"] | Sequence[float | int]
 
 
-def _pair(golds: Sequence[str] | np.ndarray, preds: Sequence[str] | np.ndarray) -> None:
+def _pair(golds: Sequence[Any] | np.ndarray, preds: Sequence[Any] | np.ndarray) -> None:
     """Check that two columns have the same number of rows, and some."""
     checks.shape("preds", np.empty(len(preds)), (len(golds),), "(rows,)")
     if not len(golds):
         checks.fail("golds", "hold one row at least", "is empty")
+    missing = next((i for i, gold in enumerate(golds) if gold is None), None)
+    if missing is not None:
+        checks.fail("golds", "hold an answer in every row", f"row {missing} is None", "Leave such rows out.")
 
 
-def accuracy(golds: Sequence[str], preds: Sequence[str]) -> float:
+def _numbers(golds: Numbers, preds: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Return two columns of finite numbers of one length."""
+    _pair(golds, preds)
+    for argument, column in (("golds", golds), ("preds", preds)):
+        checks.finite(argument, column, "Leave out what is no number, or count it as the worst.")
+    return np.asarray(golds, np.float64), np.asarray(preds, np.float64)
+
+
+def accuracy(golds: Sequence[str], preds: Sequence[str | None]) -> float:
     """Return the share of rows whose prediction is the right answer, letter by letter.
 
     Args:
         golds: Right answers, (rows,).
-        preds: Predictions, (rows,).
+        preds: Predictions, (rows,); None is a failure.
 
     Example:
         >>> accuracy(["a", "b", "a"], ["a", "b", "A"])  # 2 of 3
@@ -41,7 +53,7 @@ def accuracy(golds: Sequence[str], preds: Sequence[str]) -> float:
     return float(np.mean([gold == pred for gold, pred in zip(golds, preds, strict=True)]))
 
 
-def label_counts(golds: Sequence[str], preds: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+def label_counts(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
     """Return for each row which label is right, predicted, and both: one-hot, shape (3, rows, labels).
 
     A text that is not a label has no entry.
@@ -58,7 +70,7 @@ def macro_f1_of_counts(counts: np.ndarray) -> float:
     return float(np.mean(2 * both / np.maximum(gold + pred, 1)))
 
 
-def macro_f1(golds: Sequence[str], preds: Sequence[str], labels: Sequence[str]) -> float:
+def macro_f1(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence[str]) -> float:
     """Return the mean over all labels of F1 = 2 hits / (right + predicted).
 
     A label that occurs in neither column counts with F1 = 0, as in the official evaluator of LaMP.
@@ -89,8 +101,8 @@ def mean_absolute_error(golds: Numbers, preds: Numbers) -> float:
         >>> mean_absolute_error([1.0, 5.0], [2.0, 5.0])
         0.5
     """
-    _pair(np.asarray(golds), np.asarray(preds))
-    return float(np.mean(np.abs(np.asarray(golds, np.float64) - np.asarray(preds, np.float64))))
+    gold, pred = _numbers(golds, preds)
+    return float(np.mean(np.abs(gold - pred)))
 
 
 def root_mean_squared_error(golds: Numbers, preds: Numbers) -> float:
@@ -104,5 +116,5 @@ def root_mean_squared_error(golds: Numbers, preds: Numbers) -> float:
         >>> root_mean_squared_error([1.0, 5.0], [3.0, 5.0])  # sqrt(4 / 2)
         1.4142135623730951
     """
-    _pair(np.asarray(golds), np.asarray(preds))
-    return float(np.sqrt(np.mean((np.asarray(golds, np.float64) - np.asarray(preds, np.float64)) ** 2)))
+    gold, pred = _numbers(golds, preds)
+    return float(np.sqrt(np.mean((gold - pred) ** 2)))

@@ -16,6 +16,7 @@ __all__ = ["forgetting", "hit_rate", "previously_seen", "previously_seen_mean"]
 
 def _columns(R: np.ndarray, current: np.ndarray | Sequence[int] | None) -> np.ndarray:
     """Return the column of each block, checked."""
+    checks.real("R", R, "Use NaN where a score was not measured.")
     checks.rank("R", R, 2, "(blocks, domains)")
     blocks, domains = R.shape
     if current is None:

@@ -97,6 +97,7 @@ def interval(values: Real[np.ndarray, " runs"] | Sequence[float | int], level: f
         >>> found.mean, round(found.half_width, 3)
         (3.0, 1.963)
     """
+    checks.real("values", values)
     good = np.asarray(values, np.float64)
     checks.rank("values", good, 1, "(runs,)")
     if not len(good):
@@ -153,6 +154,8 @@ def paired_interval(
         >>> round(paired_interval([0.5, 0.7, 0.9], [0.4, 0.6, 0.8]).mean, 6)  # .1 in every run
         0.1
     """
+    checks.real("first", first)
+    checks.real("second", second)
     one, two = np.asarray(first, np.float64), np.asarray(second, np.float64)
     checks.shape("second", two, one.shape)
     checks.rank("first", one, (1, 2), "(runs,) or (streams, instances)")

@@ -67,7 +67,7 @@ def test_a_wrong_path_names_what_is_near(tmp_path: Path) -> None:
 def test_a_truncated_gzip_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress((json.dumps(ROW) + "\n").encode())[:-12])
-    with pytest.raises(EOFError):
+    with pytest.raises(ValueError, match=r"must be JSON lines .* cut short\. Fetch it again"):
         list(read_jsonl(path))
 
 

@@ -57,12 +57,13 @@ def test_which_laws_are_the_same_everywhere_is_known() -> None:
     assert devices.get("RRAM1").programming.constant
     for law in (devices.polynomial([0.5, 0.1]), devices.Law(sigma=bow), devices.Law(sigma=1.0, mean=lambda g: g)):
         assert not law.constant
+    w, x = jnp.ones((3, 2)), jnp.ones((1, 3))
+    target = crossbar.encode(w, _device(devices.Law(sigma=Partial(bow, a=1.0))), config=crossbar.Config())
     with pytest.raises(ValueError, match="output_joint"):
-        crossbar.encode(jnp.ones((3, 2)), _device(devices.Law(sigma=Partial(bow, a=1.0))), config=_joint())
-
-
-def _joint() -> Any:
-    return crossbar.Config(sampling="output_joint")
+        crossbar.sample(jax.random.key(0), x, target, sampling="output_joint")
+    target = crossbar.encode(w, _device(devices.Law(sigma=Partial(lambda g, a: a, a=1.0))), config=crossbar.Config())
+    with pytest.raises(ValueError, match="output_joint"):  # what a function gives is not known without its value
+        crossbar.sample(jax.random.key(0), x, target, sampling="output_joint")
 
 
 def test_numbers_of_a_law_sweep_map_and_differentiate_in_one_trace() -> None:
@@ -189,8 +190,9 @@ REPLACED = {
     "sigma=[0.1, 0.2]": "`sigma` must have shape (), but has shape (2,). Use jax.vmap over devices",
     "sigma=jnp.complex64(1)": "`sigma` must be a real number",
     "sigma=float('inf')": "`sigma` must be finite",
-    "d2d_sigma=-1.0": "`d2d_sigma` must lie in [0, inf], but is -1",
-    "g_max_us=float('nan')": "`g_max_us` must lie in (0, inf], but is nan",
+    "d2d_sigma=-1.0": "`d2d_sigma` must lie in [0, 1e+06], but is -1",
+    "g_max_us=float('nan')": "`g_max_us` must be finite",
+    "sigma=1e30": "`sigma` must lie in [0, 1e+06], but is 1e+30",
     "stuck_on=0.6, stuck_off=0.6": "leave room for stuck_off",
     "rng='philox'": "`rng` must be one of",
     "num_levels=2.5": "`num_levels` must be an integer of at least 2, but is 2.5",

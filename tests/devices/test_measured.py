@@ -128,7 +128,10 @@ def test_a_table_in_a_file_gives_its_device_in_any_order(tmp_path: Path) -> None
 
 MANY = "".join(f"{k},{k}.5\n" for k in (0, 1, 2) for _ in range(10))
 WRONG_FILES = {
-    "page": ("<!DOCTYPE html><html></html>", r"must be a CSV file, but 'chip\.csv' is an HTML or XML page\. Download"),
+    "page": (
+        "<!DOCTYPE html><html></html>",
+        r"must be a CSV file in UTF-8, but .*chip\.csv is an HTML page\. The download",
+    ),
     "empty": ("", r"must hold a header and at least one row, but 'chip\.csv' holds 0 lines"),
     "header only": ("level,g_us\n", "must hold a header and at least one row, .* holds 1 lines"),
     "no g_us": ("level,conductance\n0,1\n", "must have a column g_us, .* has level, conductance. Columns: level, g_us"),
@@ -171,7 +174,7 @@ def test_a_mistake_in_a_file_gets_one_clear_line(mistake: str, tmp_path: Path) -
 
 
 def test_further_mistakes_with_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`path` must be an existing file, but 'nowhere\.csv' is none"):
+    with pytest.raises(FileNotFoundError, match=r"`path` must name a file, but there is none: .*nowhere\.csv"):
         devices.from_csv(tmp_path / "nowhere.csv", g_max_us=40.0)
     file = _write(tmp_path, f"level,g_us\n{MANY}")
     with pytest.raises(ValueError, match=r"hold every level from 0 to 3, but has no record of \[3\]"):
