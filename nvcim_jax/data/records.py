@@ -47,7 +47,7 @@ class Record:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def check_records(argument: str, records: Iterable[Record]) -> tuple[Record, ...]:
+def check_records(argument: str, records: Iterable[Any]) -> tuple[Record, ...]:
     """Return records as a tuple, after a check that they are records.
 
     Raises:
