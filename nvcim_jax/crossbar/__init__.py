@@ -1,15 +1,16 @@
 """Weights on arrays of memory cells: mapping, converters, programming, the noisy product, and its statistics."""
 
-from nvcim_jax.crossbar.calibration import calibrate
+from nvcim_jax.crossbar.calibration import calibrate, calibrate_network
 from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back, reprogram, write
-from nvcim_jax.crossbar.config import Config, Converters, Geometry, geometry
+from nvcim_jax.crossbar.config import Config, Converters, geometry
 from nvcim_jax.crossbar.converters import Bits
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
 from nvcim_jax.crossbar.mapping import Target, encode
 from nvcim_jax.crossbar.mitigation import column_factors, program_verified, selected
 from nvcim_jax.crossbar.moments import product_moments
+from nvcim_jax.crossbar.network import Kernel, OnChip, on_chip, reread
 from nvcim_jax.crossbar.product import Info, matmul
-from nvcim_jax.crossbar.report import Report, report
+from nvcim_jax.crossbar.report import report
 from nvcim_jax.crossbar.sample import sample
 
 __all__ = [
@@ -17,24 +18,27 @@ __all__ = [
     "Chip",
     "Config",
     "Converters",
-    "Geometry",
     "Info",
-    "Report",
+    "Kernel",
+    "OnChip",
     "Target",
     "Wires",
     "calibrate",
+    "calibrate_network",
     "column_factors",
     "compensate",
     "drift",
     "encode",
     "geometry",
     "matmul",
+    "on_chip",
     "product_moments",
     "program",
     "program_verified",
     "read_back",
     "report",
     "reprogram",
+    "reread",
     "sample",
     "selected",
     "transfer_matrix",

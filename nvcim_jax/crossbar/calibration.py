@@ -1,20 +1,26 @@
-"""Ranges of the converters of one chip, from a batch of typical inputs."""
+"""Ranges of the converters of one chip, or of all chips of a network, from a batch of typical inputs."""
 
 import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks
 from nvcim_jax.crossbar.chip import Chip
+from nvcim_jax.crossbar.config import Converters
 from nvcim_jax.crossbar.converters import check_inputs
+from nvcim_jax.crossbar.network import OnChip, key_bits, leaves_on_chips, map_on_chips, path_number
 from nvcim_jax.crossbar.product import array_outputs, array_voltages, driven, reads
 from nvcim_jax.types import Key, PyTree
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "calibrate_network"]
 
 
 def calibrate(
@@ -83,3 +89,68 @@ def _calibrated_outputs(key: Key, x: jax.Array, chip: Chip, quantile: float) -> 
     found = lax.map(bounds, (jnp.arange(chip.gain.shape[0]), arrays))
     empty = found[:, 1] <= found[:, 0]
     return jnp.where(empty[:, None], jnp.asarray([-1.0, 1.0]), found)
+
+
+def calibrate_network(key: Key, run: Callable[[PyTree], Any], params: PyTree, *, quantile: float = 0.9995) -> PyTree:
+    """Set the converter ranges of all chips of a network from what they see of a batch of typical inputs.
+
+    The network runs once on the chips, with converters that neither round nor clip, and the inputs of every product are
+    noted; then each chip is calibrated as `calibrate` says. It works with values, so it cannot stand inside jit; for
+    many chips, calibrate one set and hand it on: `on_chip(..., ranges=calibrated)`.
+
+    Args:
+        key: Key of the reads.
+        run: Runs the network, such as `lambda params: quax.quaxify(model.apply)(params, x)`.
+        params: A tree from `on_chip`, with `dac_range` or `adc_range` "calibrated".
+        quantile: Share of values within a range, in (0.5, 1].
+
+    Returns:
+        The tree, with the ranges of its chips set.
+
+    Raises:
+        ValueError: If no leaf is on a chip, or `run` does not multiply with one of them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, quax
+        >>> from nvcim_jax import crossbar, devices
+        >>> config = crossbar.Config(dac_bits=8, dac_range="calibrated")
+        >>> params = {"w": jnp.eye(4)}
+        >>> chips = crossbar.on_chip(jax.random.key(0), params, devices.get("ideal"), config=config)
+        >>> run = quax.quaxify(lambda params: jnp.array([[0.5, -2.0, 1.0, 0.0]]) @ params["w"])
+        >>> print(crossbar.calibrate_network(jax.random.key(1), run, chips, quantile=1.0)["w"].chip.dac_max)
+        2.0
+    """
+    seen: dict[tuple[str, bytes], list[np.ndarray]] = {}
+
+    def watch(path: str, read: jax.Array, x: jax.Array) -> None:
+        # a copy, since the memory of what is seen is used again
+        seen.setdefault((path, np.asarray(read).tobytes()), []).append(np.array(x).reshape(-1, x.shape[-1]))
+
+    leaves_on_chips(params)
+    ideal = Converters()
+    jax.block_until_ready(
+        run(map_on_chips(lambda leaf: dataclasses.replace(leaf, converters=ideal, watch=watch), params))
+    )
+    jax.effects_barrier()
+
+    def one(leaf: OnChip) -> OnChip:
+        own = jax.random.fold_in(key, path_number(leaf.path))
+        chips = []
+        for layer, (read, chip) in enumerate(
+            zip(_parts(key_bits(leaf.key), leaf), _parts(leaf.chip, leaf), strict=True)
+        ):
+            x = seen.get((leaf.path, np.asarray(read).tobytes()))
+            if x is None:
+                checks.fail("run", "multiply with every weight that is on a chip", f"leaves out {leaf.path!r}")
+            chips.append(calibrate(jax.random.fold_in(own, layer), np.concatenate(x), chip, quantile=quantile))
+        chip = jax.tree.map(lambda *parts: jnp.stack(parts), *chips) if leaf.num_stacked else chips[0]
+        return dataclasses.replace(leaf, chip=chip)
+
+    return map_on_chips(one, params)
+
+
+def _parts(tree: PyTree, leaf: OnChip) -> list[PyTree]:
+    """Return the parts of a stack, one by one."""
+    if not leaf.num_stacked:
+        return [tree]
+    return [jax.tree.map(operator.itemgetter(layer), tree) for layer in range(leaf.shape[0])]

@@ -42,7 +42,8 @@ Times = Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]
 
 _STACK = "Scan over the layers, or index one of them by its number."
 _FIX = "It can be multiplied with; choose which leaves are replaced by `select=`."
-_FIXES = {"gather": "It is looked up row by row, as a table of embeddings is: leave it out by `select=`."}
+_TABLE = "It is looked up row by row, as a table of embeddings is: leave it out by `select=`."
+_FIXES = {"gather": _TABLE}
 
 
 class Weight(quax.ArrayValue):
@@ -204,7 +205,7 @@ def _register_stack(cls: type[Weight]) -> None:
     @quax.register(lax.dynamic_slice_p)
     def _(w: cls, *starts: ArrayLike, slice_sizes: tuple[int, ...], **_: Any) -> Any:  # type: ignore[valid-type]
         if not w.num_stacked or tuple(slice_sizes[1:]) != tuple(w.shape[1:]):
-            refuse(w, "cut apart", _STACK)
+            refuse(w, "cut apart", _STACK if w.num_stacked else _TABLE)
         return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, starts[0], slice_sizes[0], 0), w)
 
     @quax.register(lax.slice_p)
@@ -212,7 +213,7 @@ def _register_stack(cls: type[Weight]) -> None:
         whole = all(start == 0 for start in start_indices[1:]) and tuple(limit_indices[1:]) == tuple(w.shape[1:])
         steps = () if strides is None else tuple(strides)
         if not w.num_stacked or not whole or any(step != 1 for step in steps):
-            refuse(w, "cut apart", _STACK)
+            refuse(w, "cut apart", _STACK if w.num_stacked else _TABLE)
         return jax.tree.map(lambda a: a[start_indices[0] : limit_indices[0]], w)
 
     @quax.register(lax.squeeze_p)
