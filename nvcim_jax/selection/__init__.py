@@ -7,6 +7,7 @@ from nvcim_jax.selection.pick import PICKS, pick, pick_hard, pick_soft, pick_str
 from nvcim_jax.selection.representative import (
     Clusters,
     assignment_soft,
+    kmeans,
     num_representatives,
     representative,
     representative_soft,
@@ -39,6 +40,7 @@ __all__ = [
     "fit",
     "fit_contrastive",
     "key_vector",
+    "kmeans",
     "num_key_rows",
     "num_representatives",
     "pick",

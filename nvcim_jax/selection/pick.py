@@ -4,6 +4,10 @@
 score is the largest.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -11,9 +15,12 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks
 
-__all__ = ["PICKS", "pick", "pick_hard", "pick_soft", "pick_straight_through"]
+__all__ = ["PICKS", "Pick", "pick", "pick_hard", "pick_soft", "pick_straight_through"]
 
 PICKS = ("hard", "soft", "straight_through")
+
+Pick: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""`pick(scores, temperature)`: weights of the slots (slots,); a score of -inf marks an empty slot."""
 
 
 def pick_hard(scores: Float[Array, " slots"]) -> Float[Array, " slots"]:
@@ -93,13 +100,13 @@ def pick_straight_through(scores: Float[Array, " slots"], temperature: Float[Arr
 
 
 def pick(
-    scores: Float[Array, " slots"], *, kind: str = "hard", temperature: Float[ArrayLike, ""] = 1.0
+    scores: Float[Array, " slots"], *, kind: str | Pick = "hard", temperature: Float[ArrayLike, ""] = 1.0
 ) -> Float[Array, " slots"]:
-    """Choose among scored prompts by the named rule.
+    """Choose among scored prompts by the named rule, or by one's own.
 
     Args:
         scores: Scores (slots,); -inf marks an empty slot.
-        kind: One of `PICKS`.
+        kind: One of `PICKS`, or a function of scores and temperature, see `Pick`.
         temperature: For `soft` and `straight_through`, in the unit of the scores, above 0.
 
     Returns:
@@ -112,6 +119,10 @@ def pick(
         >>> print(pick(jnp.array([0.1, 0.7]), kind="hard"))
         [0. 1.]
     """
+    if callable(kind):
+        weights = kind(scores, jnp.asarray(temperature, scores.dtype))
+        checks.shape("kind", weights, scores.shape, "of its result (slots,)")
+        return weights
     checks.choice("kind", kind, PICKS)
     if kind == "hard":
         return pick_hard(scores)

@@ -1,4 +1,4 @@
-"""Samples that stand for a buffer: k-means on embeddings, and in each cluster the sample nearest the centroid.
+"""Samples that stand for a buffer: clusters of embeddings, and in each the sample nearest the centroid.
 
 The choice is discrete; what is differentiable is what follows from it (centroids and inertia, at a fixed assignment).
 The relaxed twins of the hard steps are `assignment_soft` and `representative_soft`.
@@ -6,7 +6,8 @@ The relaxed twins of the hard steps are `assignment_soft` and `representative_so
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,15 @@ from nvcim_jax import checks
 from nvcim_jax.selection.pick import pick_soft
 from nvcim_jax.types import Key
 
-__all__ = ["Clusters", "assignment_soft", "num_representatives", "representative", "representative_soft"]
+__all__ = [
+    "Cluster",
+    "Clusters",
+    "assignment_soft",
+    "kmeans",
+    "num_representatives",
+    "representative",
+    "representative_soft",
+]
 
 
 class Clusters(NamedTuple):
@@ -36,6 +45,12 @@ class Clusters(NamedTuple):
     assignment: Int32[Array, " samples"]
     inertia: Float[Array, ""]
     num_empty: Int32[Array, ""]
+
+
+Cluster: TypeAlias = Callable[[Key, jax.Array, int], Any]
+"""`cluster(key, x, num)`: the cluster of each sample of x (samples, features), whole numbers (samples,) in [0, num).
+
+With it, as a pair, the number of clusters that had to be filled; alone, empty ones are filled here."""
 
 
 def num_representatives(num_samples: int) -> int:
@@ -60,30 +75,60 @@ def num_representatives(num_samples: int) -> int:
     return max(1, round(math.sqrt(num_samples)))
 
 
+def kmeans(
+    key: Key, x: Float[Array, "samples features"], num: int, *, num_rounds: int = 50, num_restarts: int = 4
+) -> tuple[Int32[Array, " samples"], Int32[Array, ""]]:
+    """Cluster samples by k-means: greedy k-means++ seeds, then Lloyd's rounds; the best of several restarts.
+
+    A cluster that would be empty takes the sample that lies farthest from its centroid, so the inertia never rises.
+
+    Args:
+        key: Key of the seeds.
+        x: Samples (samples, features).
+        num: Number k of clusters, 1 to samples.
+        num_rounds: Lloyd's rounds, at least 1.
+        num_restarts: Independent seeds, at least 1. Restart i draws from `fold_in(key, i)`, so more never do worse.
+
+    Returns:
+        assignment: Cluster of each sample (samples,); every cluster has a sample.
+        num_empty: Clusters that the last round would have left empty.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> x = jnp.array([[0.0], [0.1], [9.0]])
+        >>> assignment, _ = kmeans(jax.random.key(0), x, 2)
+        >>> bool(assignment[0] == assignment[1]), bool(assignment[0] == assignment[2])
+        (True, False)
+
+    References:
+        D. Arthur, S. Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007.
+    """
+    checks.rank("x", x, 2, "(samples, features)")
+    checks.integer("num", num, high=x.shape[0], fix="There are no more clusters than samples.")
+    checks.integer("num_rounds", num_rounds)
+    checks.integer("num_restarts", num_restarts)
+    return _best(key, x, num, num_rounds, num_restarts)
+
+
 def representative(
-    key: Key,
-    x: Float[Array, "samples features"],
-    *,
-    num: int | None = None,
-    num_rounds: int = 50,
-    num_restarts: int = 4,
+    key: Key, x: Float[Array, "samples features"], *, num: int | None = None, cluster: Cluster = kmeans
 ) -> tuple[Int32[Array, " clusters"], Clusters]:
     """Choose the samples that stand for a buffer.
 
-    k-means (greedy k-means++ seeds, then Lloyd's rounds; the best of several restarts), and in each cluster the sample
-    of the largest cosine with the centroid, the first of them in a tie. A cluster that would be empty takes the sample
-    that lies farthest from its centroid, so the inertia never rises and the representatives are always different
-    samples, even where samples are equal.
+    The samples are clustered, and in each cluster the sample of the largest cosine with the centroid is taken, the
+    first of them in a tie. A cluster that was left empty takes the sample that lies farthest from its centroid, so the
+    representatives are always different samples, even where samples are equal.
 
     That representatives come from k-means and cosine is stated by a secondary source; that the cosine is taken with
     the centroid is inferred.
 
     Args:
-        key: Key of the seeds.
+        key: Key of the clustering.
         x: Embeddings (samples, features) of a buffer, of any scale.
         num: Number k of representatives, 1 to samples; None for `num_representatives`.
-        num_rounds: Lloyd's rounds, at least 1.
-        num_restarts: Independent seeds, at least 1. Restart i draws from `fold_in(key, i)`, so more never do worse.
+        cluster: The clustering, see `Cluster`; `functools.partial(kmeans, num_restarts=9)` for other options.
 
     Returns:
         indices: Which samples, (clusters,), all different.
@@ -93,24 +138,34 @@ def representative(
         ValueError: If a shape is wrong, an embedding is not finite, or a number is out of range.
 
     Example:
-        >>> import jax
         >>> x = jnp.array([[0.0, 1.0], [0.1, 1.0], [0.2, 1.0], [9.0, 0.0], [9.0, 0.1], [9.0, 0.5]])
         >>> indices, clusters = representative(jax.random.key(0), x, num=2)
         >>> print(sorted(indices.tolist()), f"{clusters.inertia:.3f}")  # .1^2 + .1^2 + .2^2 + .1^2 + .3^2
         [1, 4] 0.160
+        >>> halves = lambda key, x, num: (x[:, 0] > 0.15).astype(jnp.int32)  # a clustering of one's own
+        >>> representative(jax.random.key(0), x, num=2, cluster=halves)[0].tolist()
+        [0, 4]
 
     References:
         R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
-        D. Arthur, S. Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007.
     """
     checks.rank("x", x, 2, "(samples, features)")
     checks.finite("x", x, "Drop or repair the samples that are not.")
     checks.integer("the number of samples in x", x.shape[0])
     num = num_representatives(x.shape[0]) if num is None else num
     checks.integer("num", num, high=x.shape[0], fix="A buffer has no more representatives than samples.")
-    checks.integer("num_rounds", num_rounds)
-    checks.integer("num_restarts", num_restarts)
-    return _choose(key, x, num, num_rounds, num_restarts)
+    found = cluster(key, x.astype(jnp.float32), num)
+    assignment, num_empty = found if isinstance(found, tuple) else (found, None)
+    _check_assignment(assignment, x.shape[0], num)
+    return _choose(x, assignment.astype(jnp.int32), num_empty, num)
+
+
+def _check_assignment(assignment: Any, num_samples: int, num: int) -> None:
+    """Check what a clustering returned: one whole number in [0, num) for each sample."""
+    checks.shape("cluster", assignment, (num_samples,), "of its result (samples,)")
+    if not jnp.issubdtype(assignment.dtype, jnp.integer):
+        checks.fail("cluster", "return whole numbers", f"returns {assignment.dtype}")
+    checks.number("cluster", assignment, low=0.0, high=float(num - 1))
 
 
 def assignment_soft(
@@ -182,19 +237,37 @@ def representative_soft(
 
 # Compiled once for a shape and the numbers, for eager callers; inside another jit it is inlined.
 @functools.partial(jax.jit, static_argnames=("num", "num_rounds", "num_restarts"), inline=True)
-def _choose(
+def _best(
     key: Key, x: Float[Array, "samples features"], num: int, num_rounds: int, num_restarts: int
-) -> tuple[Int32[Array, " clusters"], Clusters]:
-    """Return the representatives and the best clusters of all restarts; the arguments are checked."""
-    x = x.astype(jnp.float32)
-    # distances are taken from the middle, where their rounding is smallest
-    middle = lax.stop_gradient(x - x.mean(axis=0, keepdims=True))
+) -> tuple[Int32[Array, " samples"], Int32[Array, ""]]:
+    """Return the best assignment of all restarts; the arguments are checked."""
+    middle = _from_the_middle(x.astype(jnp.float32))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_restarts))
     assignments, num_empty = jax.vmap(lambda key: _lloyd(key, middle, num, num_rounds))(keys)
     inertias = jax.vmap(lambda assignment: _inertia(middle, assignment, num))(assignments)
     best = jnp.argmin(inertias)
-    assignment = assignments[best]
-    clusters = Clusters(_means(x, assignment, num), assignment, _inertia(x, assignment, num), num_empty[best])
+    return assignments[best], num_empty[best]
+
+
+def _from_the_middle(x: Float[Array, "samples features"]) -> Float[Array, "samples features"]:
+    """Shift the samples to where the rounding of their distances is smallest; without gradient."""
+    return lax.stop_gradient(x - x.mean(axis=0, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnames="num", inline=True)
+def _choose(
+    x: Float[Array, "samples features"],
+    assignment: Int32[Array, " samples"],
+    num_empty: Int32[Array, ""] | None,
+    num: int,
+) -> tuple[Int32[Array, " clusters"], Clusters]:
+    """Return the representatives and the clusters of an assignment; one that may have empty clusters says no number."""
+    x = x.astype(jnp.float32)
+    if num_empty is None:
+        middle = _from_the_middle(x)
+        own = jnp.square(middle - _means(middle, assignment, num)[assignment]).sum(axis=1)
+        assignment, num_empty = _filled(assignment, own, num)
+    clusters = Clusters(_means(x, assignment, num), assignment, _inertia(x, assignment, num), num_empty)
     return jnp.argmax(_member_cosines(x, clusters), axis=1).astype(jnp.int32), clusters
 
 
@@ -231,11 +304,16 @@ def _assign(
     x: Float[Array, "samples features"], centroids: Float[Array, "clusters features"]
 ) -> tuple[Int32[Array, " samples"], Int32[Array, ""]]:
     """Return the nearest centroid of each sample, and how many clusters were empty; each of them is given a sample."""
-    num = centroids.shape[0]
     distances = _distances(x, centroids)
     assignment = jnp.argmin(distances, axis=1).astype(jnp.int32)
+    return _filled(assignment, distances.min(axis=1), centroids.shape[0])
+
+
+def _filled(
+    assignment: Int32[Array, " samples"], nearest: Float[Array, " samples"], num: int
+) -> tuple[Int32[Array, " samples"], Int32[Array, ""]]:
+    """Give every empty cluster the sample farthest from its centroid (`nearest`), and return how many were empty."""
     counts = jnp.bincount(assignment, length=num).astype(jnp.int32)
-    nearest = distances.min(axis=1)
 
     def fill(j: Int[ArrayLike, ""], state: tuple) -> tuple:
         assignment, counts = state

@@ -91,3 +91,14 @@ def test_bad_input_is_named() -> None:
         selection.pick(SCORES, kind="hart")
     with pytest.raises(ValueError, match=r"`temperature` must lie in \(0, inf\], but is 0"):
         selection.pick_soft(SCORES, 0.0)
+    with pytest.raises(ValueError, match=r"`kind` must have shape of its result \(slots,\) = \(5,\)"):
+        selection.pick(SCORES, kind=lambda scores, temperature: scores[:2])
+
+
+def test_a_rule_of_ones_own() -> None:
+    def second(scores: jax.Array, temperature: jax.Array) -> jax.Array:
+        del temperature
+        return jax.nn.one_hot(jnp.argsort(-scores)[1], scores.shape[0], dtype=scores.dtype)
+
+    found = selection.pick(jnp.array([0.1, 0.9, 0.5]), kind=second)
+    np.testing.assert_array_equal(found, [0.0, 0.0, 1.0])

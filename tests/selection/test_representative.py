@@ -1,5 +1,6 @@
 """Representatives: inertia against scikit-learn, cosine against NumPy, duplicates, contracts and relaxed twins."""
 
+import functools
 import itertools
 
 import jax
@@ -14,6 +15,9 @@ def _blobs(num_clusters: int = 5, each: int = 8, spread: float = 0.6, seed: int 
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_clusters, 6)) * 2 + 3
     return (np.repeat(centres, each, axis=0) + spread * rng.normal(size=(num_clusters * each, 6))).astype(np.float32)
+
+
+_kmeans = functools.partial(functools.partial, selection.kmeans)
 
 
 def test_number_of_representatives() -> None:
@@ -37,7 +41,7 @@ def test_local_minima_are_as_good_as_those_of_scikit_learn(key: jax.Array) -> No
     @jax.jit
     @jax.vmap
     def inertia(key: jax.Array) -> jax.Array:
-        return selection.representative(key, jnp.asarray(x), num=9, num_restarts=1)[1].inertia
+        return selection.representative(key, jnp.asarray(x), num=9, cluster=_kmeans(num_restarts=1))[1].inertia
 
     ours = np.asarray(inertia(jax.random.split(key, 200)))
     theirs = np.array([cluster.KMeans(9, n_init=1, random_state=i).fit(x).inertia_ for i in range(200)])
@@ -93,14 +97,17 @@ def test_a_far_origin_does_not_blur_the_clusters(key: jax.Array) -> None:
 
 def test_more_restarts_never_do_worse(key: jax.Array) -> None:
     x = jnp.asarray(_blobs(spread=2.0))
-    inertias = [float(selection.representative(key, x, num=9, num_restarts=n)[1].inertia) for n in (1, 12)]
+    inertias = [
+        float(selection.representative(key, x, num=9, cluster=_kmeans(num_restarts=n))[1].inertia) for n in (1, 12)
+    ]
     assert inertias[0] >= inertias[1]
 
 
 def test_more_rounds_never_do_worse(key: jax.Array) -> None:
     x = jnp.asarray(_blobs(spread=2.0))
     inertias = [
-        float(selection.representative(key, x, num=9, num_restarts=1, num_rounds=n)[1].inertia) for n in (1, 3, 50)
+        float(selection.representative(key, x, num=9, cluster=_kmeans(num_restarts=1, num_rounds=n))[1].inertia)
+        for n in (1, 3, 50)
     ]
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
 
@@ -158,3 +165,39 @@ def test_bad_input_is_named(key: jax.Array) -> None:
         selection.representative(key, jnp.ones((3, 2)), num=4)
     with pytest.raises(ValueError, match=r"`x` must be finite"):
         selection.representative(key, jnp.full((3, 2), jnp.nan))
+    with pytest.raises(ValueError, match=r"`num` must be .* at most 3, but is 4\. There are no more clusters"):
+        selection.kmeans(key, jnp.ones((3, 2)), 4)
+    with pytest.raises(ValueError, match=r"`cluster` must have shape of its result \(samples,\) = \(3,\)"):
+        selection.representative(key, jnp.ones((3, 2)), num=2, cluster=lambda key, x, num: jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match="`cluster` must return whole numbers, but returns float32"):
+        selection.representative(key, jnp.ones((3, 2)), num=2, cluster=lambda key, x, num: jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"`cluster` must lie in \[0, 1\], but is 2"):
+        selection.representative(key, jnp.ones((3, 2)), num=2, cluster=lambda key, x, num: jnp.arange(3))
+
+
+def test_a_clustering_of_ones_own(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs(num_clusters=3, spread=0.1))
+
+    def every_third(key: jax.Array, x: jax.Array, num: int) -> jax.Array:
+        return jnp.arange(x.shape[0]) % num
+
+    for choose in (selection.representative, jax.jit(selection.representative, static_argnames=("num", "cluster"))):
+        indices, clusters = choose(jax.random.clone(key), x, num=3, cluster=every_third)
+        np.testing.assert_array_equal(clusters.assignment, np.arange(24) % 3)
+        np.testing.assert_array_equal(indices % 3, np.arange(3))
+        np.testing.assert_allclose(clusters.centroids, [x[i::3].mean(axis=0) for i in range(3)], rtol=1e-5)
+        assert int(clusters.num_empty) == 0
+
+
+def test_the_default_is_kmeans_of_scikit_learns_kind(key: jax.Array) -> None:
+    x = jnp.asarray(_blobs(spread=0.3))
+    found = selection.representative(jax.random.clone(key), x, num=5)[1].assignment
+    np.testing.assert_array_equal(found, selection.kmeans(key, x, 5)[0])
+
+
+def test_empty_clusters_of_ones_own_clustering_are_filled(key: jax.Array) -> None:
+    x = jnp.asarray([[0.0], [1.0], [5.0], [7.0]])
+    indices, clusters = selection.representative(key, x, num=3, cluster=lambda key, x, num: jnp.zeros(4, jnp.int32))
+    assert int(clusters.num_empty) == 2
+    assert sorted(set(clusters.assignment.tolist())) == [0, 1, 2]
+    assert len(set(indices.tolist())) == 3
