@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Words after `nvcim`; those of the process when None.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not lose the results
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = words[:1] == ["--traceback"]
     words = words[1:] if traceback else words

@@ -114,6 +114,7 @@ def _numbers(settings: Mapping[str, Any]) -> dict[str, jax.Array]:
 def _device(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> devices.Device:
     given = {name: numbers[name] for name in _OF_DEVICE if name in numbers}
     chosen = {**DEFAULTS, **settings}
+    checks.choice("device", chosen["device"], devices.names())
     device = devices.get(chosen["device"], rng=chosen["rng"], **given)
     if "level_sigma" not in numbers:
         return device

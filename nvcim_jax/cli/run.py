@@ -229,6 +229,7 @@ def _config(options: Options) -> Any:
 def _device(options: Options) -> Any:
     from nvcim_jax import devices
 
+    checks.choice("--device", options.device, devices.names())
     return devices.get(options.device, sigma=options.sigma)
 
 

@@ -62,6 +62,9 @@ def read_source(options: Any) -> Source:
         checks.file("--data", path)
     if options.task is None and path.is_file() and path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         return _lines(options, path, seeds)
+    if path.is_file() and not path.name.removesuffix(".gz").endswith(".json"):
+        wanted = "name a folder of LaMP, a questions file (.json) or JSON lines (.jsonl), each also .gz"
+        checks.fail("--data", wanted, f"is {path.name}")
     return _lamp(options, path, seeds)
 
 

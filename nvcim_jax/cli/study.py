@@ -206,6 +206,7 @@ def _ranges(key: Any, x: Any, target: Any) -> Any:
 def _device(options: Options) -> Any:
     from nvcim_jax import devices
 
+    checks.choice("--device", options.device, devices.names())
     given = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio")
     numbers = {name: getattr(options, name) for name in given}
     given_numbers = {name: value for name, value in numbers.items() if value is not None}
@@ -288,7 +289,10 @@ def _print_table(found: Summary, options: Options) -> None:
     def share(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.3f} %"
 
-    table = Table(title=f"{options.inputs} x {options.outputs} product on {options.device}", title_justify="left")
+    device = _device(options)
+    noise = device.sigma_label.replace("sigma", f"sigma {float(device.sigma):g}")
+    title = f"{options.inputs} x {options.outputs} product on {options.device}, {noise}"
+    table = Table(title=title, title_justify="left")
     table.add_column("relative error over chips")
     table.add_column("", justify="right")
     spread = f"{share(numbers['mean_relative_error'])} ± {share(numbers['standard_error'])}"

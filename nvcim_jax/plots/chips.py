@@ -5,8 +5,12 @@ that made it.
 """
 
 import hashlib
+import itertools
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +21,8 @@ from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure
 __all__ = ["Records", "band", "ecdf", "load", "number_axes", "violin", "yield_curve"]
 
 _MOST_GROUPS = 24
+# From this ratio of the greatest to the least number an axis is logarithmic.
+_LOG_FROM = 50.0
 
 
 class Records(NamedTuple):
@@ -26,11 +32,17 @@ class Records(NamedTuple):
         columns: Settings and values by name.
         axes: Names of the settings.
         source: Path, SHA-256 and command, for the figure's metadata.
+        labels: Words for an axis in place of its name, such as its unit.
     """
 
     columns: dict[str, np.ndarray]
     axes: tuple[str, ...]
     source: dict[str, str]
+    labels: Mapping[str, str] = MappingProxyType({})
+
+    def label(self, name: str) -> str:
+        """Return the words for an axis or a value."""
+        return self.labels.get(name, name)
 
 
 def load(path: str | Path) -> Records:
@@ -51,11 +63,20 @@ def load(path: str | Path) -> Records:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"records": str(path), "sha256": digest, "command": about.get(b"command", b"").decode()}
     columns = {name: table.column(name).to_numpy() for name in table.column_names}
-    return Records(columns, tuple(json.loads(about[b"axes"])), source)
+    return Records(columns, _as_named(json.loads(about[b"axes"]), source["command"]), source)
+
+
+def _as_named(axes: Sequence[str], command: str) -> tuple[str, ...]:
+    """Return the axes in the order in which the command names them, those that it does not name last."""
+    words = shlex.split(command)
+    given = [word.partition("=")[0] for flag, word in itertools.pairwise(words) if flag == "--axis"]
+    given += [word.removeprefix("--axis=").partition("=")[0] for word in words if word.startswith("--axis=")]
+    order = [name for name in dict.fromkeys(given) if name in axes]
+    return (*order, *(name for name in axes if name not in order))
 
 
 def number_axes(records: Records) -> list[str]:
-    """Return the axes whose values are all numbers and not all the same."""
+    """Return the axes whose values are all numbers and not all the same, the one that was named first in front."""
     axes = [name for name in records.axes if records.columns[name].dtype.kind in "if"]
     return [name for name in axes if len(np.unique(records.columns[name])) > 1]
 
@@ -87,10 +108,26 @@ def _curve(index: int, markers: bool = True) -> dict[str, Any]:
     return found | ({"marker": MARKERS[index % len(MARKERS)]} if markers else {})
 
 
+def _legend_below(figure: Any, axes: Any) -> None:
+    """Put the legend under the axes, and make the figure so much taller that they keep their size."""
+    _, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels))
+    width, height = figure.get_size_inches()
+    columns = max(1, min(4, int(width / (0.35 + 0.047 * longest))))
+    figure.set_size_inches(width, height + 0.13 * -(-len(labels) // columns))
+    figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
+
+
+def _wide(values: np.ndarray) -> bool:
+    """Return whether numbers are all positive and span so much that a logarithmic axis shows them better."""
+    known = values[np.isfinite(values)]
+    return bool(len(known) and known.min() > 0 and known.max() > _LOG_FROM * known.min())
+
+
 def _save(figure: Any, axes: Any, records: Records, path: Path, curves: int) -> Path:
     with style():
         if curves > 1:
-            axes.legend(ncols=1 + curves // 13)
+            _legend_below(figure, axes)
         source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
         with files.replacing(path) as part:
             figure.savefig(part, format="png", metadata={"Software": None, "Source": source})
@@ -114,7 +151,9 @@ def ecdf(records: Records, metric: str, path: str | Path) -> Path:
     for i, (label, rows) in enumerate(groups):
         inside = np.sort(values[rows & np.isfinite(values)])
         axes.step(inside, np.arange(1, len(inside) + 1) / rows.sum(), where="post", label=label, **_curve(i, False))
-    axes.set(xlabel=metric, ylabel="share of chips", ylim=(0, 1))
+    axes.set(xlabel=records.label(metric), ylabel="share of chips", ylim=(0, 1))
+    if _wide(values):
+        axes.set_xscale("log")
     return _save(figure, axes, records, Path(path), len(groups))
 
 
@@ -132,15 +171,20 @@ def violin(records: Records, metric: str, path: str | Path) -> Path:
     values = _values(records, metric)
     groups = [(label, values[rows & np.isfinite(values)]) for label, rows in _groups(records)]
     groups = [(label, inside) for label, inside in groups if len(inside) > 1]
-    figure, axes = new_figure(max(COLUMN_WIDTH_IN, 0.4 * len(groups)), 3.0)
+    longest = max((len(label) for label, _ in groups), default=0)
+    turned = {"rotation": 90} if longest > 16 else {"rotation": 30, "ha": "right"}
+    room = 0.045 * longest * (1.0 if longest > 16 else 0.5)
+    figure, axes = new_figure(max(COLUMN_WIDTH_IN, 0.3 * len(groups)), 2.2 + room)
     for i, (_, inside) in enumerate(groups):
         if np.ptp(inside) > 0:
             axes.violinplot(inside, positions=[i], showextrema=False, widths=0.8)
         low, middle, high = np.quantile(inside, (0.01, 0.5, 0.99))
         axes.plot([i, i], [low, high], color="black", lw=0.8)
         axes.plot([i], [middle], marker="o", color="black", ms=2)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups], rotation=30, ha="right", fontsize=6)
-    axes.set(ylabel=metric)
+    axes.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=6, **turned)
+    axes.set(ylabel=records.label(metric))
+    if _wide(values):
+        axes.set_yscale("log")
     return _save(figure, axes, records, Path(path), 1)
 
 
@@ -166,7 +210,9 @@ def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
         low, high = (np.array([np.quantile(c, q) if len(c) else np.nan for c in chosen]) for q in (0.05, 0.95))
         (line,) = axes.plot(at, [c.mean() if len(c) else np.nan for c in chosen], label=label, **_curve(i))
         axes.fill_between(at, low, high, alpha=0.2, color=line.get_color(), lw=0)
-    axes.set(xlabel=x, ylabel=f"{metric}: mean, 5 % to 95 % of chips")
+    axes.set(xlabel=records.label(x), ylabel=f"{metric}: mean, 5 % to 95 % of chips")
+    if _wide(records.columns[x].astype(np.float64)):
+        axes.set_xscale("log")
     return _save(figure, axes, records, Path(path), len(groups))
 
 
@@ -192,5 +238,5 @@ def yield_curve(records: Records, metric: str, x: str, path: str | Path, *, boun
         at = np.unique(records.columns[x][rows])
         share = [np.mean(values[rows & (records.columns[x] == v)] <= limit) for v in at]
         axes.plot(at, share, label=label, **_curve(i))
-    axes.set(xlabel=x, ylabel=f"share of chips with {metric} <= {limit:.3g}", ylim=(-0.02, 1.02))
+    axes.set(xlabel=records.label(x), ylabel=f"share of chips with {metric} <= {limit:.3g}", ylim=(-0.02, 1.02))
     return _save(figure, axes, records, Path(path), len(groups))

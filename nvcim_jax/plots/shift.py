@@ -16,6 +16,9 @@ __all__ = ["Panel", "accuracy_bars", "accuracy_curves", "shift_heatmaps"]
 
 Row = Mapping[str, Any]
 _LINES = ("-", "--", ":", "-.")
+# Lines across, one look each: dashes, and a shade that turns with them.
+_DASHES = ("--", ":", "-.", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2, 2, 2)), (0, (2, 2)))
+_SHADES = ("0.15", "0.45", "0.65")
 
 
 class Panel(NamedTuple):
@@ -117,6 +120,12 @@ def _ends(rows: Sequence[Row], value: str) -> tuple[np.ndarray, np.ndarray, np.n
     return mean, low.astype(float), high.astype(float)
 
 
+def _level_look(index: int) -> dict[str, Any]:
+    """Return the look of a line across, told from every other of as many as 24."""
+    shade = _SHADES[index % len(_SHADES)]
+    return {"color": shade, "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 0.9}
+
+
 def _columns(labels: Sequence[str]) -> int:
     """Return how many entries of a legend fit side by side."""
     return 3 if max(map(len, labels)) <= 20 else 2
@@ -168,7 +177,7 @@ def accuracy_curves(
             axes.plot(at, mean, label=name, linestyle=_LINES[i // len(COLOURS) % len(_LINES)], **look)
             axes.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0)
         for i, (name, level) in enumerate((levels or {}).items()):
-            axes.axhline(level, color="0.35", linestyle=_LINES[1 + i % 3], linewidth=0.8, label=name)
+            axes.axhline(level, label=name, **_level_look(i))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(axes.get_ylim()[1], 1.05))
@@ -216,7 +225,7 @@ def accuracy_bars(
             axes.bar(at, mean, width, label=name, edgecolor="white", linewidth=0.3, **bars)
             axes.errorbar(at, mean, yerr=reach, linestyle="none", color="0.3", elinewidth=0.7, capsize=1.2)
         for i, (name, level) in enumerate((levels or {}).items()):
-            axes.axhline(level, color="0.35", linestyle=_LINES[1 + i % 3], linewidth=0.9, label=name, zorder=3)
+            axes.axhline(level, label=name, zorder=3, **_level_look(i))
         turned = {"rotation": 30, "ha": "right"} if sum(map(len, groups)) > 45 else {}
         axes.set_xticks(range(len(groups)), groups, **turned)
         axes.set(ylabel=ylabel)

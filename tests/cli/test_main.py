@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +117,39 @@ def test_command_line_gives_the_same_options_again() -> None:
     options = entry.parse(Options, "nvcim sweep", words)
     line = entry.command_line("sweep", options, positional=("file",))
     assert line == "nvcim sweep " + " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study", "--device", "FeFETT9"],
+        ["run", "--device", "FeFETT9"],
+        ["sweep", "--axis", "sigma=0.1", "--set", "device=qqqqq"],
+    ],
+)
+def test_an_unknown_device_is_named_once_by_its_option(words: list[str], tmp_path: Path, capsys) -> None:
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "device` must be one of" in said
+    assert "`name`" not in said
+    assert said.count("FeFET6, Gaussian") == 1
+
+
+def test_a_picture_given_as_data_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n")
+    assert cli.main(["run", "--data", str(tmp_path / "x.png"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "Argument `--data` must name a folder of LaMP, a questions file (.json) or JSON lines (.jsonl)" in said
+    assert "but is x.png" in said
+
+
+def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "nvcim_jax.cli", "study", "--instances", "20", "--inputs", "8", "--outputs", "4"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean ? standard error" in done.stdout
+    assert "sigma 0.1 (share of g_max)" in done.stdout
+    assert (tmp_path / "out" / "study.json").is_file()

@@ -84,3 +84,53 @@ def test_bad_input_is_named(records: chips.Records, tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="has no axes"):
         chips.load(tmp_path / "b.parquet")
+
+
+def _grid(path: Path, command: str) -> chips.Records:
+    """Three axes in the order of the alphabet, as records have them, of two chips each."""
+    values = [(bits, device, sigma) for bits in (4, 8, 12) for device in ("FeFET3", "PCM") for sigma in (0.1, 0.2)]
+    bits, device, sigma = (np.repeat(column, 2) for column in zip(*values, strict=True))
+    columns = {"adc_bits": bits, "device": device, "sigma": sigma, "instance": np.tile([0, 1], 12)}
+    table = pa.table(columns | {"error": np.linspace(0.01, 2.0, 24)})
+    about = {"axes": json.dumps(["adc_bits", "device", "sigma"]), "command": command}
+    pq.write_table(table.replace_schema_metadata(about), path)
+    return chips.load(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "order"),
+    [
+        ("nvcim sweep --axis sigma=.1,.2 --axis adc_bits=4,8", ("sigma", "adc_bits", "device")),
+        ("nvcim sweep --axis=device=FeFET3 --set sigma=.1", ("device", "adc_bits", "sigma")),
+        ("", ("adc_bits", "device", "sigma")),
+    ],
+)
+def test_the_axis_named_first_comes_first(command: str, order: tuple[str, ...], tmp_path: Path) -> None:
+    found = _grid(tmp_path / "records.parquet", command)
+    assert found.axes == order
+    assert chips.number_axes(found) == [name for name in order if name != "device"]
+
+
+def test_legends_lie_below_and_take_no_room_from_the_curves(
+    tmp_path: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _grid(tmp_path / "records.parquet", "")._replace(labels={"sigma": "sigma (share of g_max)"})
+    for draw in (chips.ecdf, lambda *a: chips.band(*a[:2], "sigma", a[2])):
+        draw(made, "error", tmp_path / "a.png")
+        figure = drawn.axes.figure
+        assert drawn.axes.get_legend() is None
+        (legend,) = figure.legends
+        figure.canvas.draw()
+        below = legend.get_window_extent().y1
+        assert below <= drawn.axes.get_tightbbox().y0
+        assert drawn.axes.get_window_extent().height / figure.dpi > 1.3  # inches, however long the legend
+    assert drawn.axes.get_xlabel() == "sigma (share of g_max)"
+
+
+def test_values_over_decades_get_a_logarithmic_axis(tmp_path: Path, drawn: Drawn) -> None:
+    made = _grid(tmp_path / "records.parquet", "")
+    chips.ecdf(made, "error", tmp_path / "a.png")
+    assert drawn.axes.get_xscale() == "log"
+    with_zero = made.columns | {"error": made.columns["error"] * (made.columns["instance"] > 0)}
+    chips.ecdf(made._replace(columns=with_zero), "error", tmp_path / "a.png")
+    assert drawn.axes.get_xscale() == "linear"

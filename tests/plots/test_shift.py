@@ -57,3 +57,13 @@ def test_bars_stand_in_their_groups() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["A", "B"]
     with pytest.raises(ValueError, match="`rows` must hold at least one"):
         plots.accuracy_bars([])
+
+
+def test_as_many_baselines_as_there_are_methods_look_unlike() -> None:
+    levels = {f"baseline {i}": 0.1 * i for i in range(1, 9)}
+    rows = [row("a", sigma, 0.5, 0.1) for sigma in (0.1, 0.2)]
+    for figure in (plots.accuracy_curves(rows, levels=levels), plots.accuracy_bars(rows[:1], levels=levels)):
+        (axes,) = figure.axes
+        lines = [line for line in axes.lines if str(line.get_label()).startswith("baseline")]
+        looks = {(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in lines}
+        assert len(looks) == len(lines) == 8
