@@ -155,7 +155,7 @@ def _with_file(options: Options) -> Options:
         return options
     path = checks.file("file", options.file)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         checks.fail("file", "be a TOML file", f"{path} is not: {error}")
     fields = {field.name: field for field in dataclasses.fields(options) if field.name != "file"}

@@ -130,7 +130,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         checks.fail("file", "be a TOML file", f"there is none: {file}")
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         checks.fail("file", "be a TOML file", f"{file} is not: {error}")
     known = ("axes", "fixed", "num_instances", "seed")

@@ -144,6 +144,7 @@ def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
         >>> print(f"{cells.g.std():.2f}")  # sigma
         0.10
     """
+    checks.key("key", key)
     check_device(device)
     g = _checked(g)
     keys = _Keys(*jax.random.split(key, len(_Keys._fields)))
@@ -169,6 +170,7 @@ def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Devic
         ValueError: If a conductance is not finite or outside [0, 1], if the shape differs from the cells', or if the
             cells were made of a device without the offsets or faults of this one.
     """
+    checks.key("key", key)
     check_device(device)
     g = _checked(g)
     checks.shape("g", g, cells.g.shape, "of the cells")
@@ -273,6 +275,7 @@ def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
         >>> print(f"{devices.read(jax.random.key(1), cells, device).std():.3f}")  # sigma
         0.020
     """
+    checks.key("key", key)
     check_device(device)
     g = cells.g + read_sigma(cells, device) * normal(key, cells.g.shape, rng=device.rng)
     return jnp.maximum(g, 0.0) if device.clip else g

@@ -43,6 +43,7 @@ def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Flo
     References:
         Qin et al., arXiv:2411.08244, Section 2 and its published code; marks as in `nvcim_jax.devices.table`.
     """
+    checks.key("key", key)
     check_device(device)
     checks.finite("values", values)
     law = device.programming

@@ -215,6 +215,21 @@ NO_DEVICE = {
 }
 
 
+# What is no key where one is expected.
+NO_KEY = (
+    "nv.devices.program(0, 0.5, nv.devices.get('PCM'))",
+    "nv.devices.reprogram(jax.random.PRNGKey, None, 0.5, nv.devices.get('PCM'))",
+    "nv.devices.read(None, None, nv.devices.get('PCM'))",
+    "nv.devices.value_noise('key', jnp.ones(2), nv.devices.get('FeFET3'))",
+)
+
+
+def test_what_is_no_key_is_said(said_plainly: Any) -> None:
+    for kind, text in said_plainly(NO_KEY):
+        assert kind == "ValueError"
+        assert "Argument `key` must be" in text
+
+
 def test_replace_checks_as_get_does(said_plainly: Any) -> None:
     found = said_plainly([f"nv.devices.get('Gaussian').replace({changes})" for changes in REPLACED])
     for (kind, text), wanted in zip(found, REPLACED.values(), strict=True):
