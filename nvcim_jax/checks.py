@@ -35,10 +35,12 @@ __all__ = [
     "rank",
     "real",
     "shape",
+    "shown",
     "suggestion",
 ]
 
 T = TypeVar("T")
+_LONGEST = 300
 
 
 def fail(argument: str, expected: str, found: str, fix: str = "") -> NoReturn:
@@ -59,7 +61,39 @@ def fail(argument: str, expected: str, found: str, fix: str = "") -> NoReturn:
         ...
         ValueError: Argument `cell_bits` must be a positive integer, but is 0. Use None for analog cells.
     """
-    raise ValueError(f"Argument `{argument}` must {expected}, but {found}." + (f" {fix}" if fix else ""))
+    raise ValueError(f"Argument `{argument}` must {expected}, but {_in_a_line(found)}." + (f" {fix}" if fix else ""))
+
+
+def _in_a_line(text: str) -> str:
+    """Return a text without line ends, cut where it is long: the `repr` of an array, say."""
+    line = " ".join(text.split()) if "\n" in text else text
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+
+
+def shown(value: Any) -> str:
+    """Return what a value is, for a message: a plain one itself, any other by its kind.
+
+    Example:
+        >>> shown("text"), shown({}), shown(np.zeros((2, 3)))
+        ("'text'", 'a dict', 'an array of float64 of shape (2, 3)')
+    """
+    if value is None or isinstance(value, str | bool | int | float | complex | Path):
+        return repr(str(value)) if isinstance(value, Path) else repr(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array of {value.dtype} of shape {np.shape(value)}"
+    return "a function" if callable(value) and hasattr(value, "__name__") else f"a {type(value).__name__}"
+
+
+def name_of(kind: type) -> str:
+    """Return the name of a class with its article and, for one of this library, its room.
+
+    Example:
+        >>> name_of(dict), name_of(int)
+        ('a dict', 'an int')
+    """
+    parts = kind.__module__.split(".")
+    name = f"{parts[1]}.{kind.__name__}" if parts[0] == __package__ and len(parts) > 1 else kind.__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
@@ -104,11 +138,10 @@ def instance(argument: str, value: Any, kind: type, fix: str = "") -> None:
         >>> instance("converters", {"adc_bits": 8}, int, "Use an int.")
         Traceback (most recent call last):
         ...
-        ValueError: Argument `converters` must be a builtins.int, but is a dict. Use an int.
+        ValueError: Argument `converters` must be an int, but is a dict. Use an int.
     """
     if not isinstance(value, kind):
-        room = ".".join(part for part in kind.__module__.split(".")[1:2] or [kind.__module__])
-        fail(argument, f"be a {room}.{kind.__name__}", f"is a {type(value).__name__}", fix)
+        fail(argument, f"be {name_of(kind)}", f"is a {type(value).__name__}", fix)
 
 
 def key(argument: str, value: Any) -> None:

@@ -55,6 +55,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ('1 2 3', 1)
     """
     path = Path(path)
+    if not path.name or path.is_dir():
+        checks.fail("path", "name a file", f"is the folder {path}", "Add a name.")
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield part

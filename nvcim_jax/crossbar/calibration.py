@@ -18,11 +18,13 @@ from nvcim_jax.crossbar.config import Converters
 from nvcim_jax.crossbar.converters import check_inputs
 from nvcim_jax.crossbar.network import OnChip, key_bits, leaves_on_chips, map_on_chips, path_number
 from nvcim_jax.crossbar.product import array_outputs, array_voltages, driven, reads
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["calibrate", "calibrate_network"]
 
 
+@checked
 def calibrate(
     key: Key,
     x: Num[ArrayLike, "..."],

@@ -23,6 +23,7 @@ from nvcim_jax.crossbar.mapping import (
     slice_weights,
     zero_conductance,
 )
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Chip", "compensate", "drift", "program", "read_back", "reprogram", "write"]
@@ -60,6 +61,7 @@ class Chip:
     num_rows: int = struct.field(pytree_node=False)
 
 
+@checked
 def program(
     key: Key,
     weights: Num[ArrayLike, "..."],
@@ -105,6 +107,7 @@ def program(
     return write(key, target, wires=wires)
 
 
+@checked
 def write(key: Key, target: Target, *, wires: Wires | None = None) -> Chip:
     """Program an encoded target on one physical chip; the random part of `program`.
 
@@ -162,6 +165,7 @@ def _write_values(key: Key, conductance: jax.Array, device: devices.Device) -> d
     return devices.Cells(g=g, g_programmed=None, nu=None, d2d=None, fault=None, t_s=jnp.zeros((), jnp.float32))
 
 
+@checked
 def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."]) -> Chip:
     """Program other weights on the same physical chip: its faults and device-to-device offsets stay.
 
@@ -198,6 +202,7 @@ def _rewrite_cells(
     )
 
 
+@checked
 def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
     """Let time pass: clock 2 of the noise, from the exponents sampled at programming. Draws nothing.
 
@@ -215,6 +220,7 @@ def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
     return _with_transfer(dataclasses.replace(chip, cells=cells))
 
 
+@checked
 def compensate(key: Key, chip: Chip) -> Chip:
     """Compensate drift globally: scale the outputs of each array by what its summed conductance has lost.
 
@@ -242,6 +248,7 @@ def compensate(key: Key, chip: Chip) -> Chip:
     return dataclasses.replace(chip, gain=chip.baseline / jnp.sum(now, axis=(1, 2, 3)))
 
 
+@checked
 def read_back(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
     """Read the stored weights cell by cell, without converters: the values as the chip holds them now.
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["Config", "Converters", "Geometry", "geometry"]
 
@@ -238,6 +239,7 @@ class Geometry:
     num_references: int
 
 
+@checked
 def geometry(shape: tuple[int, int], config: Config) -> Geometry:
     """Return how a matrix is cut into arrays; remainder rows and columns take arrays of their own.
 

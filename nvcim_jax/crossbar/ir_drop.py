@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.config import Config, Geometry
+from nvcim_jax.signature import checked
 
 __all__ = ["Wires", "transfer_matrix"]
 
@@ -34,6 +35,7 @@ class Wires:
     col_ohm: jax.Array | Any
 
 
+@checked
 def transfer_matrix(
     conductance: Float[Array, "rows cols"], row_resistance: Float[Array, ""], col_resistance: Float[Array, ""]
 ) -> Float[Array, "rows cols"]:

@@ -31,6 +31,7 @@ from nvcim_jax.crossbar.config import (
     stored_slices,
     zero_code,
 )
+from nvcim_jax.signature import checked
 
 __all__ = ["Target", "encode"]
 
@@ -64,6 +65,7 @@ class Target:
     num_rows: int = struct.field(pytree_node=False)
 
 
+@checked
 def encode(
     weights: Num[ArrayLike, "..."],
     device: devices.Device,

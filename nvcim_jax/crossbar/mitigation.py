@@ -11,11 +11,13 @@ from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, write, write_cells
 from nvcim_jax.crossbar.config import Config, check_config, geometry
 from nvcim_jax.crossbar.mapping import encode
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["column_factors", "program_verified", "selected"]
 
 
+@checked
 def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Array, "rows cols"]:
     """Return which weights to verify: the given share of them, the most important first.
 
@@ -36,6 +38,7 @@ def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Ar
     return (place < jnp.round(jnp.asarray(share, jnp.float32) * order.size).astype(jnp.int32)).reshape(importance.shape)
 
 
+@checked
 def program_verified(
     key: Key,
     weights: Float[Array, "rows cols"],
@@ -118,6 +121,7 @@ def _cell_mask(verified: jax.Array, shape: tuple[int, ...], config: Config) -> j
     )
 
 
+@checked
 def column_factors(
     outputs: Float[Array, "batch cols"], reference: Float[Array, "batch cols"], *, ridge: float = 1e-6
 ) -> Float[Array, " cols"]:

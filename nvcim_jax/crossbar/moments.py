@@ -18,6 +18,7 @@ from nvcim_jax.crossbar.mapping import (
     subtract_lines,
     zero_conductance,
 )
+from nvcim_jax.signature import checked
 
 __all__ = ["ArrayMoments", "array_moments", "product_moments"]
 
@@ -36,6 +37,7 @@ class ArrayMoments(NamedTuple):
     weight: Float[Array, " arrays"]
 
 
+@checked
 def product_moments(
     x: Float[Array, "*batch rows"], target: Target
 ) -> tuple[Float[Array, "*batch cols"], Float[Array, "*batch cols"]]:

@@ -23,6 +23,7 @@ from nvcim_jax.crossbar.mapping import (
     subtract_lines,
     zero_conductance,
 )
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Info", "matmul"]
@@ -52,6 +53,7 @@ class Lines(NamedTuple):
     subtracted: bool
 
 
+@checked
 def matmul(
     key: Key,
     x: Num[ArrayLike, "..."],

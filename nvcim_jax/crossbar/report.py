@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from nvcim_jax import checks
 from nvcim_jax.crossbar.config import Config, Geometry, check_config, geometry, num_planes
+from nvcim_jax.signature import checked
 
 __all__ = ["Report", "report"]
 
@@ -43,6 +44,7 @@ class Report(NamedTuple):
         return self.num_weight_cells + self.num_reference_cells
 
 
+@checked
 def report(shape: tuple[int, ...], config: Config) -> Report:
     """Count the arrays, the cells and the operations that a matrix takes.
 

@@ -28,6 +28,7 @@ from nvcim_jax.crossbar.product import (
     lines_through,
     product,
 )
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["sample"]
@@ -40,6 +41,7 @@ MIN_ROWS_FOR_MOMENTS = 16
 _JITTER = 1e-5
 
 
+@checked
 def sample(
     key: Key,
     x: Num[ArrayLike, "..."],

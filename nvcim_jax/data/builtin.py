@@ -14,6 +14,7 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.data.records import Record
 from nvcim_jax.data.streams import Stream, stream
+from nvcim_jax.signature import checked
 
 __all__ = ["MAX_TOPICS", "MAX_USERS", "builtin_records", "builtin_users"]
 
@@ -82,6 +83,7 @@ def _dealt(questions: dict[str, list[str]], start: int, number: int) -> list[tup
     ]
 
 
+@checked
 def builtin_records(
     seed: int,
     *,
@@ -142,6 +144,7 @@ def builtin_records(
     return rows, tuple(taste for topic in topics for taste in tastes[topic])
 
 
+@checked
 def builtin_users(
     seed: int,
     *,

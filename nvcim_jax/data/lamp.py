@@ -157,6 +157,7 @@ def _checked(question: Mapping[str, Any], number: int, path: Path, seen: set[str
     return name
 
 
+@checked
 def read_lamp(
     source: str | Path, outputs: str | Path | None = None, *, task: str | None = None, split: str | None = None
 ) -> Iterator[Record]:

@@ -96,6 +96,7 @@ def _pairs(
     return [(f"{head} {item[text]}", str(item[answer])) for item in items]
 
 
+@checked
 def profile_pairs(
     record: Record, task: str | None = None, *, seed: int | None = None, distractors: Sequence[str] = ()
 ) -> list[Record]:

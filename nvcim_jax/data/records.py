@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcim_jax import checks, files
+from nvcim_jax.signature import checked
 
 __all__ = ["FIELDS", "SPLITS", "Record", "check_records", "read_jsonl", "text_of", "write_jsonl"]
 
@@ -102,6 +103,7 @@ def _parse(line: str, where: str) -> Record:
     return Record(*(str(row[name]) for name in FIELDS), extra=extra)
 
 
+@checked
 def read_jsonl(path: str | Path) -> Iterator[Record]:
     """Yield the records of a JSON-lines file (plain or .gz), one at a time.
 
@@ -141,6 +143,7 @@ def _read(path: Path) -> Iterator[Record]:
             yield record
 
 
+@checked
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
     """Write records as JSON lines, whole or not at all, gzipped where the name ends in .gz, and return their number.
 

@@ -13,6 +13,7 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.data.records import Record, check_records
 from nvcim_jax.data.users import most_opposed, permuted_users
+from nvcim_jax.signature import checked
 
 __all__ = ["CLINC5_DOMAINS", "KINDS", "Block", "Stream", "clinc5", "stream"]
 
@@ -210,6 +211,7 @@ def _named(records: Sequence[Record], domains: Sequence[str] | None, unseen: str
     return names
 
 
+@checked
 def stream(
     records: Iterable[Record],
     *,

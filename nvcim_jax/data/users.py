@@ -76,6 +76,7 @@ def _permutations(num_labels: int, num_users: int, rng: np.random.Generator) -> 
     return np.array(found)
 
 
+@checked
 def permuted_users(
     records: Iterable[Record],
     domains: Sequence[str],

@@ -18,6 +18,7 @@ from nvcim_jax import checks
 from nvcim_jax.devices.programming import law_values, programmed
 from nvcim_jax.devices.spec import Device, Drift, check_device
 from nvcim_jax.ops import normal
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Cells", "cycle_key", "drift", "program", "read", "read_sigma", "reprogram"]
@@ -109,6 +110,7 @@ def _settle(
     return Cells(settled, kept, nu, d2d, fault, jnp.zeros((), jnp.float32))
 
 
+@checked
 def cycle_key(key: Key) -> Key:
     """Return the key from which `program` draws its cycle-to-cycle noise.
 
@@ -123,6 +125,7 @@ def cycle_key(key: Key) -> Key:
     return _Keys(*jax.random.split(key, len(_Keys._fields))).cycle
 
 
+@checked
 def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
     """Program a new piece of hardware, with its own faults and offsets, to the conductances g.
 
@@ -154,6 +157,7 @@ def program(key: Key, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
     return _settle(keys, g, d2d, _draw_faults(keys.fault, g.shape, device), device)
 
 
+@checked
 def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Device) -> Cells:
     """Program the same physical cells again: their offsets and faults stay, the rest is drawn anew.
 
@@ -187,6 +191,7 @@ def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Devic
     return _settle(keys, g, cells.d2d, cells.fault, device)
 
 
+@checked
 def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
     """Let time pass: the cells as they are t_s seconds after programming.
 
@@ -223,6 +228,7 @@ def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
     return cells._replace(g=jnp.maximum(g, 0.0) if device.clip else g, t_s=t_s)
 
 
+@checked
 def read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
     """Return the standard deviation of one read of each cell, before the cut at 0.
 
@@ -253,6 +259,7 @@ def read_sigma(cells: Cells, device: Device) -> Float[Array, "*cells"]:
     return law_values("read.sigma", law.sigma, cells.g, origin, cells.t_s)
 
 
+@checked
 def read(key: Key, cells: Cells, device: Device) -> Float[Array, "*cells"]:
     """Return the conductances that one read sees.
 

@@ -12,6 +12,7 @@ from nvcim_jax import checks
 from nvcim_jax.devices import curves
 from nvcim_jax.devices.spec import Law, Read
 from nvcim_jax.devices.tree import strong
+from nvcim_jax.signature import checked
 
 __all__ = ["level_table", "log_linear", "one_over_f", "polynomial"]
 
@@ -19,6 +20,7 @@ __all__ = ["level_table", "log_linear", "one_over_f", "polynomial"]
 Row: TypeAlias = ArrayLike | Sequence[int | float]
 
 
+@checked
 def level_table(levels: Row, sigma: Row, mean: Row | None = None) -> Law:
     """Return programming noise known at a few conductances, linear in between, constant outside.
 
@@ -66,6 +68,7 @@ def _check_row(argument: str, value: Row, length: int | None, least: float) -> i
     return found
 
 
+@checked
 def polynomial(coefficients: Row) -> Law:
     """Return programming noise as a polynomial of the target conductance, cut at 0.
 
@@ -87,6 +90,7 @@ def polynomial(coefficients: Row) -> Law:
     return Law(sigma=Partial(curves.polynomial, jnp.asarray(coefficients, jnp.float32)))
 
 
+@checked
 def log_linear(
     offset: ArrayLike, slope: ArrayLike = 0.0, *, low: ArrayLike = 0.0, high: ArrayLike = float("inf")
 ) -> Partial:
@@ -112,6 +116,7 @@ def log_linear(
     return Partial(curves.log_linear, **numbers, **limits)
 
 
+@checked
 def one_over_f(
     scale: ArrayLike = 0.0088,
     exponent: ArrayLike = 0.65,

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from nvcim_jax import checks
 from nvcim_jax.devices.laws import Row, level_table
 from nvcim_jax.devices.spec import Device, Drift, Read
+from nvcim_jax.signature import checked
 
 __all__ = ["LevelFit", "fit_table", "from_fit", "from_table"]
 
@@ -36,6 +37,7 @@ class LevelFit(NamedTuple):
     d2d_error_us: float | None
 
 
+@checked
 def from_table(
     levels: Row,
     mean: Row | None,
@@ -191,6 +193,7 @@ def _checked_cells(cell: Row, length: int) -> np.ndarray:
     return numbers
 
 
+@checked
 def fit_table(
     level: Row,
     g_us: Row,
@@ -267,6 +270,7 @@ def _checked_targets(target_us: Row | None, num_levels: int) -> np.ndarray | Non
     return targets
 
 
+@checked
 def from_fit(
     fit: LevelFit,
     *,

@@ -10,6 +10,7 @@ import numpy as np
 from nvcim_jax import checks, files
 from nvcim_jax.devices.measured import LevelFit, fit_table, from_fit
 from nvcim_jax.devices.spec import Device
+from nvcim_jax.signature import checked
 
 __all__ = ["Records", "from_csv", "read_records"]
 
@@ -97,6 +98,7 @@ def _targets(path: Path, level: np.ndarray, target_us: np.ndarray | None) -> np.
     return targets
 
 
+@checked
 def read_records(path: str | Path) -> Records:
     """Read programming records from a CSV file.
 
@@ -137,6 +139,7 @@ def _table_fit(path: Path, columns: dict[str, np.ndarray], num_levels: int | Non
     return LevelFit(targets, mean, unknown, sigma, unknown, np.ones(count, np.int64), None, None)
 
 
+@checked
 def from_csv(
     path: str | Path,
     *,

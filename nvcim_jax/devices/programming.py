@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks
 from nvcim_jax.devices.spec import Device, check_device
+from nvcim_jax.signature import checked
 
 __all__ = ["law_values", "level_conductances", "mean_of", "program_moments", "programmed", "sigma_of"]
 
@@ -26,6 +27,7 @@ def law_values(name: str, law: Partial, g: Float[Array, "*cells"], *rest: Any) -
     return jnp.broadcast_to(value, g.shape)
 
 
+@checked
 def sigma_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
     """Return the cycle-to-cycle standard deviation of programming conductance g.
 
@@ -51,6 +53,7 @@ def sigma_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cell
     return device.sigma * law_values("programming.sigma", device.programming.sigma, g)
 
 
+@checked
 def mean_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells"]:
     """Return the expected conductance when g is programmed, before the cut at 0.
 
@@ -68,6 +71,7 @@ def mean_of(g: Num[ArrayLike, "*cells"], device: Device) -> Float[Array, "*cells
     return law_values("programming.mean", device.programming.mean, g)
 
 
+@checked
 def level_conductances(num_levels: int, device: Device) -> Float[Array, " num_levels"]:
     """Return the conductances of evenly spaced levels, g_min + (1 - g_min) * level / (num_levels - 1).
 
@@ -89,6 +93,7 @@ def level_conductances(num_levels: int, device: Device) -> Float[Array, " num_le
     return device.g_min + (1.0 - device.g_min) * step
 
 
+@checked
 def programmed(
     g: Num[ArrayLike, "*cells"],
     z: Float[Array, "*cells"],
@@ -134,6 +139,7 @@ def _rectified_moments(
     return jnp.where(noisy, sigma * height, jnp.maximum(mean, 0.0)), jnp.where(noisy, variance * rectified, 0.0)
 
 
+@checked
 def program_moments(
     g: Num[ArrayLike, "*cells"], device: Device
 ) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:

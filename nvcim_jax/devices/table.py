@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from nvcim_jax import checks
 from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
 from nvcim_jax.devices.spec import Device, Drift, Law, Read
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
 __all__ = ["get", "names"]
@@ -139,6 +140,7 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
+@checked
 def get(
     name: str,
     *,

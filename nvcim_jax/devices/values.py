@@ -7,11 +7,13 @@ from jaxtyping import Array, Float
 from nvcim_jax import checks
 from nvcim_jax.devices.spec import Device, check_device
 from nvcim_jax.ops import normal
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["value_noise"]
 
 
+@checked
 def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Float[Array, "*shape"]:
     """Add the device's noise to values by the quarter of the largest one that each falls in.
 

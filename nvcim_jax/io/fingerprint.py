@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Work
 
 __all__ = ["difference", "fingerprint"]
@@ -17,6 +18,7 @@ __all__ = ["difference", "fingerprint"]
 _PACKAGES = ("nvcim-jax", "jax", "jaxlib")
 
 
+@checked
 def fingerprint(config: Any, work: Work) -> dict[str, Any]:
     """Return everything that a value depends on, as plain JSON values.
 
@@ -76,6 +78,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@checked
 def difference(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return one phrase for each setting that is not the same.
 

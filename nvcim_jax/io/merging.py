@@ -10,6 +10,7 @@ import numpy as np
 from nvcim_jax import checks, files
 from nvcim_jax.io import records
 from nvcim_jax.io.fingerprint import difference
+from nvcim_jax.signature import checked
 
 __all__ = ["Merged", "merge", "merge_points"]
 
@@ -28,6 +29,7 @@ class Merged(NamedTuple):
     num_duplicates: int
 
 
+@checked
 def merge(
     sources: Sequence[str | Path], target: str | Path, *, num_instances: int | None = None, rtol: float = 1e-5
 ) -> Merged:
@@ -67,6 +69,7 @@ def merge(
     return Merged(len(joined.instance), tuple(gaps), num_duplicates)
 
 
+@checked
 def merge_points(
     sources: Sequence[str | Path], target: str | Path, *, num_instances: int | None = None, rtol: float = 1e-5
 ) -> dict[str, Merged]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from nvcim_jax import checks, files
 from nvcim_jax.io.fingerprint import difference
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Table
 
 __all__ = [
@@ -115,6 +116,7 @@ def read_range(folder: Path, ids: range) -> Iterator[Table]:
             yield Table(table.instance[inside], {n: a[inside] for n, a in table.columns.items()})
 
 
+@checked
 def read(folder: str | Path) -> Table:
     """Read all records of a folder, in instance order.
 
@@ -158,6 +160,7 @@ def join(parts: list[Table], rtol: float = 0.0) -> tuple[Table, int]:
     return Table(instance[keep], {n: a[keep] for n, a in named.items()}), len(again)
 
 
+@checked
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone.
@@ -167,6 +170,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
+    checks.file("folder", folder, folder=True)
     with open(folder / "lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from nvcim_jax import checks, devices, files, selection
 from nvcim_jax.pipeline import Arrays, Config, Correction, State, Store, program_store
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["load_state", "save_state"]
@@ -24,6 +25,7 @@ EXACT = "exact memory"
 """What stands in place of a device's name where there is none."""
 
 
+@checked
 def save_state(path: str | Path, state: State, *, config: Config) -> Path:
     """Write a memory to one safetensors file: the store, the cells of its chips, corrections, and the options.
 
@@ -61,6 +63,7 @@ def save_state(path: str | Path, state: State, *, config: Config) -> Path:
     return path
 
 
+@checked
 def load_state(
     path: str | Path, device: devices.Device | None, *, config: Config | None = None
 ) -> tuple[State, Config]:

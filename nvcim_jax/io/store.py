@@ -13,6 +13,7 @@ import numpy as np
 from nvcim_jax import files
 from nvcim_jax.io import records
 from nvcim_jax.io.fingerprint import fingerprint
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Records, Store, Work
 
 __all__ = ["folder", "points"]
@@ -20,6 +21,7 @@ __all__ = ["folder", "points"]
 Columns = dict[str, np.ndarray]
 
 
+@checked
 def folder(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) -> Store:
     """Return a folder as the store of a run: finished instances are kept in it, and a killed run goes on from there.
 
@@ -65,6 +67,7 @@ def folder(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
     return opened
 
 
+@checked
 def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) -> Callable[[dict[str, Any]], Store]:
     """Return a folder as the stores of a sweep: one folder a point under `points/`, named by its settings.
 

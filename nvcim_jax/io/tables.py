@@ -8,6 +8,7 @@ from typing import Any
 from nvcim_jax import checks, files
 from nvcim_jax.io import records
 from nvcim_jax.montecarlo import QUANTILES, stats_of_values
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Table
 
 __all__ = ["export", "read_points", "summary"]
@@ -15,6 +16,7 @@ __all__ = ["export", "read_points", "summary"]
 Settings = dict[str, Any]
 
 
+@checked
 def read_points(folder: str | Path) -> list[tuple[Settings, Table]]:
     """Read the records of every point of a sweep, sorted by the names of their folders.
 
@@ -31,6 +33,7 @@ def read_points(folder: str | Path) -> list[tuple[Settings, Table]]:
     return found
 
 
+@checked
 def summary(points: Sequence[tuple[Settings, Table]], quantiles: tuple[float, ...] = QUANTILES) -> list[dict[str, Any]]:
     """Return one row for each point and scalar value: settings, mean, standard error, quantiles, counts."""
     rows = []
@@ -45,6 +48,7 @@ def summary(points: Sequence[tuple[Settings, Table]], quantiles: tuple[float, ..
     return rows
 
 
+@checked
 def export(folder: str | Path, *, command: str) -> tuple[Path, Path]:
     """Write `records.parquet` (every instance of every point) and `summary.csv` of a sweep's folder.
 

@@ -20,6 +20,7 @@ import numpy as np
 from nvcim_jax import checks, files
 from nvcim_jax.metrics.rouge import rouge
 from nvcim_jax.metrics.scores import label_counts, macro_f1_of_counts
+from nvcim_jax.signature import checked
 
 __all__ = ["LAMP_LABELS", "lamp_evaluate"]
 
@@ -192,6 +193,7 @@ def _bootstrap(scored: _Scored, num_rows: int, num_samples: int, seed: int, leve
     }
 
 
+@checked
 def lamp_evaluate(
     golds: Answers,
     preds: Answers,

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Real
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = [
     "accuracy",
@@ -90,6 +91,7 @@ def macro_f1(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence
     return macro_f1_of_counts(label_counts(golds, preds, labels).sum(1))
 
 
+@checked
 def mean_absolute_error(golds: Numbers, preds: Numbers) -> float:
     """Return the mean of |gold - pred|.
 
@@ -105,6 +107,7 @@ def mean_absolute_error(golds: Numbers, preds: Numbers) -> float:
     return float(np.mean(np.abs(gold - pred)))
 
 
+@checked
 def root_mean_squared_error(golds: Numbers, preds: Numbers) -> float:
     """Return the root of the mean of (gold - pred)^2.
 

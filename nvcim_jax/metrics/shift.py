@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Real
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["forgetting", "hit_rate", "previously_seen", "previously_seen_mean"]
 
@@ -31,6 +32,7 @@ def _columns(R: np.ndarray, current: np.ndarray | Sequence[int] | None) -> np.nd
     return found
 
 
+@checked
 def previously_seen(
     R: Real[np.ndarray, "blocks domains"], current: Integer[np.ndarray, " blocks"] | Sequence[int] | None = None
 ) -> Bool[np.ndarray, "blocks domains"]:
@@ -52,6 +54,7 @@ def previously_seen(
     return mask
 
 
+@checked
 def previously_seen_mean(
     R: Real[np.ndarray, "blocks domains"], current: Integer[np.ndarray, " blocks"] | Sequence[int] | None = None
 ) -> float:
@@ -76,6 +79,7 @@ def previously_seen_mean(
     return float(np.mean(means)) if means else float("nan")
 
 
+@checked
 def forgetting(
     R: Real[np.ndarray, "blocks domains"], current: Integer[np.ndarray, " blocks"] | Sequence[int] | None = None
 ) -> float:
@@ -111,6 +115,7 @@ def forgetting(
     return float(np.mean(falls)) if falls else float("nan")
 
 
+@checked
 def hit_rate(found: np.ndarray | Sequence[Any], truth: np.ndarray | Sequence[Any]) -> float:
     """Return the share of queries for which the right domain is among those found (hit@k).
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Real
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["MeanInterval", "hierarchical_interval", "interval", "paired_interval", "student_quantile"]
 
@@ -49,6 +50,7 @@ def _student_inside(t: float, freedom: int) -> float:
     return sine * total
 
 
+@checked
 def student_quantile(level: float, freedom: int) -> float:
     """Return the t with P(|T| <= t) = level, for Student's t with `freedom` degrees of freedom.
 
@@ -77,6 +79,7 @@ def student_quantile(level: float, freedom: int) -> float:
     return (low + high) / 2
 
 
+@checked
 def interval(values: Real[np.ndarray, " runs"] | Sequence[float | int], level: float = 0.95) -> MeanInterval:
     """Return Student's interval of the mean of independent runs.
 
@@ -111,6 +114,7 @@ def interval(values: Real[np.ndarray, " runs"] | Sequence[float | int], level: f
     return MeanInterval(mean, mean - half, mean + half, level, len(good))
 
 
+@checked
 def hierarchical_interval(values: Real[np.ndarray, "streams instances"], level: float = 0.95) -> MeanInterval:
     """Return the interval of the mean over streams, each measured on several device instances.
 
@@ -135,6 +139,7 @@ def hierarchical_interval(values: Real[np.ndarray, "streams instances"], level: 
     return interval(np.asarray(values, np.float64).mean(1), level)
 
 
+@checked
 def paired_interval(
     first: Real[np.ndarray, "*runs"] | Sequence[float | int],
     second: Real[np.ndarray, "*runs"] | Sequence[float | int],

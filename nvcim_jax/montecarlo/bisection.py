@@ -12,6 +12,7 @@ from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval, yield_interval
 from nvcim_jax.montecarlo.runner import run
 from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.signature import checked
 
 __all__ = ["Tolerance", "tolerance"]
 
@@ -35,6 +36,7 @@ class Tolerance(NamedTuple):
     curve: tuple[tuple[float, float], ...]
 
 
+@checked
 def tolerance(
     fn: Callable[..., jax.Array],
     key: jax.Array,

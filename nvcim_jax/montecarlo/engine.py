@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.placement import CHOSEN, Placement
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["Chunk", "compiled_map", "instance_mesh", "program", "stream", "structure"]
@@ -48,6 +49,7 @@ class Chunk(NamedTuple):
     values: PyTree
 
 
+@checked
 def instance_mesh(devices: list[Any] | None = None) -> Mesh:
     """Make the mesh that `run` spreads over: one axis, "instance", of all devices (or of those given).
 
@@ -298,6 +300,7 @@ def _halved(plan: _Plan, error: RuntimeError | MemoryError) -> _Plan:
     return smaller
 
 
+@checked
 def stream(
     fn: Callable[..., PyTree],
     key: jax.Array,

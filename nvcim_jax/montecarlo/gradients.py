@@ -21,6 +21,7 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.runner import QUANTILES, run
 from nvcim_jax.montecarlo.statistics import Stats, finite_instances
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["Sensitivity", "conditional_gradient", "sensitivity"]
@@ -93,6 +94,7 @@ def conditional_gradient(values: np.ndarray, gradients: np.ndarray, quantile: fl
     return fitted[0].reshape(shape), np.sqrt(variance).reshape(shape)
 
 
+@checked
 def sensitivity(
     fn: Callable[..., jax.Array],
     key: jax.Array,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["Interval", "mean_interval", "quantile_interval", "yield_interval"]
 
@@ -40,6 +41,7 @@ def _student_quantile(level: float, freedom: int) -> float:
     return z + first / v + second / v**2 + third / v**3
 
 
+@checked
 def mean_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     """Return Student's interval of the mean; non-finite values are left out.
 
@@ -63,6 +65,7 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, level, len(good))
 
 
+@checked
 def quantile_interval(values: np.ndarray, quantile: float, level: float = 0.95) -> Interval:
     """Return the interval of a quantile between two order statistics; no assumption on the distribution.
 
@@ -98,6 +101,7 @@ def quantile_interval(values: np.ndarray, quantile: float, level: float = 0.95) 
     )
 
 
+@checked
 def yield_interval(values: np.ndarray, bound: float, level: float = 0.95) -> Interval:
     """Return Wilson's interval of the share of instances with value <= bound.
 

@@ -24,6 +24,7 @@ from nvcim_jax.montecarlo.statistics import (
 )
 from nvcim_jax.montecarlo.stored import instances
 from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree, Store
 
 __all__ = ["QUANTILES", "check_run", "run"]
@@ -130,6 +131,7 @@ def _keep_moments(num_instances: int) -> _Collector:
     return _Collector(add, stats)
 
 
+@checked
 def run(
     fn: Callable[..., PyTree],
     key: jax.Array,

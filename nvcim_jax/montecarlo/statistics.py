@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["Moments", "Stats", "finite_instances", "merge", "moments", "stats_of_moments", "stats_of_values"]
@@ -101,6 +102,7 @@ def stats_of_moments(
     return Stats(mean, error, deviation, quantiles, values, num_instances - found.num, num_instances, levels)
 
 
+@checked
 def stats_of_values(values: PyTree, levels: tuple[float, ...]) -> Stats:
     """Return the statistics of all values at once; the same whatever the chunks they came in.
 
@@ -113,6 +115,10 @@ def stats_of_values(values: PyTree, levels: tuple[float, ...]) -> Stats:
         >>> float(stats.mean), float(stats.quantiles[0]), stats.num_nonfinite
         (3.0, 2.0, 1)
     """
+    for leaf in jax.tree.leaves(values):
+        checks.real("values", leaf)
+        if not np.ndim(leaf):
+            checks.fail("values", "have a leading instance axis", f"hold {leaf!r}")
     good = finite_instances(values)
     kept = jax.tree.map(lambda leaf: np.asarray(leaf)[good], values)
 

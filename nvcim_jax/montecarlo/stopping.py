@@ -25,6 +25,7 @@ from nvcim_jax.montecarlo.runner import QUANTILES, check_run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
 from nvcim_jax.montecarlo.stored import instances
 from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree, Store
 
 __all__ = ["KINDS", "Precision", "Reached", "interval", "next_look", "paired", "run_until"]
@@ -126,6 +127,7 @@ def next_look(found: Interval | None, num: int, precision: Precision) -> int:
     return math.ceil(num * min(max(growth, _LEAST_GROWTH), _MOST_GROWTH))
 
 
+@checked
 def paired(first: Callable[..., PyTree], second: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     """Return the metric of two methods on the same chips: values "first", "second" and "difference" (second - first).
 
@@ -146,6 +148,7 @@ def paired(first: Callable[..., PyTree], second: Callable[..., PyTree]) -> Calla
     return both
 
 
+@checked
 def run_until(
     fn: Callable[..., PyTree],
     key: jax.Array,

@@ -13,6 +13,7 @@ from nvcim_jax.montecarlo.runner import check_run, run
 from nvcim_jax.montecarlo.statistics import Stats
 from nvcim_jax.montecarlo.stopping import Precision, run_until
 from nvcim_jax.progress import progress_bar
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree, Store
 
 __all__ = ["Point", "Sweep", "grid", "shard_range", "sweep"]
@@ -36,6 +37,7 @@ class Sweep(NamedTuple):
     num_programs: int
 
 
+@checked
 def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
     """Return every combination of the axes' values; the last axis changes fastest.
 
@@ -54,6 +56,7 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
     return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
+@checked
 def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
     """Return the ids of shard 1 .. num_shards; sizes are equal within one, and together they are all.
 
@@ -68,6 +71,7 @@ def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
     return range(first, first + size + (shard <= rest))
 
 
+@checked
 def sweep(
     build: Callable[[Settings], Metric],
     key: jax.Array,

@@ -13,6 +13,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.ops import mirror
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["Reduced", "antithetic", "antithetic_mean", "control_variate", "linearised"]
@@ -36,6 +37,7 @@ class Reduced(NamedTuple):
     coefficient: float | None
 
 
+@checked
 def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     """Return the metric of a chip and its mirror image: "mean" of both, and each as "first" and "second".
 
@@ -67,6 +69,7 @@ def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     return pair
 
 
+@checked
 def antithetic_mean(values: dict[str, PyTree], of: Callable[[PyTree], np.ndarray] = lambda tree: tree) -> Reduced:
     """Return the mean over antithetic pairs, and what the pairing gained.
 
@@ -84,6 +87,7 @@ def antithetic_mean(values: dict[str, PyTree], of: Callable[[PyTree], np.ndarray
     return Reduced(float(pairs.mean()), float(np.sqrt(error2)), float(np.divide(plain, error2)), 2 * len(pairs), None)
 
 
+@checked
 def control_variate(values: np.ndarray, control: np.ndarray, known_mean: float) -> Reduced:
     """Return the mean of `values` corrected by a control whose mean is known: mean(f - b (c - E[c])).
 
@@ -129,6 +133,7 @@ def _slope(f: np.ndarray, c: np.ndarray) -> float:
     return float(((c - c.mean()) * f).sum() / spread) if spread > 0 else 0.0
 
 
+@checked
 def linearised(fn: Callable[[PyTree], jax.Array]) -> Callable[[PyTree], dict[str, jax.Array]]:
     """Return "value" f(noise) and "control" f'(0) noise: a control variate from the linearised output, of mean zero.
 

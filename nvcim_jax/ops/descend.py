@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Gradient", "Loss", "Optimiser", "descend", "reverse_mode"]
@@ -22,6 +23,7 @@ Gradient = Callable[[Key, Loss, Any, jax.Array], tuple[Any, jax.Array]]
 Optimiser = optax.GradientTransformation | optax.GradientTransformationExtraArgs
 
 
+@checked
 def reverse_mode(key: Key, loss: Loss, params: T, step: jax.Array) -> tuple[T, jax.Array]:
     """Return the slope of a loss by one backward pass, and the number that it reports."""
     return jax.grad(loss, has_aux=True)(params, key, step)
@@ -31,6 +33,7 @@ def _as_it_is(params: T) -> T:
     return params
 
 
+@checked
 def descend(
     key: Key,
     params: T,

@@ -33,6 +33,7 @@ from jax.typing import ArrayLike
 from quax import _trace as quax_trace
 
 from nvcim_jax.ops.patches import patches
+from nvcim_jax.signature import checked
 
 __all__ = ["Transposed", "Weight", "refuse", "register_weight", "understand"]
 
@@ -118,6 +119,7 @@ def _name(w: Weight) -> str:
     return f"the weight {w.label!r} ({kind})" if w.label else f"a weight of type {kind}"
 
 
+@checked
 def refuse(w: Weight, use: str, fix: str = "") -> NoReturn:
     """Raise the error of an operation that a weight does not take part in.
 
@@ -132,6 +134,7 @@ def refuse(w: Weight, use: str, fix: str = "") -> NoReturn:
     raise ValueError(f"Argument `params` must use {_name(w)} in products alone, but it is {use}. {fix or _FIX}")
 
 
+@checked
 def understand(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return `fn` as a function that takes trees with `Weight` leaves; for plain arrays it stays what it is.
 
@@ -149,6 +152,7 @@ def _same(w: W, dtype: Any) -> W:
     return w
 
 
+@checked
 def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _same) -> None:
     """Register how a class of weights multiplies; products with the weight on either side come to this one function.
 

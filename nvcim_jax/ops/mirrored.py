@@ -4,6 +4,7 @@ import jax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["is_mirrored", "mirror", "original"]
@@ -27,6 +28,7 @@ _MIRRORED = define_prng_impl(
 )
 
 
+@checked
 def mirror(key: Key) -> Key:
     """Return the key whose draws are the mirror image of those of `key`, also after splits and folds.
 

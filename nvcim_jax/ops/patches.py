@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nvcim_jax.signature import checked
+
 __all__ = ["patches"]
 
 
+@checked
 def patches(
     x: jax.Array,
     window: Sequence[int],

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from nvcim_jax.signature import checked
+
 __all__ = ["clip_inclusive", "digits", "from_digits", "round_straight_through", "uniform_steps"]
 
 
@@ -41,6 +43,7 @@ def _pass_tangent(primals: tuple, tangents: tuple) -> tuple:
     return jnp.round(primals[0]), tangents[0]
 
 
+@checked
 def clip_inclusive(x: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]) -> Float[Array, "..."]:
     """Clip to [low, high]; a value that lies on an end keeps the gradient 1 (`jnp.clip` halves it there).
 
@@ -61,6 +64,7 @@ def clip_inclusive(x: Float[Array, "..."], low: Float[Array, "..."], high: Float
     return jnp.where(x > high, high, jnp.where(x < low, low, x))
 
 
+@checked
 def uniform_steps(
     x: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."], *, num_steps: int
 ) -> Float[Array, "..."]:
@@ -90,6 +94,7 @@ def uniform_steps(
     return low + round_straight_through((clip_inclusive(x, low, high) - low) / step) * step
 
 
+@checked
 def digits(code: Float[Array, "..."], *, base: int, num_digits: int) -> Float[Array, "digits ..."]:
     """Split non-negative integer codes into digits, the least significant first.
 
@@ -119,6 +124,7 @@ def digits(code: Float[Array, "..."], *, base: int, num_digits: int) -> Float[Ar
     return jnp.stack(split)
 
 
+@checked
 def from_digits(split: Float[Array, "digits ..."], *, base: int) -> Float[Array, "..."]:
     """Put digits together again: sum_i base**i split_i.
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, UInt32
 
 from nvcim_jax import checks
 from nvcim_jax.ops.mirrored import is_mirrored, original
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["RNGS", "Rng", "centred_uniform", "normal", "normal_pair"]
@@ -33,6 +34,7 @@ Rng: TypeAlias = str
 """One of `RNGS`; a name that is not raises where it is used."""
 
 
+@checked
 def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[Array, "..."]:
     """Draw independent standard normal numbers, z ~ N(0, 1), float32.
 
@@ -66,6 +68,7 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[A
     return _box_muller(key, size)[0].reshape(shape)
 
 
+@checked
 def normal_pair(
     key: Key, shape: tuple[int, ...], *, rng: Rng = "counter"
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -100,6 +103,7 @@ def normal_pair(
     return first.reshape(shape), second.reshape(shape)
 
 
+@checked
 def centred_uniform(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[Array, "..."]:
     """Draw independent uniform numbers around zero, u ~ U(-1/2, 1/2), float32.
 

@@ -5,11 +5,13 @@ from jaxtyping import Array, Float
 
 from nvcim_jax.ops.quantise import clip_inclusive
 from nvcim_jax.ops.random import Rng, centred_uniform
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["relaxed_steps"]
 
 
+@checked
 def relaxed_steps(
     key: Key,
     x: Float[Array, "..."],

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nvcim_jax.signature import checked
+
 __all__ = ["COLOURS", "MARKERS", "new_figure", "png", "style"]
 
 # Okabe and Ito, Color Universal Design (2008): told apart with every common kind of colour blindness.
@@ -49,6 +51,7 @@ def style() -> Iterator[None]:
         yield
 
 
+@checked
 def new_figure(width_in: float = COLUMN_WIDTH_IN, height_in: float = 2.4) -> tuple[Any, Any]:
     """Make a figure with one pair of axes, in the shared look.
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, style
+from nvcim_jax.signature import checked
 
 __all__ = ["Curve", "error_curves", "error_distribution", "error_groups"]
 
@@ -31,6 +32,7 @@ class Curve(NamedTuple):
     expected: np.ndarray
 
 
+@checked
 def error_distribution(
     values: np.ndarray, quantiles: dict[float, float], *, closed_form: float | None = None, title: str = ""
 ) -> Any:
@@ -68,6 +70,7 @@ def error_distribution(
     return figure
 
 
+@checked
 def error_curves(
     curves: Sequence[Curve],
     *,
@@ -113,6 +116,7 @@ def error_curves(
     return figure
 
 
+@checked
 def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool = True) -> Any:
     """Draw measured errors of named cases side by side, with a bar where theory puts it.
 

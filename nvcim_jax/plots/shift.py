@@ -11,6 +11,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure, style
+from nvcim_jax.signature import checked
 
 __all__ = ["Panel", "accuracy_bars", "accuracy_curves", "shift_heatmaps"]
 
@@ -37,6 +38,7 @@ class Panel(NamedTuple):
     domains: Sequence[str]
 
 
+@checked
 def shift_heatmaps(panels: Sequence[Panel], *, columns: int = 2, label: str = "accuracy") -> Any:
     """Draw matrices R[t, i] on one scale, each entry with its number, each block's own domain framed.
 
@@ -138,6 +140,7 @@ def _series(rows: Sequence[Row], by: str) -> list[str]:
     return names
 
 
+@checked
 def accuracy_curves(
     rows: Sequence[Row],
     *,
@@ -186,6 +189,7 @@ def accuracy_curves(
     return figure
 
 
+@checked
 def accuracy_bars(
     rows: Sequence[Row],
     *,

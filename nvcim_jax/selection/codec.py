@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Codec", "codec_identity", "codec_init", "codec_pca", "decode", "encode"]
@@ -51,6 +52,7 @@ def codec_identity() -> Codec:
     return Codec(encoder=(), decoder=(), shift=jnp.zeros(()), scale=jnp.ones(()))
 
 
+@checked
 def codec_init(key: Key, width: int, *, code: int = 48, hidden: tuple[int, ...] = ()) -> Codec:
     """Return a codec with random weights, N(0, 1 / inputs), and biases 0.
 
@@ -93,6 +95,7 @@ def codec_init(key: Key, width: int, *, code: int = 48, hidden: tuple[int, ...] 
     )
 
 
+@checked
 def codec_pca(key: Key, codec: Codec, tokens: Float[Array, "tokens width"]) -> Codec:
     """Set a codec to the principal components of its tokens: code = V^T (x - mean) / scale.
 
@@ -133,6 +136,7 @@ def codec_pca(key: Key, codec: Codec, tokens: Float[Array, "tokens width"]) -> C
     )
 
 
+@checked
 def encode(codec: Codec, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Map tokens to codes, each by itself: layers of (x - shift) / scale, gelu between two layers.
 
@@ -158,6 +162,7 @@ def encode(codec: Codec, x: Float[Array, "..."]) -> Float[Array, "..."]:
     return _apply(codec.encoder, (x.astype(shift.dtype) - shift) / codec.scale).astype(x.dtype)
 
 
+@checked
 def decode(codec: Codec, z: Float[Array, "..."]) -> Float[Array, "..."]:
     """Map codes back to tokens, each by itself: scale times the layers of z, plus shift.
 

@@ -23,11 +23,13 @@ from nvcim_jax.selection.fit import (
     undisturbed,
 )
 from nvcim_jax.selection.search import SSA_WEIGHTS, SearchConfig, key_vector, query_vector, scores
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["fit_contrastive"]
 
 
+@checked
 def fit_contrastive(
     key: Key,
     codec: Codec,

@@ -20,6 +20,7 @@ from nvcim_jax.selection.codec import (
     encode,
     standardised,
 )
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["FitConfig", "FitInfo", "fit"]
@@ -89,6 +90,7 @@ def undisturbed(key: Key, x: PyTree) -> PyTree:
     return x
 
 
+@checked
 def fit(
     key: Key,
     codec: Codec,

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["PICKS", "Pick", "pick", "pick_hard", "pick_soft", "pick_straight_through"]
 
@@ -23,6 +24,7 @@ Pick: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """`pick(scores, temperature)`: weights of the slots (slots,); a score of -inf marks an empty slot."""
 
 
+@checked
 def pick_hard(scores: Float[Array, " slots"]) -> Float[Array, " slots"]:
     """Give the weight 1 to the largest score, the first of them in a tie, and 0 to all others: argmax, as in the paper.
 
@@ -42,6 +44,7 @@ def pick_hard(scores: Float[Array, " slots"]) -> Float[Array, " slots"]:
     return (best & (scores != -jnp.inf)).astype(scores.dtype)
 
 
+@checked
 def pick_soft(scores: Float[Array, " slots"], temperature: Float[ArrayLike, ""]) -> Float[Array, " slots"]:
     """Weigh all slots by softmax(scores / temperature), the relaxed twin of `pick_hard`.
 
@@ -71,6 +74,7 @@ def pick_soft(scores: Float[Array, " slots"], temperature: Float[ArrayLike, ""])
     return weights / jnp.maximum(weights.sum(), jnp.finfo(scores.dtype).tiny)
 
 
+@checked
 def pick_straight_through(scores: Float[Array, " slots"], temperature: Float[ArrayLike, ""]) -> Float[Array, " slots"]:
     """Choose as `pick_hard` does, with the gradient of `pick_soft`.
 
@@ -99,6 +103,7 @@ def pick_straight_through(scores: Float[Array, " slots"], temperature: Float[Arr
     return lax.stop_gradient(pick_hard(scores)) + (soft - lax.stop_gradient(soft))
 
 
+@checked
 def pick(
     scores: Float[Array, " slots"], *, kind: str | Pick = "hard", temperature: Float[ArrayLike, ""] = 1.0
 ) -> Float[Array, " slots"]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from nvcim_jax import checks
 from nvcim_jax.selection.pick import pick_soft
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = [
@@ -168,6 +169,7 @@ def _check_assignment(assignment: Any, num_samples: int, num: int) -> None:
     checks.number("cluster", assignment, low=0.0, high=float(num - 1))
 
 
+@checked
 def assignment_soft(
     x: Float[Array, "samples features"],
     centroids: Float[Array, "clusters features"],
@@ -201,6 +203,7 @@ def assignment_soft(
     return jax.vmap(lambda distances: pick_soft(-distances, temperature))(_distances(x, centroids))
 
 
+@checked
 def representative_soft(
     x: Float[Array, "samples features"], clusters: Clusters, *, temperature: Float[ArrayLike, ""]
 ) -> Float[Array, "clusters features"]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = [
     "SSA_WEIGHTS",
@@ -77,6 +78,7 @@ class SearchConfig:
             checks.integer("scales", scale)
 
 
+@checked
 def pool_tokens(
     x: Num[Array, "tokens width"], mask: Num[Array, " tokens"] | Bool[Array, " tokens"], num: int
 ) -> Float[Array, "num width"]:
@@ -117,6 +119,7 @@ def pool_tokens(
     return jnp.matmul(average, kept, precision="highest").astype(x.dtype)
 
 
+@checked
 def pool(x: Float[Array, "tokens features"], window: int, axis: str) -> Float[Array, "..."]:
     """Average neighbours, P_L x: window and stride L, what remains at the end averaged over what is there.
 
@@ -146,6 +149,7 @@ def pool(x: Float[Array, "tokens features"], window: int, axis: str) -> Float[Ar
     return pooled.T if axis == "tokens" else pooled
 
 
+@checked
 def num_key_rows(num_tokens: int, code: int, *, config: SearchConfig) -> int:
     """Return how many rows of a memory column the key of one prompt takes.
 
@@ -170,6 +174,7 @@ def num_key_rows(num_tokens: int, code: int, *, config: SearchConfig) -> int:
     return sum(num_tokens * -(-code // scale) for scale in config.scales)
 
 
+@checked
 def key_vector(code: Float[Array, "tokens features"], *, config: SearchConfig) -> Float[Array, " rows"]:
     """Return what one memory column stores of a prompt's code O.
 
@@ -198,6 +203,7 @@ def key_vector(code: Float[Array, "tokens features"], *, config: SearchConfig) -
     return jnp.concatenate([pool(code, scale, config.axis).ravel() for scale in config.scales])
 
 
+@checked
 def query_vector(
     code: Float[Array, "tokens features"], weights: Float[Array, " scales"] | tuple[float, ...], *, config: SearchConfig
 ) -> Float[Array, " rows"]:
@@ -243,6 +249,7 @@ def query_vector(
     return functools.reduce(jnp.add, spread).ravel()
 
 
+@checked
 def scores(
     queries: Float[Array, "..."],
     keys: Any,
