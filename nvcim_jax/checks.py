@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 
 __all__ = [
+    "broadcast",
     "choice",
     "fail",
     "file",
@@ -202,6 +203,18 @@ def shape(argument: str, value: Any, expected: tuple[int, ...], axes: str = "", 
     found = np.shape(value)
     if found != expected:
         fail(argument, f"have shape {axes + ' = ' if axes else ''}{expected}", f"has shape {found}", fix)
+
+
+def broadcast(argument: str, value: Any, against: tuple[int, ...]) -> None:
+    """Check that an array fits one of shape `against` by broadcasting, without making that any larger.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    found = np.shape(value)
+    fits = len(found) <= len(against) and all(a in (1, b) for a, b in zip(found[::-1], against[::-1], strict=False))
+    if not fits:
+        fail(argument, f"broadcast against {against}", f"has shape {found}")
 
 
 def real(argument: str, value: Any, fix: str = "") -> None:

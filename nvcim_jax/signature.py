@@ -194,7 +194,7 @@ _FUNCTION = _Kind("a function", callable)
 _SIMPLE: Mapping[Any, _Kind] = {
     str: _TEXT,
     jax.Array: _ARRAY,
-    np.ndarray: _ARRAY,
+    np.ndarray: _Kind("an array", lambda value: _is_array(value) and np.ndim(value) > 0),
     int: _Kind("an integer", _is_number),
     float: _Kind("a real number", _is_number),
     complex: _Kind("a number", _is_number),

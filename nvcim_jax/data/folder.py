@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+from nvcim_jax.signature import checked
+
 __all__ = ["data_folder"]
 
 
+@checked
 def data_folder(name: str = "") -> Path | None:
     """Return the folder named by NVCIM_DATA, else `../shared/data` beside the repository, else None.
 

@@ -252,7 +252,10 @@ def write_predictions(
     name = _official(_normal("task", task))
     checks.file("path", path.parent, folder=True)
     rows: dict[str, str] = {}
-    for key, output in predictions.items() if isinstance(predictions, Mapping) else predictions:
+    for row in predictions.items() if isinstance(predictions, Mapping) else predictions:
+        if not isinstance(row, tuple | list) or len(row) != 2:
+            checks.fail("predictions", "be a mapping, or pairs of an id and a text", f"hold {checks.shown(row)}")
+        key, output = row
         if str(key) in rows:
             checks.fail("predictions", "have each id once", f"has {key!r} twice")
         rows[str(key)] = _prediction(str(key), output)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -114,6 +115,9 @@ def programmed(
     Returns:
         Conductances in units of g_max.
     """
+    for name, array in (("z", z), ("offset", offset)):
+        if array is not None:
+            checks.broadcast(name, array, np.shape(g))
     value = mean_of(g, device)
     if device.programming is not None:
         value = value + sigma_of(g, device) * z

@@ -21,6 +21,7 @@ from nvcim_jax import checks
 from nvcim_jax.devices import curves
 from nvcim_jax.devices.tree import function_of, replaced, spec, strong
 from nvcim_jax.ops import RNGS
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
 __all__ = ["Device", "Drift", "Law", "Levels", "Read", "check_device"]
@@ -230,6 +231,7 @@ class Device:
         return f"sigma ({_SIGMA_UNITS[self.sigma_unit]})"
 
 
+@checked
 def check_device(device: Any, argument: str = "device") -> None:
     """Check that an argument is a device, not its name.
 

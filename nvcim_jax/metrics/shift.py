@@ -136,6 +136,6 @@ def hit_rate(found: np.ndarray | Sequence[Any], truth: np.ndarray | Sequence[Any
         checks.fail("truth", "hold one query at least", "is empty")
     picked = np.asarray(found)
     checks.rank("found", picked, (1, 2), "(queries,) or (queries, k)")
+    checks.shape("found", picked[..., 0] if picked.ndim == 2 else picked, right.shape, "(queries,)")
     picked = picked.reshape(len(picked), -1)
-    checks.shape("found", picked[:, 0], right.shape, "(queries,)")
     return float((picked == right[:, None]).any(1).mean())

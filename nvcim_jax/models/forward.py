@@ -15,6 +15,7 @@ from nvcim_jax.models.inputs import Inputs, as_inputs, check_inputs, num_past, p
 from nvcim_jax.models.lm import LM
 from nvcim_jax.models.positions import rotary_table, sliding_mask
 from nvcim_jax.ops import understand
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["Info", "Span", "forward", "head", "hidden", "run_layers"]
@@ -156,6 +157,7 @@ def _hidden(params: PyTree, inputs: Inputs, at: jax.Array | None, *, config: Con
     return run_layers(params["layers"], x, context, inputs.prefix, at, config=config, span=span)
 
 
+@checked
 def hidden(
     lm: LM,
     x: Inputs | Float[Array, "*batch tokens width"],
@@ -228,6 +230,7 @@ def _head(params: PyTree, x: jax.Array, *, config: Config) -> jax.Array:
     return logits
 
 
+@checked
 def head(lm: LM, x: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
     """Return the logits of a residual stream: final norm, product with the head, cap.
 
@@ -247,6 +250,7 @@ def head(lm: LM, x: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"
     return understand(partial(_head, config=lm.config))(head_params(lm.params, lm.config), x)
 
 
+@checked
 def forward(
     lm: LM,
     x: Inputs | Float[Array, "*batch tokens width"],

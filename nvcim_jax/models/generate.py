@@ -19,6 +19,7 @@ from nvcim_jax.models.params import embed
 from nvcim_jax.models.positions import sliding_mask
 from nvcim_jax.models.sampling import Sampling, check_sampling, sample
 from nvcim_jax.ops import understand
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Generation", "generate", "generate_tokens"]
@@ -70,6 +71,7 @@ def _start(params: PyTree, inputs: Inputs, config: Config, room: int) -> tuple[j
     return y[:, -1], KeysValues(*cache)
 
 
+@checked
 def generate_tokens(
     key: Key,
     lm: LM,
@@ -255,6 +257,7 @@ def _tokenise(text: Text, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     return ids, mask
 
 
+@checked
 def generate(
     key: Key,
     lm: LM,

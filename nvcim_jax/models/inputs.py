@@ -9,6 +9,7 @@ from nvcim_jax import checks
 from nvcim_jax.models.block import KeysValues
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import causal_mask
+from nvcim_jax.signature import checked
 
 __all__ = ["Inputs", "as_inputs", "check_inputs", "num_past", "positions_of", "prepend", "visible"]
 
@@ -104,6 +105,7 @@ def positions_of(inputs: Inputs) -> jax.Array:
     return (jnp.arange(inputs.x.shape[1], dtype=jnp.int32) + past)[None]
 
 
+@checked
 def prepend(prompt: jax.Array, inputs: Inputs | jax.Array) -> Inputs:
     """Put a soft prompt right before each text of a batch that is padded on the left.
 

@@ -10,6 +10,7 @@ from flax import struct
 from nvcim_jax import checks
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.soft_tokens import SoftTokens
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["LM", "Template", "Text", "is_block_matrix"]
@@ -37,6 +38,7 @@ class LM:
         return dataclasses.replace(self, **changes)
 
 
+@checked
 def is_block_matrix(path: str, leaf: Any) -> bool:
     """Return whether a parameter is one of the stacked matrices of the blocks: what memory cells can hold.
 

@@ -21,6 +21,7 @@ from nvcim_jax.models.lm import LM, Text
 from nvcim_jax.models.quantised import Packed, unpack_awq, unpack_gptq
 from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
+from nvcim_jax.signature import checked
 
 __all__ = ["BUNDLED", "Packing", "load", "load_config"]
 
@@ -99,6 +100,7 @@ def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": "gemma3_text", **raw["text_config"]} if raw.get("model_type") == "gemma3" else raw
 
 
+@checked
 def load_config(source: str | Path) -> Config:
     """Read the config of a checkpoint, without its weights.
 
@@ -299,6 +301,7 @@ def _tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(str(folder))
 
 
+@checked
 def load(
     source: str | Path,
     *,

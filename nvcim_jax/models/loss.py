@@ -12,6 +12,7 @@ from nvcim_jax.models.forward import head, head_params, hidden
 from nvcim_jax.models.inputs import Inputs, as_inputs
 from nvcim_jax.models.lm import LM
 from nvcim_jax.ops import Weight
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
 __all__ = ["IGNORE", "LossInfo", "loss", "token_losses"]
@@ -32,6 +33,7 @@ class LossInfo(NamedTuple):
     total: jax.Array
 
 
+@checked
 def token_losses(logits: Float[Array, "*batch vocab"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return the cross-entropy of each row, in float32; 0 where the label is `IGNORE` (or negative).
 
@@ -127,6 +129,7 @@ def _mapped_total(y: jax.Array, top: LM, labels: jax.Array, chunk: int) -> jax.A
     return jax.lax.map(one, parts).sum()
 
 
+@checked
 def loss(
     lm: LM,
     x: Inputs | Float[Array, "*batch tokens width"],

@@ -11,6 +11,7 @@ from nvcim_jax import checks
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.lm import LM
 from nvcim_jax.ops import understand
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["embed", "init"]
@@ -20,6 +21,7 @@ def _is_scale(name: str) -> bool:
     return name.endswith("_norm")
 
 
+@checked
 def init(key: Key, *, config: Config, scale: float = 0.02, dtype: jnp.dtype | type = jnp.float32) -> LM:
     """Return a random model: weights from N(0, scale^2), those before a residual sum smaller, norms at one.
 
@@ -60,6 +62,7 @@ def init(key: Key, *, config: Config, scale: float = 0.02, dtype: jnp.dtype | ty
     return LM(treedef.unflatten(made), config)
 
 
+@checked
 def embed(lm: LM, token_ids: Int[Array, "*batch tokens"]) -> Float[Array, "*batch tokens width"]:
     """Look up token embeddings, scaled as the family does: what `forward` takes as its input.
 

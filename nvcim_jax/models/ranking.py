@@ -14,6 +14,7 @@ from nvcim_jax.models.inputs import Inputs, as_inputs, num_past
 from nvcim_jax.models.lm import LM
 from nvcim_jax.models.loss import token_losses
 from nvcim_jax.models.params import embed
+from nvcim_jax.signature import checked
 
 __all__ = ["Candidates", "candidates", "rank"]
 
@@ -36,6 +37,7 @@ class Candidates(NamedTuple):
     first: jax.Array
 
 
+@checked
 def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
     """Lay out answers to rank.
 
@@ -61,6 +63,7 @@ def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
     return Candidates(*(jnp.asarray(part, jnp.int32) for part in parts))
 
 
+@checked
 def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candidates) -> Float[Array, "batch answers"]:
     """Return the log-probability of every answer after every text.
 

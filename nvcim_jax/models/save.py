@@ -17,6 +17,7 @@ from nvcim_jax.models.quantised import Packed
 from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import write_tensors
 from nvcim_jax.ops import Weight
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["save"]
@@ -51,6 +52,7 @@ def _check(params: PyTree, config: Any) -> None:
             checks.fail(f"lm.params: {path}", f"have shape {_leaf(wanted, path)}", f"has shape {leaf.shape}")
 
 
+@checked
 def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = None) -> None:
     """Write a model so that transformers (version 5) and `load` open it: config.json, model.safetensors, tokenizer.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["SoftTokens", "soft_tokens"]
 
@@ -54,6 +55,7 @@ def _part(x: jax.Array, channels: tuple[int, int] | None) -> jax.Array:
     return jnp.pad(_unit(x[..., : last - first]), [*rest, (first, width - last)])
 
 
+@checked
 def soft_tokens(
     examples: Float[Array, "*slots width"],
     labels: Float[Array, "*slots width"],

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nvcim_jax import checks
 from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
@@ -115,6 +116,8 @@ def stats_of_values(values: PyTree, levels: tuple[float, ...]) -> Stats:
         >>> float(stats.mean), float(stats.quantiles[0]), stats.num_nonfinite
         (3.0, 2.0, 1)
     """
+    if not jax.tree.leaves(values):
+        checks.fail("values", "hold an array", f"is {checks.shown(values)}")
     for leaf in jax.tree.leaves(values):
         checks.real("values", leaf)
         if not np.ndim(leaf):

@@ -80,6 +80,9 @@ def antithetic_mean(values: dict[str, PyTree], of: Callable[[PyTree], np.ndarray
     Returns:
         `Reduced`; without any correlation between the two, `effective_instances` is about `num_evaluations`.
     """
+    for name in ("mean", "first", "second"):
+        if name not in values:
+            checks.fail("values", "be those of a run of antithetic(fn)", f"have no {name!r}")
     pairs, first, second = (np.asarray(of(values[name]), np.float64) for name in ("mean", "first", "second"))
     good = np.isfinite(first) & np.isfinite(second)
     pairs, plain = pairs[good], (first[good].var(ddof=1) + second[good].var(ddof=1)) / 2

@@ -7,9 +7,11 @@ the split of a real number over the digits that `from_digits` puts together agai
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from nvcim_jax import checks
 from nvcim_jax.signature import checked
 
 __all__ = ["clip_inclusive", "digits", "from_digits", "round_straight_through", "uniform_steps"]
@@ -90,6 +92,9 @@ def uniform_steps(
     References:
         S. K. Esser et al., "Learned step size quantization", ICLR 2020 (the gradient to the range).
     """
+    for name, end in (("low", low), ("high", high)):
+        checks.broadcast(name, end, np.shape(x))
+    checks.integer("num_steps", num_steps)
     step = (high - low) / num_steps
     return low + round_straight_through((clip_inclusive(x, low, high) - low) / step) * step
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nvcim_jax import checks
 from nvcim_jax.signature import checked
 
 __all__ = ["COLOURS", "MARKERS", "new_figure", "png", "style"]
@@ -83,6 +84,8 @@ def png(figure: Any) -> bytes:
         >>> png(figure)[1:4]
         b'PNG'
     """
+    if not hasattr(figure, "savefig"):
+        checks.fail("figure", "be a figure of matplotlib", f"is {checks.shown(figure)}")
     sink = io.BytesIO()
     with style():
         figure.savefig(sink, format="png", metadata={"Software": None})

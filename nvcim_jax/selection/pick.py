@@ -40,6 +40,7 @@ def pick_hard(scores: Float[Array, " slots"]) -> Float[Array, " slots"]:
         [0. 1. 0.]
     """
     checks.rank("scores", scores, 1, "(slots,)")
+    checks.integer("scores.size", scores.size, fix="A memory has one slot at least.")
     best = jnp.arange(scores.shape[0]) == jnp.argmax(scores)
     return (best & (scores != -jnp.inf)).astype(scores.dtype)
 

@@ -278,6 +278,8 @@ def scores(
         [  3. -inf]
     """
     checks.rank("queries", queries, (1, 2), "(rows,) or (queries, rows)")
+    if similarity is jnp.matmul and not hasattr(keys, "shape"):
+        checks.fail("keys", "be a matrix of keys", f"is {checks.shown(keys)}", "Give similarity= for other keys.")
     if isinstance(keys, jax.Array):
         checks.rank("keys", keys, 2, "(rows, slots)")
         checks.shape("keys", keys, (queries.shape[-1], keys.shape[1]), "(rows, slots)")
