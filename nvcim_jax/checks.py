@@ -31,6 +31,7 @@ __all__ = [
     "integer",
     "is_concrete",
     "key",
+    "name_of",
     "number",
     "options",
     "rank",
@@ -145,8 +146,8 @@ def instance(argument: str, value: Any, kind: type, fix: str = "") -> None:
         fail(argument, f"be {name_of(kind)}", f"is a {type(value).__name__}", fix)
 
 
-def key(argument: str, value: Any) -> None:
-    """Check that `value` is one JAX random key, of any implementation: typed, or the old uint32 array.
+def key(argument: str, value: Any) -> jax.Array:
+    """Return one JAX random key of any implementation, typed: an old uint32 array is wrapped, with the same numbers.
 
     Raises:
         ValueError: If it is not, such as a seed.
@@ -167,6 +168,9 @@ def key(argument: str, value: Any) -> None:
         fail(argument, "be one JAX random key", f"is an array of {dtype}", "Use jax.random.key(0).")
     if np.ndim(value) != (0 if typed else 1):
         fail(argument, "be one JAX random key", f"has shape {np.shape(value)}", "Use jax.vmap for many.")
+    if typed:
+        return value
+    return jax.random.wrap_key_data(jnp.asarray(value), impl="rbg" if value.shape == (4,) else "threefry2x32")
 
 
 def rank(argument: str, value: Any, ranks: int | tuple[int, ...], axes: str, fix: str = "") -> None:

@@ -149,7 +149,7 @@ def _array(annotation: Any) -> _Kind:
     names, bools = tuple(annotation.dim_str.split()), "bool" in getattr(annotation, "dtypes", ("bool",))
 
     def holds(value: Any) -> bool:
-        return _is_array(value) and (bools or not _is_bool(value))
+        return hasattr(value, "dtype") and _is_array(value) and (bools or not _is_bool(value))
 
     if any(name.startswith(("*", "...")) for name in names):
         return _Kind(_ARRAY.words, holds)

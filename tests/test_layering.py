@@ -8,12 +8,13 @@ import pytest
 import nvcim_jax
 
 ROOT = Path(nvcim_jax.__file__).parent
-BASE = {"types", "checks", "files", "progress"}
+BASE = {"types", "checks", "files", "progress", "signature"}
 
 # room -> rooms it may import, besides itself and the base
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "checks": set(),
+    "signature": set(),
     "files": set(),
     "progress": set(),
     "ops": set(),

@@ -18,6 +18,7 @@ from typing import Any
 from nvcim_jax import checks, files
 from nvcim_jax.data.json_array import iterate_array
 from nvcim_jax.data.records import Record, text_of
+from nvcim_jax.signature import checked
 
 __all__ = ["LAMP_TASKS", "PROFILE_FIELDS", "read_lamp", "write_predictions"]
 
@@ -224,6 +225,7 @@ def _prediction(name: str, output: Any) -> str:
     return text
 
 
+@checked
 def write_predictions(
     path: str | Path, task: str, predictions: Mapping[str, str | None] | Iterable[tuple[str, str | None]]
 ) -> Path:

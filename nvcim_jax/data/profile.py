@@ -19,6 +19,7 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.data.lamp import LAMP_TASKS, PROFILE_FIELDS
 from nvcim_jax.data.records import Record, check_records, text_of
+from nvcim_jax.signature import checked
 
 __all__ = ["SOURCES", "profile_pairs"]
 

@@ -73,6 +73,7 @@ class Stream(NamedTuple):
         return tuple(dict.fromkeys(label for name in names for label in self.candidates[name]))
 
 
+@checked
 def clinc5(records: Iterable[Record], *, num_labels: int = 5, first: int = 0) -> list[Record]:
     """Keep, of every domain, the rows of its first few answers in file order.
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.data.records import Record, check_records
+from nvcim_jax.signature import checked
 
 __all__ = ["most_opposed", "permuted_users"]
 
@@ -21,6 +22,7 @@ def _distributions(records: Sequence[Record], names: Sequence[str]) -> np.ndarra
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
+@checked
 def most_opposed(records: Iterable[Record], names: Sequence[str], num_users: int, min_rows: int) -> tuple[str, ...]:
     """Choose users such that those who follow each other answer most differently.
 

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["Rouge", "rouge"]
 
@@ -48,6 +49,7 @@ def _f_measure(common: int, predicted: int, reference: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+@checked
 def rouge(gold: str, pred: str | None) -> Rouge:
     """Return ROUGE-1 and ROUGE-L of a text against its reference.
 

@@ -39,6 +39,7 @@ def _numbers(golds: Numbers, preds: Numbers) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(golds, np.float64), np.asarray(preds, np.float64)
 
 
+@checked
 def accuracy(golds: Sequence[str], preds: Sequence[str | None]) -> float:
     """Return the share of rows whose prediction is the right answer, letter by letter.
 
@@ -71,6 +72,7 @@ def macro_f1_of_counts(counts: np.ndarray) -> float:
     return float(np.mean(2 * both / np.maximum(gold + pred, 1)))
 
 
+@checked
 def macro_f1(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence[str]) -> float:
     """Return the mean over all labels of F1 = 2 hits / (right + predicted).
 

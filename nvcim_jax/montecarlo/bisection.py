@@ -13,6 +13,7 @@ from nvcim_jax.montecarlo.intervals import Interval, yield_interval
 from nvcim_jax.montecarlo.runner import run
 from nvcim_jax.progress import Advance, progress_bar
 from nvcim_jax.signature import checked
+from nvcim_jax.types import Key
 
 __all__ = ["Tolerance", "tolerance"]
 
@@ -39,7 +40,7 @@ class Tolerance(NamedTuple):
 @checked
 def tolerance(
     fn: Callable[..., jax.Array],
-    key: jax.Array,
+    key: Key,
     num_instances: int,
     *,
     bound: float,

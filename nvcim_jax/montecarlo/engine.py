@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.signature import checked
-from nvcim_jax.types import PyTree
+from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Chunk", "compiled_map", "instance_mesh", "program", "stream", "structure"]
 
@@ -303,7 +303,7 @@ def _halved(plan: _Plan, error: RuntimeError | MemoryError) -> _Plan:
 @checked
 def stream(
     fn: Callable[..., PyTree],
-    key: jax.Array,
+    key: Key,
     ids: range,
     *,
     args: tuple[Any, ...] = (),
@@ -318,6 +318,7 @@ def stream(
     Yields:
         `Chunk` of host arrays.
     """
+    key = checks.key("key", key)
     fn, plan = _identified(fn), _plan(key, placement)
     if placement.mesh is not None:
         key, args = _place((key, args), plan.mesh, P())

@@ -22,7 +22,7 @@ from nvcim_jax import checks
 from nvcim_jax.montecarlo.runner import QUANTILES, run
 from nvcim_jax.montecarlo.statistics import Stats, finite_instances
 from nvcim_jax.signature import checked
-from nvcim_jax.types import PyTree
+from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Sensitivity", "conditional_gradient", "sensitivity"]
 
@@ -97,7 +97,7 @@ def conditional_gradient(values: np.ndarray, gradients: np.ndarray, quantile: fl
 @checked
 def sensitivity(
     fn: Callable[..., jax.Array],
-    key: jax.Array,
+    key: Key,
     num_instances: int,
     params: PyTree,
     *,

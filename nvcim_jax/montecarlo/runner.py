@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import checks
@@ -25,25 +24,12 @@ from nvcim_jax.montecarlo.statistics import (
 from nvcim_jax.montecarlo.stored import instances
 from nvcim_jax.progress import Advance, progress_bar
 from nvcim_jax.signature import checked
-from nvcim_jax.types import PyTree, Store
+from nvcim_jax.types import Key, PyTree, Store
 
 __all__ = ["QUANTILES", "check_run", "run"]
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 _MOST_IDS = 2**32
-
-
-def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        checks.fail(
-            "key",
-            "be one typed JAX key",
-            f"is {type(key).__name__} of dtype {dtype}",
-            "Make it with jax.random.key(seed), or wrap an old key by jax.random.wrap_key_data.",
-        )
-    if key.shape != ():
-        checks.fail("key", "be one key, shape ()", f"has shape {key.shape}", "Instances are folded in by `run`.")
 
 
 def check_run(
@@ -56,7 +42,7 @@ def check_run(
     """
     if not callable(fn):
         checks.fail("fn", "be a function of (key, *args)", f"is {type(fn).__name__}")
-    _check_key(key)
+    checks.key("key", key)
     ids = _ids(num_instances)
     for level in quantiles:
         checks.number("quantiles", level, low=0.0, high=1.0)
@@ -134,7 +120,7 @@ def _keep_moments(num_instances: int) -> _Collector:
 @checked
 def run(
     fn: Callable[..., PyTree],
-    key: jax.Array,
+    key: Key,
     num_instances: int | range,
     *,
     args: tuple[Any, ...] = (),
@@ -183,6 +169,7 @@ def run(
         >>> stats.values.shape, stats.num_nonfinite
         ((10000,), 0)
     """
+    key = checks.key("key", key)
     ids = check_run(fn, key, num_instances, args=args, quantiles=quantiles, placement=placement)
     collected = _keep_values(len(ids)) if keep_values else _keep_moments(len(ids))
     seen = Moments(0, None, None)

@@ -26,7 +26,7 @@ from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
 from nvcim_jax.montecarlo.stored import instances
 from nvcim_jax.progress import Advance, progress_bar
 from nvcim_jax.signature import checked
-from nvcim_jax.types import PyTree, Store
+from nvcim_jax.types import Key, PyTree, Store
 
 __all__ = ["KINDS", "Precision", "Reached", "interval", "next_look", "paired", "run_until"]
 
@@ -151,7 +151,7 @@ def paired(first: Callable[..., PyTree], second: Callable[..., PyTree]) -> Calla
 @checked
 def run_until(
     fn: Callable[..., PyTree],
-    key: jax.Array,
+    key: Key,
     precision: Precision,
     *,
     max_instances: int = 1_000_000,
@@ -189,6 +189,7 @@ def run_until(
         Chow and Robbins (1965), On the asymptotic theory of fixed-width sequential confidence intervals for the mean.
         Geertsema (1970), Sequential confidence intervals based on rank tests.
     """
+    key = checks.key("key", key)
     check_run(fn, key, max_instances, args=args, quantiles=quantiles, placement=placement)
     parts: list[PyTree] = []
     looks: list[int] = []

@@ -14,7 +14,7 @@ from nvcim_jax.montecarlo.statistics import Stats
 from nvcim_jax.montecarlo.stopping import Precision, run_until
 from nvcim_jax.progress import progress_bar
 from nvcim_jax.signature import checked
-from nvcim_jax.types import PyTree, Store
+from nvcim_jax.types import Key, PyTree, Store
 
 __all__ = ["Point", "Sweep", "grid", "shard_range", "sweep"]
 
@@ -64,6 +64,7 @@ def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
         >>> [shard_range(10, k, 3) for k in (1, 2, 3)]
         [range(0, 4), range(4, 7), range(7, 10)]
     """
+    checks.integer("num_instances", num_instances)
     checks.integer("num_shards", num_shards, high=num_instances)
     checks.integer("shard", shard, high=num_shards)
     size, rest = divmod(num_instances, num_shards)
@@ -74,7 +75,7 @@ def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
 @checked
 def sweep(
     build: Callable[[Settings], Metric],
-    key: jax.Array,
+    key: Key,
     axes: Mapping[str, Sequence[Any]],
     num_instances: int | range,
     *,

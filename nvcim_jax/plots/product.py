@@ -53,6 +53,8 @@ def error_distribution(
     if not len(values):
         checks.fail("values", "hold at least one chip", "is empty")
     order = 100 * np.sort(values[np.isfinite(values)])
+    for numbers in (values, [*quantiles], [*quantiles.values()]):
+        checks.real("values" if numbers is values else "quantiles", numbers)
     with style():
         figure, axes = new_figure()
         axes.step(order, np.arange(1, len(order) + 1) / len(values), where="post", color=COLOURS[0], label="chips")
