@@ -43,7 +43,7 @@ def test_public_functions_name_the_wrong_argument_or_run() -> None:
 
 def test_every_function_that_takes_a_key_takes_any_kind_and_names_what_is_none() -> None:
     found = _found("keys")
-    assert len({said["call"] for said in found}) > 20
+    assert len({said["call"] for said in found}) >= 15
     good = [said for said in found if said["value"] in fuzzing.GOOD_KEYS]
     assert [said for said in good if said["raised"]] == []
     bad = [said for said in found if said["value"] in fuzzing.BAD_KEYS]
