@@ -93,6 +93,7 @@ def _calibrated_outputs(key: Key, x: jax.Array, chip: Chip, quantile: float) -> 
     return jnp.where(empty[:, None], jnp.asarray([-1.0, 1.0]), found)
 
 
+@checked
 def calibrate_network(key: Key, run: Callable[[PyTree], Any], params: PyTree, *, quantile: float = 0.9995) -> PyTree:
     """Set the converter ranges of all chips of a network from what they see of a batch of typical inputs.
 

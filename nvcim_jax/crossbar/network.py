@@ -17,6 +17,7 @@ from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import Chip, program
 from nvcim_jax.crossbar.config import Config, Converters
 from nvcim_jax.crossbar.product import matmul
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["Kernel", "OnChip", "key_bits", "leaves_on_chips", "map_on_chips", "on_chip", "path_number", "reread"]
@@ -133,6 +134,7 @@ def _matrices_and_kernels(path: str, leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim in (2, 4)
 
 
+@checked
 def on_chip(
     key: Key,
     params: PyTree,
@@ -207,6 +209,7 @@ def on_chip(
     return jax.tree.unflatten(treedef, leaves)
 
 
+@checked
 def reread(key: Key, params: PyTree, *, converters: Converters | None = None) -> PyTree:
     """Give every weight on a chip another read, without programming anew: clock 3 of the noise.
 
