@@ -1,22 +1,26 @@
 """Noisy non-volatile computing-in-memory in JAX: devices, crossbars, many chips, language models, prompts in memory."""
 
-from nvcim_jax import (
-    checks,
-    crossbar,
-    data,
-    devices,
-    files,
-    io,
-    metrics,
-    models,
-    montecarlo,
-    ops,
-    pipeline,
-    selection,
-    study,
-    tuning,
-    types,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvcim_jax import (
+        checks,
+        crossbar,
+        data,
+        devices,
+        files,
+        io,
+        metrics,
+        models,
+        montecarlo,
+        ops,
+        pipeline,
+        selection,
+        study,
+        tuning,
+        types,
+    )
 
 __all__ = [
     "__version__",
@@ -38,3 +42,15 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room when it is first named, so that `nvcim --help` waits for none of them."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the rooms, whether imported yet or not."""
+    return sorted({*globals(), *__all__})

@@ -310,10 +310,10 @@ COMMANDS = {
     "run": "--out OUT",
     "report": "FILE",
     "study": "--inputs 8 --outputs 4 --batch 2 --rows 8 --cols 8 --weight-bits 4 --out OUT",
-    "sweep": "--axis sigma=0.1 --set matrix_rows=8 --set matrix_cols=4 --set batch=2 --out OUT",
+    "sweep": "--axis sigma=0.1 --set inputs=8 --set outputs=4 --set batch=2 --out OUT",
     "merge": "FILE",
-    "tolerance": "--max-error 0.5 --set matrix_rows=8 --set matrix_cols=4 --set batch=2",
-    "sensitivity": "--set matrix_rows=8 --set matrix_cols=4 --set batch=2",
+    "tolerance": "--max-error 0.5 --set inputs=8 --set outputs=4 --set batch=2",
+    "sensitivity": "--set inputs=8 --set outputs=4 --set batch=2",
     "plot": "FILE",
 }
 """Words with which each command would run, in an empty folder."""
@@ -321,7 +321,7 @@ COMMANDS = {
 WORDS = (
     "text", "", "-1", "0", "2.5", "nan", "inf", "-inf", "1e30", "1" + "0" * 30, "None", "True", "[]", "{}", "a=b", "=",
     "sigma", "sigma=", "sigma=text", "sigma=nan", "sigma=1e30", "sgima=0.1", "adc_bits=0", "adc_bits=2.5",
-    "device=FeFET7", "matrix_rows=1000000000", "1/0", "3/2", "0/2", "\u00b1", "--", "--seed", "1000000000",
+    "device=FeFET7", "inputs=1000000000", "1/0", "3/2", "0/2", "\u00b1", "--", "--seed", "1000000000",
 )  # fmt: skip
 
 

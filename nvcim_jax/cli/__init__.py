@@ -1,6 +1,6 @@
 """The command line: `nvcim COMMAND`, one module a command, imported only when it is called."""
 
-import importlib
+import codecs
 import importlib.util
 import io
 import sys
@@ -18,6 +18,8 @@ COMMANDS = {
     "sensitivity": "find which device property limits the task",
     "plot": "draw the figures of a sweep from its saved records",
 }
+_SPELT = "nvcim-spelt"
+_SIGNS = {"±": "+-", "×": "x", "σ": "sigma", "μ": "u", "µ": "u", "Ω": "ohm", "≤": "<=", "≥": ">=", "–": "-", "…": "..."}
 _USAGE = "usage: nvcim [--traceback] COMMAND [OPTIONS]    (nvcim COMMAND --help for the options of one)"
 
 
@@ -50,6 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nvcim_jax.cli.entry import call
 
     return call(name, rest, traceback=traceback)
+
+
+def _print_in_ascii_where_that_is_all() -> None:
+    """Write what a terminal cannot show in other letters: no result is lost over a sign."""
+    codecs.register_error(_SPELT, _spelt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELT)
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    """Spell the characters that an encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
 def _commands() -> list[str]:

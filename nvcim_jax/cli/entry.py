@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from nvcim_jax import checks
+
 __all__ = ["call", "command_line", "parse"]
 
 T = TypeVar("T")
@@ -20,6 +22,11 @@ T = TypeVar("T")
 
 def call(name: str, words: Sequence[str], *, traceback: bool = False) -> int:
     """Run the command `name`, a module of this package with `Options` and `main(options) -> int`."""
+    try:
+        _check_platform()
+    except ValueError as error:
+        print(f"nvcim {name}: {_one_line(error)}", file=sys.stderr)
+        return 2
     module = importlib.import_module(f"nvcim_jax.cli.{name}")
     options = parse(module.Options, f"nvcim {name}", words)
     if isinstance(options, int):
@@ -37,6 +44,18 @@ def call(name: str, words: Sequence[str], *, traceback: bool = False) -> int:
     except KeyboardInterrupt:
         print(f"nvcim {name}: interrupted; the same command goes on from what is saved.", file=sys.stderr)
         return 130
+
+
+def _check_platform() -> None:
+    """Say in one line that JAX has not the platform that the environment asks for, before a device is made on it."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):
+        wanted = jax.config.values.get("jax_platforms")
+        fix = "Install JAX for it, or leave JAX_PLATFORMS out."
+        checks.fail("JAX_PLATFORMS", "name a platform that JAX has here", f"is {wanted!r}", fix)
 
 
 def command_line(name: str, options: Any, positional: Sequence[str] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nvcim_jax import checks, crossbar, devices
+from nvcim_jax import checks, crossbar, devices, pipeline
 
 __all__ = [
     "BITS",
@@ -50,26 +50,30 @@ MITIGATIONS = ("none", "write_verify", "column_factors", "drift_compensation")
 _CALIBRATION_BATCH = 64
 _AFTER_READ = 2**31  # folds of the read key beyond those of the arrays
 
-_CONFIG = {field.name: field.default for field in dataclasses.fields(crossbar.Config)}  # type: ignore[arg-type]
+_CONFIG = dataclasses.asdict(pipeline.Config().arrays)
 _PROBLEM = {
     "device": "FeFET6",
     "rng": "counter",
     "mitigation": "none",
     "sampling": "device",
-    "matrix_rows": 128,
-    "matrix_cols": 64,
-    "batch": 8,
+    "inputs": 384,
+    "outputs": 128,
+    "batch": 32,
 }
 CHOICES = (*_PROBLEM, *_CONFIG)
 """Settings that choose a program: each combination is compiled once."""
 
 DEFAULTS: dict[str, Any] = {**_PROBLEM, **_CONFIG}
+"""The product that every command takes where nothing else is said: one array of the crossbars of NVCiM-PT
+(`pipeline.Config().arrays`), whose cells have no more bits than the device has levels for."""
+
+MEMORY_BUDGET_MB = 1024.0
 
 Settings = dict[str, Any]
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Check the settings of one point before anything is compiled.
+def check(settings: Mapping[str, Any], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
+    """Check the settings of one point before anything is allocated or compiled.
 
     Raises:
         ValueError: If a name or a value is wrong; the message names it.
@@ -78,7 +82,7 @@ def check(settings: Mapping[str, Any]) -> None:
         if name not in NUMBERS and name not in DEFAULTS:
             known = [*NUMBERS, *DEFAULTS]
             checks.fail(name, "be a setting of a product", "is not one", checks.suggestion(name, known))
-    for name in ("matrix_rows", "matrix_cols", "batch"):
+    for name in ("inputs", "outputs", "batch"):
         checks.integer(name, {**DEFAULTS, **settings}[name])
     checks.choice("mitigation", {**DEFAULTS, **settings}["mitigation"], MITIGATIONS)
     _check_numbers(settings)
@@ -92,9 +96,27 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings.get("sampling", "device") != "device" and _keeps_a_chip(settings, config):
         found = f"is {settings['sampling']!r}, which keeps no chip"
         checks.fail("sampling", "be 'device' where a chip is calibrated, drifts or is mitigated", found)
-    metric = build({**settings})
-    jax.eval_shape(metric, jax.random.key(0), _numbers(settings), *operands(settings))
-    crossbar.geometry((settings.get("matrix_rows", 128), settings.get("matrix_cols", 64)), config)
+    check_room(settings, memory_budget_mb)
+    shapes = jax.eval_shape(lambda: operands(settings))
+    jax.eval_shape(build({**settings}), jax.random.key(0), _numbers(settings), *shapes)
+
+
+def check_room(settings: Mapping[str, Any], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
+    """Refuse a product that cannot stay inside the budget; its size follows from shapes alone.
+
+    A chip is its cells as wanted, as programmed and as read, in float32, beside the matrix, what came of it, and the
+    inputs and outputs of every array.
+    """
+    checks.number("memory_budget_mb", memory_budget_mb, low=0.0, low_open=True, unit="MiB")
+    chosen = {**DEFAULTS, **settings}
+    inputs, outputs, batch = chosen["inputs"], chosen["outputs"], chosen["batch"]
+    found = crossbar.report((inputs, outputs), _config(settings))
+    converted = found.num_arrays * (found.array_rows + found.array_cols)
+    needed = 4 * (3 * found.num_cells_available + 2 * inputs * outputs + batch * converted) / 2**20
+    if needed > memory_budget_mb:
+        wanted = f"be at least about {needed:.0f}, what a product of {inputs} x {outputs} takes on a chip"
+        fix = "Give smaller `inputs`, `outputs` or `batch`, or a larger memory_budget_mb."
+        checks.fail("memory_budget_mb", wanted, f"is {memory_budget_mb:g}", fix)
 
 
 def _check_numbers(settings: Mapping[str, Any]) -> None:
@@ -146,10 +168,19 @@ def level_sigma(settings: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
 
 
 def _config(settings: Mapping[str, Any], relaxed: Sequence[str] = ()) -> crossbar.Config:
-    any_number: dict[str, Any] = dict.fromkeys(
-        relaxed, 24
-    )  # of bits that are arguments: it says that there is a converter
-    return crossbar.Config(**{name: settings[name] for name in _CONFIG if name in settings} | any_number)
+    chosen = {name: settings.get(name, default) for name, default in _CONFIG.items()}
+    if "cell_bits" not in settings:
+        chosen["cell_bits"] = _cell_bits({**DEFAULTS, **settings})
+    # bits that are arguments: any number says that there is a converter
+    return crossbar.Config(**chosen | dict.fromkeys(relaxed, 24))
+
+
+def _cell_bits(settings: Mapping[str, Any]) -> int | None:
+    """Return the default bits of a cell: real for real weights, else no more than the device has levels for."""
+    if settings["weight_bits"] is None:
+        return None
+    levels = devices.get(settings["device"]).num_levels
+    return pipeline.crossbar_for(levels, pipeline.Config().arrays).cell_bits
 
 
 def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:
@@ -159,9 +190,9 @@ def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:
 
 
 def operands(settings: Mapping[str, Any], seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Return the matrix (matrix_rows, matrix_cols) and the inputs (batch, matrix_rows), standard normal from `seed`."""
+    """Return the matrix (inputs, outputs) and the inputs (batch, inputs), standard normal from `seed`."""
     chosen = {**DEFAULTS, **settings}
-    rows, cols, batch = chosen["matrix_rows"], chosen["matrix_cols"], chosen["batch"]
+    rows, cols, batch = chosen["inputs"], chosen["outputs"], chosen["batch"]
     weight_key, input_key = jax.random.split(jax.random.key(seed))
     return jax.random.normal(weight_key, (rows, cols)), jax.random.normal(input_key, (batch, rows))
 
@@ -178,8 +209,9 @@ def build(settings: Settings, relaxed: Sequence[str] = ()) -> Callable[..., dict
         relaxed: Those of `BITS` that are in `numbers`, as real numbers (`crossbar.Bits`).
 
     Example:
-        >>> metric = build({"device": "Gaussian", "batch": 64})
-        >>> weights, x = operands({"batch": 64})
+        >>> ideal = {"weight_bits": None, "dac_bits": None, "adc_bits": None}
+        >>> metric = build({"device": "Gaussian", "weight_scale": "tensor", **ideal})
+        >>> weights, x = operands({})
         >>> error = metric(jax.random.key(1), {"sigma": jnp.float32(0.02)}, weights, x)["error"]
         >>> print(f"{error:.2f}, {2 ** 0.5 * 0.02 * jnp.abs(weights).max():.2f}")  # sigma sqrt(2) w_max / w_rms
         0.1..., 0.1...
@@ -236,13 +268,13 @@ def _product_of_chip(
     return y
 
 
-def check_all(points: Sequence[Mapping[str, Any]]) -> None:
+def check_all(points: Sequence[Mapping[str, Any]], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
     """Check every point of a grid; those that differ in numbers only are traced once."""
     seen = set()
     for settings in points:
         program = tuple(sorted((n, str(v)) for n, v in settings.items() if n not in NUMBERS))
         if program not in seen:
-            check(settings)
+            check(settings, memory_budget_mb)
             seen.add(program)
         else:
             _check_numbers(settings)

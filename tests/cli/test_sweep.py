@@ -16,7 +16,7 @@ from nvcim_jax import cli, io, montecarlo
 from nvcim_jax.cli import product
 from nvcim_jax.cli.spec import read_grid
 
-SMALL = "--set matrix_rows=16 --set matrix_cols=8 --set batch=2 --num-instances 12"
+SMALL = "--set inputs=16 --set outputs=8 --set batch=2 --num-instances 12"
 AXES = "--axis device=Gaussian,FeFET6 --axis sigma=0.05,0.1"
 
 
@@ -72,12 +72,12 @@ def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: p
 def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     file.write_text(
-        'num_instances = 12\n[axes]\ndevice = ["Gaussian", "FeFET6"]\nsigma = [0.05, 0.1]\n[fixed]\nmatrix_rows = 16\n'
+        'num_instances = 12\n[axes]\ndevice = ["Gaussian", "FeFET6"]\nsigma = [0.05, 0.1]\n[fixed]\ninputs = 16\n'
     )
-    words = read_grid(None, ["device=Gaussian,FeFET6", "sigma=0.05,0.1"], ["matrix_rows=16"], 12)
+    words = read_grid(None, ["device=Gaussian,FeFET6", "sigma=0.05,0.1"], ["inputs=16"], 12)
     assert read_grid(file) == words
     changed = read_grid(file, ["sigma=1,2"], ["device=PCM"], seed=3)
-    assert changed.settings() == [{"device": "PCM", "matrix_rows": 16, "sigma": s} for s in (1.0, 2.0)]
+    assert changed.settings() == [{"device": "PCM", "inputs": 16, "sigma": s} for s in (1.0, 2.0)]
     assert changed.seed == 3
 
 
@@ -100,7 +100,7 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
 def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "--axis mitigation=none,write_verify,column_factors,drift_compensation --axis drift_time_s=60,1e7 "
-        "--set device=PCM --set matrix_rows=64 --set matrix_cols=16 --set batch=4 --num-instances 40"
+        "--set device=PCM --set inputs=64 --set outputs=16 --set batch=4 --num-instances 40"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     assert "8 points by 4 compiled programs" in capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.Ca
 def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: Path) -> None:
     words = (
         "--axis mitigation=none,write_verify --axis verified_share=0,1 --set residual_sigma=0.02 --set sigma=0.1 "
-        "--set device=Gaussian --set matrix_rows=64 --set matrix_cols=16 --set batch=4 --num-instances 50"
+        "--set device=Gaussian --set inputs=64 --set outputs=16 --set batch=4 --num-instances 50"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     points = {(s["mitigation"], s["verified_share"]): t.columns["error"] for s, t in io.read_points(tmp_path)}
@@ -126,8 +126,8 @@ def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: 
 
 def test_converters_are_calibrated_where_the_range_asks_for_it(tmp_path: Path) -> None:
     words = (
-        "--axis adc_range=calibrated,max --set adc_bits=6 --set device=ideal --set matrix_rows=64 "
-        "--set matrix_cols=16 --set batch=4 --num-instances 5"
+        "--axis adc_range=calibrated,max --set adc_bits=6 --set device=ideal --set inputs=64 "
+        "--set outputs=16 --set batch=4 --num-instances 5"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     points = {s["adc_range"]: t.columns["error"] for s, t in io.read_points(tmp_path)}
@@ -176,7 +176,7 @@ def test_error_of_gaussian_cells_is_the_closed_form() -> None:
     import jax
     import jax.numpy as jnp
 
-    settings = {"device": "Gaussian", "matrix_rows": 64, "matrix_cols": 32, "batch": 4}
+    settings = {"device": "Gaussian", "inputs": 64, "outputs": 32, "batch": 4}
     weights, x = product.operands(settings)
     stats = montecarlo.run(
         lambda key, w, x: jnp.square(product.build(settings)(key, {"sigma": jnp.float32(0.02)}, w, x)["error"]),
@@ -223,7 +223,7 @@ def test_sensitivity_to_bits_levels_and_time_in_one_table(capsys: pytest.Capture
 
 def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: pytest.CaptureFixture[str]) -> None:
     """The slope at 6.5 bits is that between hard converters of 6 and 7 bits, of the logarithm of the error."""
-    common = "--set device=ideal --set matrix_rows=64 --set matrix_cols=64 --set batch=64 --set adc_range=max"
+    common = "--set device=ideal --set inputs=64 --set outputs=64 --set batch=64 --set adc_range=max"
     assert _main(f"sensitivity {common} --num-instances 20 --of adc_bits=6.5") == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if " adc_bits " in line).split("│")
     relative = float(row[-2]) / 6.5  # percent of the mean for 1 % of the bits, to d ln(mean) / d bits
@@ -232,7 +232,7 @@ def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: py
     errors = []
     for bits in (6, 7):
         settings = {
-            "device": "ideal", "matrix_rows": 64, "matrix_cols": 64, "batch": 64, "adc_range": "max", "adc_bits": bits
+            "device": "ideal", "inputs": 64, "outputs": 64, "batch": 64, "adc_range": "max", "adc_bits": bits
         }  # fmt: skip
         metric = product.build(settings)
         errors.append(float(metric(jax.random.key(0), {}, *product.operands(settings))["error"]))
