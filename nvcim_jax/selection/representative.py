@@ -54,6 +54,7 @@ Cluster: TypeAlias = Callable[[Key, jax.Array, int], Any]
 With it, as a pair, the number of clusters that had to be filled; alone, empty ones are filled here."""
 
 
+@checked
 def num_representatives(num_samples: int) -> int:
     """Return how many samples stand for a buffer of that many: k = max(1, round(sqrt(b))).
 
@@ -76,6 +77,7 @@ def num_representatives(num_samples: int) -> int:
     return max(1, round(math.sqrt(num_samples)))
 
 
+@checked
 def kmeans(
     key: Key, x: Float[Array, "samples features"], num: int, *, num_rounds: int = 50, num_restarts: int = 4
 ) -> tuple[Int32[Array, " samples"], Int32[Array, ""]]:
@@ -113,6 +115,7 @@ def kmeans(
     return _best(key, x, num, num_rounds, num_restarts)
 
 
+@checked
 def representative(
     key: Key, x: Float[Array, "samples features"], *, num: int | None = None, cluster: Cluster = kmeans
 ) -> tuple[Int32[Array, " clusters"], Clusters]:
