@@ -29,10 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Words after `nvcim`; those of the process when None.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not lose the results
-            stream.reconfigure(errors="replace")
-    words = list(sys.argv[1:] if argv is None else argv)
+    _print_in_ascii_where_that_is_all()
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("nvcim: interrupted before anything was computed.", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
     traceback = words[:1] == ["--traceback"]
     words = words[1:] if traceback else words
     if not words or words[0] in ("-h", "--help"):

@@ -150,6 +150,6 @@ def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
         [*words, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "mean ? standard error" in done.stdout
+    assert "mean +- standard error" in done.stdout
     assert "sigma 0.1 (share of g_max)" in done.stdout
     assert (tmp_path / "out" / "study.json").is_file()
