@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import checks
@@ -149,16 +148,24 @@ def _array(annotation: Any) -> _Kind:
     names, bools = tuple(annotation.dim_str.split()), "bool" in getattr(annotation, "dtypes", ("bool",))
 
     def holds(value: Any) -> bool:
-        return hasattr(value, "dtype") and _is_array(value) and (bools or not _is_bool(value))
+        return hasattr(value, "shape") and _is_array(value) and (bools or not _is_bool(value))
 
     if any(name.startswith(("*", "...")) for name in names):
         return _Kind(_ARRAY.words, holds)
     words = f"an array of shape ({', '.join(names)})" if names else "a number"
-    return _Kind(words, lambda value: holds(value) and len(np.shape(value)) == len(names), names)
+    return _Kind(words, lambda value: holds(value) and len(value.shape) == len(names), names)
+
+
+@functools.cache
+def _dtype_kind(dtype: Any) -> str:
+    """Return the letter of a dtype's kind, b for truth values and k for random keys."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return "k"
+    return "O" if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).kind
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or (_is_array(value) and jnp.result_type(value).kind == "b")
+    return isinstance(value, bool) or _dtype_kind(value.dtype) == "b"
 
 
 def _is_array(value: Any) -> bool:
@@ -166,8 +173,7 @@ def _is_array(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-    opaque = jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-    return hasattr(value, "shape") and not opaque and np.dtype(dtype).kind not in "OSUMmc"
+    return hasattr(value, "shape") and _dtype_kind(dtype) not in "kOSUMmc"
 
 
 def _is_number(value: Any) -> bool:
@@ -178,8 +184,7 @@ def _is_key_value(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         return False
-    typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-    return np.ndim(value) == 0 if typed else dtype == np.uint32 and np.ndim(value) == 1
+    return len(value.shape) == 0 if _dtype_kind(dtype) == "k" else dtype == np.uint32 and len(value.shape) == 1
 
 
 def _instance(kind: type) -> _Kind:

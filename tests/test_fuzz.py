@@ -12,7 +12,7 @@ import fuzzing
 import pytest
 
 SEED = 20241112
-NAMED = re.compile(r"`|unexpected keyword argument|missing \d+ required")
+NAMED = re.compile(r"`|unexpected keyword argument|missing \d+ required|There is no \S+ in ")
 
 
 def _found(what: str, count: int = 0) -> list[dict[str, Any]]:
