@@ -27,11 +27,21 @@ R = TypeVar("R")
 
 
 class _Kind(NamedTuple):
-    """What an argument must be, in words, and whether a value is that; `axes` where it is an array of so many."""
+    """What an argument must be, in words, and whether a value is that.
+
+    Attributes:
+        words: In a message, behind "must be".
+        holds: Whether a value is that.
+        axes: Names of the axes of an array that must have so many.
+        part: What each part of a sequence must be.
+        fix: What to do instead of giving a value that is not.
+    """
 
     words: str
     holds: Callable[[Any], bool]
     axes: tuple[str, ...] | None = None
+    part: Callable[[Any], bool] | None = None
+    fix: Callable[[Any], str] = lambda _: ""
 
 
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
@@ -87,8 +97,14 @@ def _check(name: str, value: Any, kinds: list[_Kind]) -> None:
         many = len(np.shape(value)) > len(axes)
         fix = "Use jax.vmap for further axes." if many else ""
         checks.fail(name, f"have shape ({', '.join(axes)})", f"has shape {np.shape(value)}", fix)
+    found = f"is {checks.shown(value)}"
+    for kind in kinds:
+        if kind.part is not None and isinstance(value, list | tuple):
+            i, part = next((i, part) for i, part in enumerate(value) if not kind.part(part))
+            found = f"row {i} is {checks.shown(part)}"
     words = list(dict.fromkeys(kind.words for kind in kinds))
-    checks.fail(name, "be " + " or ".join(words), f"is {checks.shown(value)}")
+    fix = next((fix for fix in (kind.fix(value) for kind in kinds) if fix), "")
+    checks.fail(name, "be " + " or ".join(words), found, fix)
 
 
 def _kinds(annotation: Any) -> list[_Kind] | None:
@@ -129,13 +145,16 @@ def _sequence(of: tuple[Any, ...]) -> _Kind:
     parts = _kinds(of[0]) if of else None
     numbers = parts is None or any(kind.holds(1) for kind in parts)
 
+    def good(part: Any) -> bool:
+        return parts is None or any(kind.holds(part) for kind in parts)
+
     def holds(value: Any) -> bool:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             return numbers and _is_array(value) and np.ndim(value) > 0
-        return parts is None or all(any(kind.holds(part) for kind in parts) for part in value)
+        return all(good(part) for part in value)
 
     words = "" if parts is None else " of which each is " + " or ".join(dict.fromkeys(kind.words for kind in parts))
-    return _Kind(f"a sequence{words}", holds)
+    return _Kind(f"a sequence{words}", holds, part=good)
 
 
 def _is_key(parts: Sequence[Any]) -> bool:
@@ -188,7 +207,9 @@ def _is_key_value(value: Any) -> bool:
 
 
 def _instance(kind: type) -> _Kind:
-    return _Kind(checks.name_of(kind), lambda value: isinstance(value, kind))
+    fix = getattr(kind, "instead_of", None)
+    words = checks.name_of(kind)
+    return _Kind(words, lambda value: isinstance(value, kind), fix=fix or (lambda _: ""))
 
 
 _NONE = _Kind("None", lambda value: value is None)

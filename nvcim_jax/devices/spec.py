@@ -220,6 +220,11 @@ class Device:
         if shape == ():
             _check_laws(self)
 
+    @staticmethod
+    def instead_of(value: Any) -> str:
+        """Return what to do instead of giving a value that is no device: its name, say."""
+        return f"Use devices.get({value if isinstance(value, str) else 'FeFET3'!r})."
+
     @property
     def g_min(self) -> Scalar:
         """Least conductance, 1 / on_off_ratio: 0 where the ratio is infinite."""
@@ -242,12 +247,10 @@ def check_device(device: Any, argument: str = "device") -> None:
         >>> check_device("FeFET3")
         Traceback (most recent call last):
         ...
-        ValueError: Argument `device` must be a Device, but is 'FeFET3'. Use devices.get('FeFET3').
+        ValueError: Argument `device` must be a devices.Device, but is 'FeFET3'. Use devices.get('FeFET3').
     """
     if not isinstance(device, Device):
-        found = repr(device) if isinstance(device, str) else f"a {type(device).__name__}"
-        name = device if isinstance(device, str) else "FeFET3"
-        checks.fail(argument, "be a Device", f"is {found}", f"Use devices.get({name!r}).")
+        checks.fail(argument, "be a devices.Device", f"is {checks.shown(device)}", Device.instead_of(device))
 
 
 def _check_facts(device: Device) -> None:

@@ -76,7 +76,7 @@ def test_gradual_share_rises_from_a_tenth_to_nine_tenths() -> None:
     size, seeds = 9, 400
     is_new = np.zeros((seeds, size))
     for seed in range(seeds):
-        made = stream(ROWS, kind="gradual", domains="ab", buffer_size=size, seed=seed)
+        made = stream(ROWS, kind="gradual", domains=["a", "b"], buffer_size=size, seed=seed)
         is_new[seed] = [row.user_or_domain == "b" for row in made.blocks[1].records]
         assert {row.user_or_domain for row in made.blocks[0].records} == {"a"}
     expected = np.linspace(0.1, 0.9, size)

@@ -199,18 +199,19 @@ REPLACED = {
     "clip='yes'": "`clip` must be True or False, but is 'yes'",
     "sigma_unit='uS'": "`sigma_unit` must be one of g_max, measured",
 }
+_CELLS = "nv.devices.program(jax.random.key(1), jnp.float32(0.5), nv.devices.get('PCM'))"
 # What is no device where one is expected.
 NO_DEVICE = {
     "nv.devices.sigma_of(0.5, 'FeFET3')": "is 'FeFET3'. Use devices.get('FeFET3')",
     "nv.devices.mean_of(0.5, 'FeFET3')": "is 'FeFET3'",
-    "nv.devices.program_moments(0.5, None)": "is a NoneType. Use devices.get('FeFET3')",
+    "nv.devices.program_moments(0.5, None)": "is None. Use devices.get('FeFET3')",
     "nv.devices.programmed(jnp.ones(2), jnp.ones(2), 'PCM')": "is 'PCM'. Use devices.get('PCM')",
     "nv.devices.level_conductances(4, 'PCM')": "is 'PCM'",
     "nv.devices.program(jax.random.key(0), 0.5, 'PCM')": "is 'PCM'",
-    "nv.devices.reprogram(jax.random.key(0), None, 0.5, {})": "is a dict",
-    "nv.devices.drift(None, 1.0, 'PCM')": "is 'PCM'",
-    "nv.devices.read(jax.random.key(0), None, 'PCM')": "is 'PCM'",
-    "nv.devices.read_sigma(None, 'PCM')": "is 'PCM'",
+    f"nv.devices.reprogram(jax.random.key(0), {_CELLS}, 0.5, {{}})": "is a dict",
+    f"nv.devices.drift({_CELLS}, 1.0, 'PCM')": "is 'PCM'",
+    f"nv.devices.read(jax.random.key(0), {_CELLS}, 'PCM')": "is 'PCM'",
+    f"nv.devices.read_sigma({_CELLS}, 'PCM')": "is 'PCM'",
     "nv.devices.value_noise(jax.random.key(0), jnp.ones(2), 'PCM')": "is 'PCM'",
 }
 
@@ -240,7 +241,7 @@ def test_replace_checks_as_get_does(said_plainly: Any) -> None:
 def test_a_name_where_a_device_is_expected_is_said(said_plainly: Any) -> None:
     for (kind, text), wanted in zip(said_plainly(NO_DEVICE), NO_DEVICE.values(), strict=True):
         assert kind == "ValueError"
-        assert f"Argument `device` must be a Device, but {wanted}" in text
+        assert f"Argument `device` must be a devices.Device, but {wanted}" in text
 
 
 def test_a_misspelt_field_is_named() -> None:
