@@ -113,7 +113,7 @@ def read_grid(
         seed=seed if seed is not None else found.get("seed", 0),
     )
     checks.integer("num_instances", made.num_instances)
-    checks.integer("seed", made.seed, low=0)
+    checks.integer("seed", made.seed, low=0, high=2**32 - 1)
     product.check_all(made.settings())
     return made
 
