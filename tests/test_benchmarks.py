@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.benchmarks import common, crossbar, workload
+from experiments.benchmarks import common, crossbar, digits, network, workload
 from experiments.benchmarks.common import Samples
 from experiments.benchmarks.crossbar import Comparison
 
@@ -61,3 +62,32 @@ def test_the_workload_is_that_of_the_comparison() -> None:
     assert weights.shape == (1024, 1024)
     assert abs(x).max() <= 1.0
     assert abs(float(weights.std()) * 32 - 1.0) < 0.01  # 1 / sqrt(rows)
+
+
+def test_tiny_network_benchmark_prints_its_tables_and_writes_records(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.benchmarks.network", "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "nvcim_jax dense, one network" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "network_cpu.jsonl").read_text().splitlines()]
+    timed = {record["case"]: record for record in records if "case" in record}
+    assert {"dense", "convolutional", "dense, its products", "convolutional, written by hand"} <= set(timed)
+    for record in timed.values():
+        assert len(record["cpu_s"]) == 2
+        assert min(record["cpu_s"]) > 0
+    assert 0.5 < timed["dense"]["accuracy"] < 1.0
+
+
+def test_targets_of_the_network_benchmark() -> None:
+    fast, slow = ("nvcim_jax", "dense"), ("torch", "dense")
+    assert [network.verdict(network.Comparison(fast, slow, least=3.0), r) for r in (2.9, 3.0)] == ["no", "yes"]
+    assert [network.verdict(network.Comparison(fast, slow, most=1.1), r) for r in (1.2, 1.1)] == ["no", "yes"]
+    assert network.verdict(network.Comparison(fast, slow), 9.0) == ""
+
+
+def test_the_networks_of_the_benchmark_read_digits() -> None:
+    found = digits.networks()
+    scores = np.maximum(found.images @ found.dense[0], 0.0) @ found.dense[1]
+    assert (scores.argmax(axis=1) == found.labels).mean() > 0.9
+    seen = digits.patches(found.images.reshape(-1, 8, 8, 1))
+    assert seen.shape == (450, 4, 4, 9)
+    np.testing.assert_array_equal(seen[:, 1, 2, 5], found.images.reshape(-1, 8, 8)[:, 3, 6])

@@ -5,7 +5,7 @@ have 8 bits scaled by each vector's largest entry, and so have its outputs. The 
 fitted by least squares, so that every tool finds the same weights without training.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def networks() -> Networks:
     """Load the digits and make both networks; always the same."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     images, labels = (found.data / 16.0).astype(np.float32), found.target
     train, test = slice(_NUM_TEST, None), slice(_NUM_TEST)
     random = np.random.default_rng(0)

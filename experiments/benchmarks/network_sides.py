@@ -8,11 +8,12 @@ tool is installed.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.common import Case, serve, versions
-from experiments.benchmarks.digits import BITS, SIGMA, networks, patches
+from experiments.benchmarks.digits import BITS, SIGMA, networks
 
 __all__ = ["TOOLS"]
 
@@ -71,30 +72,45 @@ def nvcim_side(num_chips: int) -> _Prepared:
     return versions("nvcim-jax", "jax", "flax"), cases
 
 
-def _reads(run: Callable, chips: object, x: object, images: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Return one network on given chips, and its products by themselves with inputs that are there already."""
+def _reads(run: Callable, chips: Any, x: object, images: np.ndarray) -> dict[str, Callable[[], object]]:
+    """Return one network on given chips, its products with inputs that are there already, and itself without Quax."""
     import jax
     import jax.numpy as jnp
 
-    from nvcim_jax import crossbar
+    from nvcim_jax import crossbar, ops
 
-    layers = chips["params"]  # type: ignore[index]
-    network = jax.jit(run)
-    products = jax.jit(lambda given: [crossbar.matmul(*arguments)[0] for arguments in given])
-    order = ["Conv_0", "Conv_1", "Dense_0"] if "Conv_0" in layers else ["first", "Dense_0"]
-    given, h = [], images
-    for name in order:
-        leaf = layers[name]["kernel"]
-        h = patches(h.reshape(-1, 8, 8, 1) if name == "Conv_0" else h) if "Conv" in name else h.reshape(len(h), -1)
-        given.append((leaf.key, jnp.asarray(h), leaf.chip))
-        h = np.maximum(np.asarray(products(given[-1:])[0]), 0.0)
+    leaves = [
+        chips["params"][name]["kernel"] for name in ("Conv_0", "Conv_1", "first", "Dense_0") if name in chips["params"]
+    ]
+    convolves = len(leaves) == 3
+
+    def seen(h: jax.Array, layer: int) -> jax.Array:
+        """Return what a layer multiplies with: the patches of its images, or its inputs in a row."""
+        if not convolves or layer == 2:
+            return h.reshape(len(h), -1)
+        parts = ops.patches(h, (3, 3), (2, 2), [(0, 1), (0, 1)], (1, 1))
+        return parts.reshape(*parts.shape[:3], -1)
+
+    def by_hand(leaves: list[crossbar.OnChip], h: jax.Array) -> list[jax.Array]:
+        h, inputs = h.reshape(-1, 8, 8, 1) if convolves else h, []
+        for layer, leaf in enumerate(leaves):
+            inputs.append(seen(jax.nn.relu(h) if layer else h, layer))
+            h = crossbar.matmul(leaf.key, inputs[-1], leaf.chip)[0]
+        return [h, *inputs]
+
+    network, hand = jax.jit(run), jax.jit(lambda leaves, x: by_hand(leaves, x)[0])
+    products = jax.jit(
+        lambda leaves, given: [crossbar.matmul(w.key, h, w.chip)[0] for w, h in zip(leaves, given, strict=True)]
+    )
+    given = [jnp.asarray(np.asarray(h)) for h in by_hand(leaves, jnp.asarray(images))[1:]]
 
     def all_of(fn: Callable[[], object]) -> Callable[[], object]:
         return lambda: [jax.block_until_ready(fn()) for _ in range(_READS)]
 
     return {
         "one network": all_of(lambda: network(chips, x)),
-        "its products": all_of(lambda: products(given)),
+        "written by hand": all_of(lambda: hand(leaves, x)),
+        "its products": all_of(lambda: products(leaves, given)),
     }
 
 

@@ -47,4 +47,5 @@ def patches(
     for at in itertools.product(*(range(0, far + 1, gap) for far, gap in zip(reach, dilation, strict=True))):
         ends = [first + (count - 1) * step + 1 for first, count, step in zip(at, places, strides, strict=True)]
         seen.append(lax.slice(x, (0, *at, 0), (x.shape[0], *ends, x.shape[-1]), (1, *strides, 1)))
-    return jnp.stack(seen, axis=-2).reshape(x.shape[0], *places, *window, x.shape[-1])
+    # Joined along the channels: with an axis of their own, one channel would be copied number by number on a CPU.
+    return jnp.concatenate(seen, axis=-1).reshape(x.shape[0], *places, *window, x.shape[-1])

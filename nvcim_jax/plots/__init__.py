@@ -1,6 +1,6 @@
 """Figures from saved records: column width, legible in print, safe for colour-blind readers."""
 
-from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png
+from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
 from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
 
@@ -17,4 +17,5 @@ __all__ = [
     "new_figure",
     "png",
     "shift_heatmaps",
+    "style",
 ]
