@@ -45,7 +45,7 @@ def nvcim_side(num_chips: int) -> _Prepared:
 
     found = networks()
     x, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
-    device, config = devices.get("Gaussian", sigma=SIGMA), crossbar.Config(dac_bits=BITS, adc_bits=BITS)
+    device, config = devices.get("Gaussian", sigma=SIGMA, clip=True), crossbar.Config(dac_bits=BITS, adc_bits=BITS)
     first, last = (jnp.asarray(w) for w in found.dense)
     one, two, head = (jnp.asarray(w) for w in found.convolutional)
     kernels = {"Conv_0": one.reshape(3, 3, 1, 8), "Conv_1": two.reshape(3, 3, 8, 16), "Dense_0": head}

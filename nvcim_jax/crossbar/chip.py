@@ -152,10 +152,14 @@ def write_cells(key: Key, target: Target) -> devices.Cells:
 # What draws is compiled once for a shape and a device, for eager callers; inside another jit it is inlined.
 @functools.partial(jax.jit, inline=True)
 def _write_arrays(key: Key, conductance: jax.Array, device: devices.Device) -> devices.Cells:
-    arrays = jnp.arange(conductance.shape[0])
-    return jax.vmap(lambda a, g: devices.program(jax.random.fold_in(key, a), g, device), out_axes=CELL_AXES)(
-        arrays, conductance
-    )
+    arrays, shape = jnp.arange(conductance.shape[0]), conductance.shape[1:]
+
+    def write(a: jax.Array, g: jax.Array) -> devices.Cells:
+        # The cells in one long row: XLA's loops on a CPU run along the last axis, and an array may have few columns.
+        cells = devices.program(jax.random.fold_in(key, a), g.reshape(shape[0], -1), device)
+        return jax.tree.map(lambda value: value.reshape(shape) if value.ndim else value, cells)
+
+    return jax.vmap(write, out_axes=CELL_AXES)(arrays, conductance)
 
 
 @functools.partial(jax.jit, inline=True)
