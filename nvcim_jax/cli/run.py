@@ -14,6 +14,9 @@ from nvcim_jax import checks, files
 __all__ = ["Options", "main"]
 
 DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
+TYPICAL_INPUT = 32
+"""Tokens of an input that an estimate without data assumes."""
+
 MAIN_METHOD = "NVCiM-PT"
 
 
@@ -101,8 +104,8 @@ class Options:
     """Prompts that the memory holds."""
     when_full: str = "refuse"
     """A full memory: refuse, oldest, least_used."""
-    max_input: int = 32
-    """Tokens of an input that are kept."""
+    max_input: int | None = None
+    """Tokens of an input that are kept, from its beginning; all of them by default."""
     max_new_tokens: int = 24
     """Tokens that the model may write, for tasks without labels."""
     predictions: int = 1
@@ -133,9 +136,9 @@ def main(options: Options) -> int:
     source = read_source(options)
     _check_room(options, source, config)
     lm, text = _load(options)
-    _check_memory(options, lm, config)
+    _check_memory(options, source, lm, text)
     started = time.perf_counter()
-    _announce(options, source, lm, config)
+    _announce(options, source, lm, text, config)
     written = _measure(options, source, lm, text, device, config, methods, baselines)
     written += _official(options, source, lm, text, device, config)
     written.append(_about(options, source, lm, time.perf_counter() - started))
@@ -261,7 +264,8 @@ def _check_room(options: Options, source: Any, config: Any) -> None:
         checks.fail("--capacity", f"be at least {needed}, the prompts of all buffers", f"is {config.capacity}", fix)
 
 
-def _work(options: Options) -> Any:
+def _work(options: Options, longest: int = TYPICAL_INPUT) -> Any:
+    """Return what is computed at once, for inputs of at most so many tokens."""
     from nvcim_jax import selection
     from nvcim_jax.cli import estimate
 
@@ -269,7 +273,7 @@ def _work(options: Options) -> Any:
         prompts=selection.num_representatives(options.buffer_size),
         batch=options.buffer_size if options.batch is None else options.batch,
         virtual=options.num_virtual,
-        text=16 * -(-(options.max_input + 8) // 16),
+        text=16 * -(-((options.max_input or longest) + 8) // 16),
         new_tokens=options.max_new_tokens,
         remat=options.remat,
         dtype=options.dtype,
@@ -277,16 +281,26 @@ def _work(options: Options) -> Any:
     )
 
 
-def _check_memory(options: Options, lm: Any, config: Any) -> None:
+def _inputs(source: Any) -> list[str]:
+    """Return all inputs of all streams."""
+    return [
+        record.input
+        for stream in source.streams
+        for records in (*(block.records for block in stream.blocks), *stream.test.values())
+        for record in records
+    ]
+
+
+def _check_memory(options: Options, source: Any, lm: Any, text: Any) -> None:
     """Refuse a run that cannot stay inside the budget."""
     from nvcim_jax import models
     from nvcim_jax.cli import estimate
 
-    del config
     if options.memory_budget_mb is None:
         return
+    longest = max(len(text.encode_input(words)) for words in _inputs(source))
     packed = any(isinstance(leaf, models.Packed) for leaf in lm.params["layers"].values())
-    found = estimate.estimate(lm.config, _work(options), packed=packed)
+    found = estimate.estimate(lm.config, _work(options, longest), packed=packed)
     needed = max(found.tuning_peak, found.answering_peak) / 2**20
     if needed > options.memory_budget_mb:
         fix = "Use --remat, a smaller --batch, or a smaller model." if not options.remat else "Use a smaller model."
@@ -322,13 +336,17 @@ def _estimate(options: Options, config: Any) -> int:
     return 0
 
 
-def _announce(options: Options, source: Any, lm: Any, config: Any) -> None:
+def _announce(options: Options, source: Any, lm: Any, text: Any, config: Any) -> None:
     """Say what is about to happen."""
     from nvcim_jax import pipeline
 
     room = pipeline.capacity(lm.config, config)
     print(f"Model {options.model}: {lm.config.num_params:,} parameters.")
     print(f"Data {source.about}; {options.streams} stream(s), kind {options.kind}, buffers of {options.buffer_size}.")
+    if options.max_input is not None:
+        inputs = _inputs(source)
+        cut = sum(len(text.encode(words)) > options.max_input for words in inputs)
+        print(f"{cut} of {len(inputs)} inputs are cut to their first {options.max_input} tokens, for every method.")
     arrays = room.value_arrays + room.key_arrays
     print(f"Memory {options.device}, sigma {options.sigma:g}: {room.prompts} prompts in {arrays} arrays.", flush=True)
 

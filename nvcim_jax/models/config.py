@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.types import PyTree
@@ -248,6 +249,24 @@ class Config:
         """
         sizes = jax.tree.leaves(self.shapes, is_leaf=lambda node: isinstance(node, tuple))
         return sum(math.prod(size) for size in sizes)
+
+    def check_tokens(self, argument: str, ids: Any) -> None:
+        """Check that token ids have a row in the embedding; traced ones pass.
+
+        Raises:
+            ValueError: If one has none.
+        """
+        if not checks.is_concrete(ids):
+            return
+        values = np.asarray(ids)
+        outside = values[(values < 0) | (values >= self.vocab_size)]
+        if outside.size:
+            checks.fail(
+                argument,
+                f"lie in [0, {self.vocab_size}), the rows of the embedding",
+                f"holds {outside[0]}",
+                "Is the tokenizer that of the model?",
+            )
 
 
 def _layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from nvcim_jax import checks
 from nvcim_jax.models.block import Context, KeysValues, apply_block, normalise, rows_at
 from nvcim_jax.models.config import Config
-from nvcim_jax.models.inputs import Inputs, as_inputs, check_inputs, num_past, positions_of, visible
+from nvcim_jax.models.inputs import Inputs, as_inputs, check_inputs, check_length, num_past, positions_of, visible
 from nvcim_jax.models.lm import LM
+from nvcim_jax.models.params import look_up
 from nvcim_jax.models.positions import rotary_table, sliding_mask
 from nvcim_jax.ops import understand
 from nvcim_jax.signature import checked
@@ -137,7 +138,7 @@ def add_positions(params: PyTree, x: jax.Array, positions: jax.Array, config: Co
     """Add learned position embeddings, where the model has them."""
     if config.positions != "learned":
         return x
-    rows = jnp.take(params["position_embedding"], positions + config.position_offset, axis=0, mode="clip")
+    rows = look_up(params["position_embedding"], positions + config.position_offset)
     return x + jnp.broadcast_to(rows.astype(x.dtype), x.shape)
 
 
@@ -204,6 +205,9 @@ def hidden(
             checks.fail("at", "be None with exits or keep_keys_values", "names positions", "Those need all of them.")
         at = at[None] if single else at
         checks.shape("at", at, (len(inputs.x), at.shape[-1]), "(batch, positions)")
+        checks.number("at", at, low=0.0, high=inputs.x.shape[1] - 1.0)
+    if start == 0:
+        check_length(inputs, lm.config)
     y, info = understand(partial(_hidden, config=lm.config, span=span))(lm.params, inputs, at)
     if not single:
         return y, info
@@ -281,7 +285,7 @@ def forward(
         Logits (..., tokens, vocab_size), and the info.
 
     Raises:
-        ValueError: If a shape does not fit, before anything is traced.
+        ValueError: If a shape does not fit, or the tokens exceed the learned positions, before anything is traced.
 
     Example:
         >>> from nvcim_jax import models

@@ -10,10 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks
-from nvcim_jax.models.block import KeysValues, apply_block
+from nvcim_jax.models.block import KeysValues, apply_block, rows_at
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.forward import Span, add_positions, head, hidden, make_context, run_layers
-from nvcim_jax.models.inputs import Inputs, as_inputs, check_inputs, num_past, positions_of, prepend
+from nvcim_jax.models.inputs import (
+    Inputs,
+    as_inputs,
+    check_inputs,
+    check_length,
+    check_real,
+    last_real,
+    num_past,
+    positions_of,
+    prepend,
+)
 from nvcim_jax.models.lm import LM, Text
 from nvcim_jax.models.params import embed
 from nvcim_jax.models.positions import sliding_mask
@@ -68,7 +78,8 @@ def _start(params: PyTree, inputs: Inputs, config: Config, room: int) -> tuple[j
         parts = [KeysValues(*(jnp.broadcast_to(a, size).astype(own.keys.dtype) for a in inputs.prefix)), own]
     widths = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
     cache = [jnp.pad(jnp.concatenate(arrays, axis=3), widths) for arrays in zip(*parts, strict=True)]
-    return y[:, -1], KeysValues(*cache)
+    assert inputs.mask is not None
+    return rows_at(y, last_real(inputs.mask)[:, None])[:, 0], KeysValues(*cache)
 
 
 @checked
@@ -88,7 +99,7 @@ def generate_tokens(
     Args:
         key: A key; greedy choice does not use it.
         lm: The model; a text ends at one of its `eos_ids`.
-        x: Input embeddings, or `Inputs` with their mask (padding on the left) and prefix.
+        x: Input embeddings, or `Inputs` with their mask (padding on either side) and prefix.
         max_new_tokens: Most tokens to generate.
         sampling: How a token is chosen.
 
@@ -96,7 +107,7 @@ def generate_tokens(
         The new tokens, `pad_id` (else the first of `eos_ids`, else 0) after the end; and how many of them count.
 
     Raises:
-        ValueError: If a shape does not fit, or a number is out of range.
+        ValueError: If a shape does not fit, a number is out of range, or the result would exceed the learned positions.
 
     Example:
         >>> from nvcim_jax import models
@@ -107,6 +118,7 @@ def generate_tokens(
         >>> tokens.shape
         (1, 4)
     """
+    checks.key("key", key)
     checks.integer("max_new_tokens", max_new_tokens)
     check_sampling(sampling)
     inputs = as_inputs(x)
@@ -117,10 +129,12 @@ def generate_tokens(
     checks.rank("mask", mask, 2, "(batch, tokens)")
     if inputs.positions is not None:
         checks.fail("x.positions", "be None", "are given", "They are counted from the first real token.")
+    check_real(mask)
+    check_length(inputs._replace(mask=mask), lm.config, new=max_new_tokens)
     run = partial(
         _generate, config=lm.config, room=max_new_tokens, sampling=sampling, apart=_fits_apart(lm.params, lm.config)
     )
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch, dtype=jnp.uint32))
     return understand(run)(lm.params, inputs._replace(mask=mask), keys)
 
 
@@ -244,12 +258,15 @@ def _step_context(slots: _Slots, now: jax.Array, before: int, positions: jax.Arr
 _compiled = jax.jit(generate_tokens, static_argnames="max_new_tokens")
 
 
-def _tokenise(text: Text, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids and mask, padded on the left to a multiple of the bucket."""
+def _tokenise(text: Text, texts: Sequence[str], room: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids and mask, padded on the left to a multiple of the bucket, or to all the room there is."""
     if isinstance(texts, str) or not texts:
         checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
     rows = [text.encode(words, special=True) for words in texts]
-    size = -(-max(1, *map(len, rows)) // BUCKET) * BUCKET
+    longest = max(1, *map(len, rows))
+    size = -(-longest // BUCKET) * BUCKET
+    if room is not None:
+        size = max(min(size, room), longest)
     ids, mask = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
     for i, row in enumerate(rows):
         if row:
@@ -292,17 +309,20 @@ def generate(
 
     Example: `generate(jax.random.key(0), lm, ["..."], text=text, max_new_tokens=32, prompt=soft_prompt)`.
     """
+    checks.key("key", key)
     checks.integer("max_new_tokens", max_new_tokens)
     check_sampling(sampling)
-    ids, found = _tokenise(text, texts)
+    room = None
+    if lm.config.positions == "learned":
+        taken = num_past(prefix) + (0 if prompt is None else prompt.shape[-2]) + max_new_tokens
+        room = lm.config.max_tokens - taken
+    ids, found = _tokenise(text, texts, room)
     inputs = Inputs(embed(lm, jnp.asarray(ids)), jnp.asarray(found), prefix=prefix)
     if prompt is not None:
         inputs = prepend(prompt, inputs)
     elif not found.any(axis=1).all():
         checks.fail("texts", "have at least one token each", "hold an empty text", "Give a prompt before it.")
-    longest = int(np.asarray(inputs.mask).sum(-1).max()) + max_new_tokens
-    if lm.config.positions == "learned" and longest > lm.config.max_tokens:
-        checks.fail("max_new_tokens", f"keep texts within {lm.config.max_tokens} tokens", f"makes {longest}")
+    check_length(check_inputs(inputs, lm.config), lm.config, new=max_new_tokens)
     tokens, number = _compiled(key, lm, inputs, max_new_tokens=max_new_tokens, sampling=sampling)
     rows = [row[:n] for row, n in zip(np.asarray(tokens), np.asarray(number), strict=True)]
     return Generation([text.decode(row) for row in rows], tokens, number)

@@ -8,6 +8,7 @@ from typing import Any
 from nvcim_jax import checks
 from nvcim_jax.models.config import Config, Rope
 from nvcim_jax.models.families import FAMILIES, Family, family
+from nvcim_jax.models.quiet import import_transformers
 
 __all__ = ["config_from_hf", "config_to_hf", "read_json"]
 
@@ -64,11 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _complete(raw: dict[str, Any], model_type: str) -> dict[str, Any]:
     """Fill in the defaults of the family and bring both rope schemas into one, by transformers' own code."""
-    from transformers import AutoConfig  # imported late: it takes seconds
-
     # `null` stands for the default in some published configs, which transformers' type check refuses.
     given = {k: v for k, v in raw.items() if k != "model_type" and not (k == "hidden_activation" and v is None)}
-    return AutoConfig.for_model(model_type, **given).to_dict()
+    return import_transformers().AutoConfig.for_model(model_type, **given).to_dict()  # imported late: it takes seconds
 
 
 def _rope_type(rope: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.models.block import KeysValues
@@ -11,7 +12,18 @@ from nvcim_jax.models.config import Config
 from nvcim_jax.models.positions import causal_mask
 from nvcim_jax.signature import checked
 
-__all__ = ["Inputs", "as_inputs", "check_inputs", "num_past", "positions_of", "prepend", "visible"]
+__all__ = [
+    "Inputs",
+    "as_inputs",
+    "check_inputs",
+    "check_length",
+    "check_real",
+    "last_real",
+    "num_past",
+    "positions_of",
+    "prepend",
+    "visible",
+]
 
 
 class Inputs(NamedTuple):
@@ -64,7 +76,8 @@ def check_inputs(inputs: Inputs, config: Config) -> Inputs:
     if x.ndim == 2:
         x = x[None]
         mask, positions = (None if a is None else a[None] for a in (mask, positions))
-    prefix = None if prefix is None else _check_prefix(prefix, config)
+    if prefix is not None:
+        prefix = KeysValues(*(a.astype(x.dtype) for a in _check_prefix(prefix, config)))
     tokens, past = x.shape[1], num_past(prefix)
     if mask is not None:
         checks.rank("mask", mask, (2, 3), "(batch, tokens) or (batch, queries, keys)")
@@ -78,9 +91,54 @@ def check_inputs(inputs: Inputs, config: Config) -> Inputs:
     return Inputs(x, mask, positions, prefix)
 
 
+def check_length(inputs: Inputs, config: Config, *, new: int = 0) -> None:
+    """Check that checked inputs, and new tokens behind them, fit the learned positions, where the model has them.
+
+    Lengths are those of the mask where it can be looked at, and of the array otherwise.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if config.positions != "learned":
+        return
+    mask, positions, past = inputs.mask, inputs.positions, num_past(inputs.prefix)
+    if positions is not None:
+        if not checks.is_concrete(positions):
+            return  # a traced position without a row gives NaN
+        longest = int(np.max(np.asarray(positions), initial=-1)) + 1
+    elif mask is not None and mask.ndim == 2 and checks.is_concrete(mask):
+        longest = past + int(np.asarray(mask).sum(-1).max(initial=0))
+    else:
+        longest = past + inputs.x.shape[1]
+    if longest + new > config.max_tokens:
+        behind = f" with {new} new ones" if new else ""
+        checks.fail(
+            "x",
+            f"stay within the {config.max_tokens} learned positions of the model, prompt and prefix included",
+            f"takes {longest + new}{behind}",
+            "Cut the texts.",
+        )
+
+
+def check_real(mask: jax.Array) -> None:
+    """Check that each row of a mask has a real token, where it can be looked at.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    if checks.is_concrete(mask) and not np.asarray(mask).any(-1).all():
+        checks.fail("mask", "have a real token in each row", "has a row without one", "Put a prompt before it.")
+
+
 def num_past(prefix: KeysValues | None) -> int:
     """Return the number of tokens of a prefix."""
-    return 0 if prefix is None else prefix.keys.shape[3]
+    return 0 if prefix is None else prefix.keys.shape[-2]
+
+
+def last_real(mask: jax.Array) -> jax.Array:
+    """Return the place of the last real token of each row: int32 (batch,)."""
+    places = jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :]
+    return jnp.where(mask, places, jnp.int32(-1)).max(axis=1)
 
 
 def visible(inputs: Inputs) -> jax.Array:
@@ -107,11 +165,11 @@ def positions_of(inputs: Inputs) -> jax.Array:
 
 @checked
 def prepend(prompt: jax.Array, inputs: Inputs | jax.Array) -> Inputs:
-    """Put a soft prompt right before each text of a batch that is padded on the left.
+    """Put a soft prompt right before each text of a batch.
 
     Args:
         prompt: (virtual tokens, width), or one for each text (batch, virtual tokens, width).
-        inputs: The texts (batch, tokens, width), each row's real tokens its last.
+        inputs: The texts (batch, tokens, width), padded on either side.
 
     Returns:
         Padding, prompt, text: embeddings (batch, virtual + tokens, width) and their mask.
@@ -140,11 +198,13 @@ def prepend(prompt: jax.Array, inputs: Inputs | jax.Array) -> Inputs:
     if mask is None:
         return inputs._replace(x=jnp.concatenate([prompt, x], axis=1))
     checks.shape("inputs.mask", mask, (batch, tokens), "(batch, tokens)")
-    padding = tokens - mask.sum(-1, dtype=jnp.int32)[:, None]
+    mask = mask.astype(bool)
+    # Before the first real token; of a text without any, at the end.
+    padding = jnp.where(mask.any(-1), jnp.argmax(mask, axis=-1).astype(jnp.int32), jnp.int32(tokens))[:, None]
     place = jnp.arange(virtual + tokens, dtype=jnp.int32)[None, :] - padding
+    own = (place >= 0) & (place < virtual)
     # In [x; prompt]: the prompt's rows follow the text's.
-    source = jnp.where(
-        place < 0, place + padding, jnp.where(place < virtual, tokens + place, place + padding - virtual)
-    )
+    source = jnp.where(place < 0, place + padding, jnp.where(own, tokens + place, place + padding - virtual))
     both = jnp.take_along_axis(jnp.concatenate([x, prompt], axis=1), source[..., None], axis=1)
-    return inputs._replace(x=both, mask=place >= 0)
+    real = jnp.take_along_axis(mask, jnp.minimum(source, jnp.int32(tokens - 1)), axis=1)
+    return inputs._replace(x=both, mask=own | real)

@@ -62,17 +62,18 @@ class Template:
         prefix: Text before the input.
         suffix: Text between input and answer.
         answer: Text before the answer; a space, where the tokenizer wants one.
-        max_input: Tokens of an input that are kept, from its beginning.
+        max_input: Tokens of an input that are kept, from its beginning; None: all of them.
     """
 
     prefix: str = ""
     suffix: str = " ="
     answer: str = " "
-    max_input: int = 24
+    max_input: int | None = None
 
     def __post_init__(self) -> None:
         """Check the length."""
-        checks.integer("max_input", self.max_input)
+        if self.max_input is not None:
+            checks.integer("max_input", self.max_input, fix="Use None to keep inputs whole.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,16 @@ class Text:
         if not words and not special:
             return []
         return list(self.tokenizer(words, add_special_tokens=special)["input_ids"])
+
+    def encode_input(self, words: str) -> list[int]:
+        """Return the tokens of an input, of which the template may keep the first ones alone."""
+        return self.encode(words)[: self.template.max_input]
+
+    def kept(self, words: str) -> str:
+        """Return as much of an input as the template keeps."""
+        ids = self.encode(words)
+        whole = self.template.max_input is None or len(ids) <= self.template.max_input
+        return words if whole else self.decode(ids[: self.template.max_input])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of some tokens, without the special ones."""

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from nvcim_jax.models.hf_config import config_from_hf, read_json
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
 from nvcim_jax.models.quantised import Packed, unpack_awq, unpack_gptq
+from nvcim_jax.models.quiet import import_transformers
+from nvcim_jax.models.skipped import check_skipped
 from nvcim_jax.models.soft_tokens import SoftTokens
 from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
 from nvcim_jax.signature import checked
@@ -37,11 +40,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
-IGNORED = re.compile(
-    r"(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias)|vision_tower\..*|multi_modal_projector\..*)$"
-)
-"""Buffers of old versions, and the parts of a multimodal checkpoint that are not the language model."""
-
 
 class Packing(NamedTuple):
     """Describe how a checkpoint packs its weights.
@@ -59,8 +57,22 @@ class Packing(NamedTuple):
     version: int
 
 
+def _refuse(path: Path) -> None:
+    """Say what else a folder or file holds where it is no checkpoint of a whole model in safetensors."""
+    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
+        found = f"is GGUF: {path}"
+        checks.fail("source", "be a checkpoint in safetensors", found, "Give the folder that it was converted from.")
+    adapter = path / "adapter_config.json"
+    if adapter.is_file() and not (path / "config.json").is_file():
+        base = read_json(adapter).get("base_model_name_or_path") or "its base model"
+        fix = f"Load {base}, or merge the two with PEFT: merge_and_unload(), save_pretrained(folder)."
+        checks.fail("source", "hold a whole model", f"holds a PEFT adapter alone: {path}", fix)
+
+
 def _folder(source: str | Path) -> Path:
     path = Path(source).expanduser()
+    if path.exists():
+        _refuse(path)
     if path.is_dir():
         return path
     if path.exists():
@@ -173,7 +185,10 @@ def _columns(array: np.ndarray, place: Place) -> np.ndarray:
 
 def _groups(found: dict[str, Tensor], stem: str, inputs: int, packing: Packing) -> np.ndarray:
     if f"{stem}.g_idx" in found:
-        return read_rows(found[f"{stem}.g_idx"]).astype(np.int32)
+        groups, known = read_rows(found[f"{stem}.g_idx"]).astype(np.int32), found[f"{stem}.scales"].shape[0]
+        if groups.size and not (groups.min() >= 0 and groups.max() < known):
+            checks.fail(f"{stem}.g_idx", f"name groups below {known}", f"names {groups.min()} to {groups.max()}")
+        return groups
     size = inputs if packing.group_size <= 0 else packing.group_size
     return np.arange(inputs, dtype=np.int32) // np.int32(size)
 
@@ -220,8 +235,8 @@ def _is_packed(place: Place, found: dict[str, Tensor]) -> bool:
     return len(place.shape) == 2 and place.layered and f"{place.stem.format(i=0)}.qweight" in found
 
 
-def _check(found: dict[str, Tensor], wanted: dict[str, Place], config: Config) -> None:
-    """Name the first tensors that are missing, misshaped or left over."""
+def _check(found: dict[str, Tensor], wanted: dict[str, Place], config: Config) -> list[str]:
+    """Name the first tensors that are missing, misshaped or left over; return those of other parts than the model."""
     used, missing = set(), []
     for place in wanted.values():
         names = _names(place, config.num_layers)
@@ -243,15 +258,8 @@ def _check(found: dict[str, Tensor], wanted: dict[str, Place], config: Config) -
     if missing:
         checks.fail("source", f"hold {len(used)} tensors", f"lacks {len(missing)}: {', '.join(missing[:5])}")
     head = family(config.family).stems["head"] + ".weight"
-    extra = [n for n in found if n not in used and not IGNORED.search(n) and not (config.tied and n == head)]
-    if packed := [n for n in extra if n.endswith(".bias") and f"{n[:-5]}.qweight" in found]:
-        extra = [n for n in extra if n not in packed]
-    if extra:
-        checks.fail(
-            "source",
-            f"hold only tensors of a {config.family} model as config.json describes it",
-            f"also has {', '.join(sorted(extra)[:5])}",
-        )
+    left = [name for name in found if name not in used]
+    return check_skipped(found, left, config, embedding=wanted["embedding"].tensor, head=head)
 
 
 def _bytes(place: Place, found: dict[str, Tensor], num_layers: int, dtype: np.dtype) -> int:
@@ -294,11 +302,25 @@ def _tokenizer(folder: Path) -> Any:
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in files):
         return None
-    import transformers
-
+    transformers = import_transformers()
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+def _compare(tokenizer: Any, config: Config) -> None:
+    """Warn of tokens that the embedding has no row for."""
+    if tokenizer is None:
+        return
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size > config.vocab_size:
+        first = tokenizer.convert_ids_to_tokens(config.vocab_size)
+        warnings.warn(
+            f"The tokenizer knows {size} tokens, but the embedding has {config.vocab_size} rows: a text that holds "
+            f"{first!r} (token {config.vocab_size}) or one above is refused. "
+            "If that is unexpected, tokenizer and weights belong to different checkpoints.",
+            stacklevel=3,
+        )
 
 
 @checked
@@ -342,8 +364,10 @@ def load(
     raw, config = read_json(folder / "config.json"), load_config(folder)
     packing = _packing(raw)
     found, wanted = _renamed(find_tensors(folder), config), places(config)
-    _check(found, wanted, config)
+    parts = _check(found, wanted, config)
     _announce(folder, wanted, found, config, target, report)
+    if parts:
+        report(f"Left out: {len(parts)} tensors of the vision part, such as {parts[0]}.")
     params: dict[str, Any] = {"layers": {}}
     for path, place in wanted.items():
         if _is_packed(place, found):
@@ -354,4 +378,6 @@ def load(
             made = _plain(place, [found[name] for name in _names(place, config.num_layers)], target)
         branch = params["layers"] if place.layered else params
         branch[path.removeprefix("layers.")] = made
-    return LM(params, config, _soft_tokens(raw)), Text(_tokenizer(folder) if tokenizer else None)
+    found_tokenizer = _tokenizer(folder) if tokenizer else None
+    _compare(found_tokenizer, config)
+    return LM(params, config, _soft_tokens(raw)), Text(found_tokenizer)

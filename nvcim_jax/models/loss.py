@@ -41,7 +41,7 @@ def token_losses(logits: Float[Array, "*batch vocab"], labels: Int[Array, "*batc
 
     Args:
         logits: (..., vocab_size).
-        labels: (...,), each in [0, vocab_size), or negative.
+        labels: (...,), each in [0, vocab_size), or negative. The loss of one above is NaN.
 
     Returns:
         Nats (...,).
@@ -54,6 +54,7 @@ def token_losses(logits: Float[Array, "*batch vocab"], labels: Int[Array, "*batc
     # A comparison instead of a gather: its gradient is elementwise, where a scatter would be slow.
     hit = jax.lax.broadcasted_iota(labels.dtype, wide.shape, wide.ndim - 1) == labels[..., None]
     chosen = jnp.where(hit, wide, 0.0).sum(-1)
+    chosen = jnp.where(labels < wide.shape[-1], chosen, jnp.nan)  # there is no such token
     return jnp.where(labels >= 0, jax.nn.logsumexp(wide, axis=-1) - chosen, 0.0)
 
 
@@ -176,6 +177,7 @@ def loss(
         "labels", labels, inputs.x.shape[:-1], "(..., tokens)", "Give one label a row of `x`, IGNORE on prompts."
     )
     checks.integer("chunk", chunk)
+    checks.number("labels", labels, high=lm.config.vocab_size - 1.0, fix="Is the tokenizer that of the model?")
     y, _ = hidden(lm, inputs, start=start, stop=stop, remat=remat)
     target = jnp.concatenate([labels[..., 1:], jnp.full_like(labels[..., :1], IGNORE)], axis=-1).reshape(-1)
     rows, top = y.reshape(-1, y.shape[-1]), lm.replace(params=head_params(lm.params, lm.config))

@@ -14,7 +14,7 @@ from nvcim_jax.ops import understand
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["embed", "init"]
+__all__ = ["embed", "init", "look_up"]
 
 
 def _is_scale(name: str) -> bool:
@@ -45,6 +45,7 @@ def init(key: Key, *, config: Config, scale: float = 0.02, dtype: jnp.dtype | ty
         >>> lm.params["layers"]["q"].shape, round(float(lm.params["embedding"].std()), 3)  # asked for: 0.02
         ((2, 64, 64), 0.02)
     """
+    checks.key("key", key)
     checks.number("scale", scale, low=0.0, low_open=True)
     leaves, treedef = jax.tree.flatten_with_path(config.shapes, is_leaf=lambda node: isinstance(node, tuple))
     keys = jax.random.split(key, len(leaves))
@@ -71,22 +72,32 @@ def embed(lm: LM, token_ids: Int[Array, "*batch tokens"]) -> Float[Array, "*batc
 
     Args:
         lm: The model.
-        token_ids: Tokens (..., tokens), each in [0, vocab_size); JAX clamps what lies outside.
+        token_ids: Tokens (..., tokens), each in [0, vocab_size). While tracing, the row of any other is NaN.
 
     Returns:
         Embeddings (..., tokens, width), in the embedding's dtype.
+
+    Raises:
+        ValueError: If a token has no row.
 
     Example:
         >>> config = Config(vocab_size=512, width=64, num_layers=2, num_heads=4, mlp_width=128)
         >>> embed(init(jax.random.key(0), config=config), jnp.array([[1, 2, 3]])).shape
         (1, 3, 64)
     """
+    lm.config.check_tokens("token_ids", token_ids)
     return understand(partial(_embed, config=lm.config))(lm.params["embedding"], token_ids)
+
+
+def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Return rows of a table; NaN where there is no such row."""
+    index = jnp.where(index < 0, len(table), index)  # a negative one would count from the end
+    return jnp.take(table, index, axis=0, mode="fill")
 
 
 def _embed(table: jax.Array, token_ids: jax.Array, *, config: Config) -> jax.Array:
     checks.shape("lm.params['embedding']", table, (config.vocab_size, config.width), "(vocab_size, width)")
-    found = jnp.take(table, token_ids, axis=0, mode="clip")
+    found = look_up(table, token_ids)
     if config.embedding_scale == 1.0:
         return found
     # Rounded to the embedding's dtype first, as the published checkpoints were trained.

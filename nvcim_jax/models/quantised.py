@@ -93,7 +93,7 @@ def unpack_gptq(
     """Unpack a GPTQ weight to codes.
 
     `w = scale * (value - zero)`, values packed along the inputs, zero points along the outputs, low bits first.
-    Version 1 of the format stores `zero - 1`.
+    Version 1 of the format stores `zero - 1`, in the same bits: all ones stand for 0.
 
     Args:
         qweight: int32 (inputs x bits / 32, outputs).
@@ -124,7 +124,8 @@ def unpack_gptq(
     values = _fields(qweight, bits).transpose(0, 2, 1).reshape(-1, columns)
     zeros = _fields(qzeros, bits).reshape(qzeros.shape[0], -1)[:, :columns].astype(np.int16)
     if version == 1:
-        zeros = zeros + np.int16(1)
+        # Kept to their bits: a stored zero point of all ones stands for 0.
+        zeros = (zeros + np.int16(1)) & np.int16((1 << bits) - 1)
     return _codes(values, zeros, groups, name)
 
 

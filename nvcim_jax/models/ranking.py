@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks
 from nvcim_jax.models.forward import head, hidden
-from nvcim_jax.models.inputs import Inputs, as_inputs, num_past
+from nvcim_jax.models.inputs import Inputs, as_inputs, check_length, check_real, last_real, num_past
 from nvcim_jax.models.lm import LM
 from nvcim_jax.models.loss import token_losses
 from nvcim_jax.models.params import embed
@@ -80,7 +80,8 @@ def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candid
         Nats (batch, answers), at most 0.
 
     Raises:
-        ValueError: If a shape does not fit, or the texts have positions of their own.
+        ValueError: If a shape does not fit, the texts have positions of their own, or text and answer together exceed
+            the learned positions.
 
     Example:
         >>> from nvcim_jax import models
@@ -99,13 +100,17 @@ def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candid
     checks.shape("mask", mask, (batch, stem), "(batch, tokens)")
     if inputs.positions is not None:
         checks.fail("x.positions", "be None", "are given", "They are counted from the first real token.")
+    check_real(mask)
+    for ids in (answers.ids, answers.following):
+        lm.config.check_tokens("answers", ids)
+    check_length(inputs._replace(mask=mask), lm.config, new=_longest(answers))
     size, past = stem + len(answers.ids), num_past(inputs.prefix)
     lengths = mask.sum(-1, dtype=jnp.int32)
     branches = embed(lm, answers.ids).astype(inputs.x.dtype)
     whole = jnp.concatenate([inputs.x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
     of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
-    last = jnp.argmax(jnp.where(mask, jnp.arange(stem)[None, :], -1), axis=1).astype(jnp.int32)
+    last = last_real(mask)
     branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
     states, _ = hidden(
         lm,
@@ -116,6 +121,13 @@ def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candid
     following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
     of_rest = -token_losses(head(lm, states[:, 1:]), following)
     return of_first.at[:, answers.owner].add(of_rest)
+
+
+def _longest(answers: Candidates) -> int:
+    """Return the tokens of the longest answer; while tracing, what it must have at least."""
+    if checks.is_concrete(answers.offset):
+        return int(np.asarray(answers.offset).max()) + 1
+    return -(-len(answers.ids) // len(answers.first))
 
 
 def _tree(mask: jax.Array, answers: Candidates, past: int) -> jax.Array:

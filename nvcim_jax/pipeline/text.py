@@ -43,12 +43,9 @@ def query_ids(words: str, lm: LM, text: Text) -> list[int]:
     """Return the tokens of one query: the start token, if the model has one, prefix, input (cut), suffix."""
     start = [] if lm.config.bos_id is None else [lm.config.bos_id]
     template = text.template
-    return [
-        *start,
-        *text.encode(template.prefix),
-        *text.encode(words)[: template.max_input],
-        *text.encode(template.suffix),
-    ]
+    found = [*start, *text.encode(template.prefix), *text.encode_input(words), *text.encode(template.suffix)]
+    lm.config.check_tokens("text.tokenizer", found)
+    return found
 
 
 def answer_ids(words: str, text: Text) -> list[int]:
@@ -118,6 +115,7 @@ def make_examples(records: Sequence[Any], lm: LM, text: Text, *, multiple: int =
             checks.fail("records", "have an output to learn from", f"record {getattr(record, 'id', '?')!r} has none")
     texts = [query_ids(record.input, lm, text) for record in records]
     answers = [[*answer_ids(record.output, text), end_id(lm)] for record in records]
+    lm.config.check_tokens("text.tokenizer", np.concatenate(answers))
     longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
     room = max(map(len, answers))
     return tuning.examples(texts, answers, num_tokens=-(-longest // multiple) * multiple, num_answer=-(-room // 4) * 4)
@@ -161,16 +159,19 @@ def make_words(records: Sequence[Any], lm: LM, text: Text, *, multiple: int = 8)
         ids, weights = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), np.float32)
         for i, row in enumerate(rows):
             ids[i, : len(row)], weights[i, : len(row)] = row, decay ** np.arange(len(row))
+        lm.config.check_tokens("text.tokenizer", ids)
         return _word_sums(lm, jnp.asarray(ids), jnp.asarray(weights))
 
-    inputs, size = sums([text.encode(record.input)[: text.template.max_input] for record in records], 1.0)
+    inputs, size = sums([text.encode_input(record.input) for record in records], 1.0)
     answers, _ = sums([answer_ids(record.output, text) for record in records], lm.soft_tokens.label_decay)
     return Words(inputs, answers, size)
 
 
 def label_candidates(labels: Sequence[str], lm: LM, text: Text) -> models.Candidates:
     """Lay out the labels among which answers are ranked."""
-    return models.candidates([answer_ids(label, text) for label in labels], end=end_id(lm))
+    rows = [answer_ids(label, text) for label in labels]
+    lm.config.check_tokens("text.tokenizer", [token for row in rows for token in row])
+    return models.candidates(rows, end=end_id(lm))
 
 
 @partial(jax.jit, static_argnames="num")

@@ -241,7 +241,9 @@ def _neighbour(bench: _Bench, block: int, own: bool) -> tuple[np.ndarray, np.nda
         rows = list(bench.stream.test[name])
         stored = [row for row in seen if row[0] == name] if own else seen
         stored = stored or seen
-        found = nearest_text([record.input for _, record in stored], [row.input for row in rows])
+        # The same part of a text that the language model sees.
+        kept = bench.text.kept
+        found = nearest_text([kept(record.input) for _, record in stored], [kept(row.input) for row in rows])
         right += [stored[i][1].output == row.output for i, row in zip(found, rows, strict=True)]
         hit += [stored[i][0] == name for i in found]
     return np.asarray(right), np.asarray(hit)

@@ -126,6 +126,9 @@ def prompt_loss(
         >>> round(float(prompt_loss(prompt, lm, batch, jnp.ones(1))), 2)  # log 64 = 4.16
         4.16
     """
+    checks.rank("prompt", prompt, 2, "(virtual tokens, width)")
+    checks.shape("prompt", prompt, (len(prompt), lm.config.width), "(virtual tokens, width)")
+    weights = weights.astype(jnp.float32)
     text = embed(lm, batch.ids)
     before = jnp.broadcast_to(prompt.astype(text.dtype), (len(text), *prompt.shape))
     whole = jnp.concatenate([before, text], axis=1)
@@ -181,7 +184,7 @@ def _tune_one(
         part, own = batch, weights
         if options.batch is not None:
             chosen = draw_batch(batch_key, weights, options.batch)
-            part, own = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch), jnp.ones(options.batch)
+            part, own = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch), jnp.ones(options.batch, jnp.float32)
         value = prompt_loss(noisy, lm, part, own, remat=options.remat)
         return value + _penalties(prompt, anchor, rates), value
 
@@ -271,9 +274,10 @@ def tune(
         tuning of the stored tokens: Qin et al., arXiv:2411.08244 (the clean form of the noise is in
         `nvcim_jax.devices.value_noise`).
     """
+    checks.key("key", key)
     checks.rank("prompts", prompts, 3, "(prompts, virtual tokens, width)", "Add a leading axis for a single prompt.")
     if prompts.shape[-1] != lm.config.width:
-        checks.fail("prompts", f"have width {lm.config.width}", f"have shape {prompts.shape}")
+        checks.fail("prompts", f"have width {lm.config.width}", f"has shape {prompts.shape}")
     checks.finite("prompts", prompts)
     checks.shape("weights", weights, (len(prompts), len(batch.ids)), "(prompts, examples)")
     checks.number("weights", weights, low=0.0)

@@ -1,5 +1,6 @@
 """Checkpoints as they are found: sharded, prefixed, tied, broken, too large, not there."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from nvcim_jax import models
+from nvcim_jax.models.positions import frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 RAW = json.loads((GOLDEN / "configs.json").read_text(encoding="utf-8"))
@@ -92,9 +96,10 @@ def test_other_prefixes_are_understood(name, rename, checkpoint) -> None:
 
 def test_buffers_and_the_head_of_a_tied_model_are_passed_over(checkpoint) -> None:
     folder = checkpoint("qwen2")
-    wanted = models.load(folder)[0].params
-    extra = {"lm_head.weight": np.zeros((64, 32), np.float32)}
-    extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    lm, _ = models.load(folder)
+    wanted, turns = lm.params, frequencies(lm.config.rope, lm.config.rotary)
+    extra = {"lm_head.weight": np.asarray(wanted["embedding"])}
+    extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = turns.astype(np.float32)
     _rewrite(folder, lambda arrays: arrays | extra)
     found = models.load(folder)[0].params
     assert "head" not in found
@@ -298,3 +303,66 @@ print((after - before) / sum(a.nbytes for a in jax.tree.leaves(lm.params)))
     for dtype in ("float32", "bfloat16"):
         said = _offline(code, tmp_path, str(tmp_path / "one"), dtype)
         assert float(said.split()[-1]) <= 1.2, said
+
+
+def test_a_peft_adapter_alone_is_named_with_its_base(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds a PEFT adapter alone.*Load owner/base, or merge"):
+        models.load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_gguf_is_named(folder, tmp_path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="must be a checkpoint in safetensors, but is GGUF"):
+        models.load(tmp_path if folder else file)
+
+
+def _with(folder, **tensors) -> None:
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(checkpoint) -> None:
+    folder = checkpoint("gemma")
+    table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    _with(folder, **{"lm_head.weight": table})
+    models.load(folder)
+    _with(folder, **{"lm_head.weight": np.ascontiguousarray(table[::-1])})
+    with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        models.load(folder)
+
+
+def test_rotary_frequencies_of_another_base_are_refused(checkpoint) -> None:
+    folder = checkpoint("llama")
+    lm, _ = models.load(folder)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    _with(folder, **{name: frequencies(lm.config.rope, lm.config.rotary).astype(np.float32)})
+    models.load(folder)
+    other = dataclasses.replace(lm.config.rope, theta=2 * lm.config.rope.theta)
+    _with(folder, **{name: frequencies(other, lm.config.rotary).astype(np.float32)})
+    with pytest.raises(ValueError, match="turn by the frequencies"):
+        models.load(folder)
+
+
+def test_a_bias_that_no_parameter_takes_is_refused(checkpoint) -> None:
+    folder = checkpoint("llama")
+    _with(folder, **{"model.layers.0.attn.bias": np.ones(32, np.float32)})
+    with pytest.raises(ValueError, match=r"also has model.layers.0.attn.bias"):
+        models.load(folder)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_told(checkpoint) -> None:
+    folder = checkpoint("llama")
+    words = {f"w{i}": i for i in range(65)}
+    Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    with pytest.warns(UserWarning, match="knows 65 tokens, but the embedding has 64 rows.*'w64'"):
+        lm, text = models.load(folder)
+    with pytest.raises(ValueError, match=r"holds 64. Is the tokenizer that of the model"):
+        models.generate(jax.random.key(0), lm, ["w64"], text=text, max_new_tokens=1)
+
+
+def test_no_advice_about_torch_is_printed(checkpoint) -> None:
+    code = f"from nvcim_jax import models\nmodels.load({str(checkpoint('llama'))!r})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr == ""

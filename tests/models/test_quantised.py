@@ -51,6 +51,14 @@ def test_gptq_codes_are_values_less_zero_points(bits, version) -> None:
     assert found.dtype == np.int8
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_stored_zero_point_of_all_ones_is_zero(bits) -> None:
+    values = np.random.default_rng(0).integers(0, min(2**bits, 128), (32, 16))
+    packed = _pack(values.T, bits).T.copy(), np.full((4, 16 * bits // 32), -1, np.int32)
+    found = unpack_gptq(*packed, np.arange(32, dtype=np.int32) // 8, bits=bits, version=1)
+    np.testing.assert_array_equal(found, values)
+
+
 def test_awq_codes_are_values_less_zero_points() -> None:
     values, zeros, _, groups = _draw(32, 16, 4, 1)
     found = unpack_awq(_pack_awq(values), _pack_awq(zeros), groups)
@@ -155,3 +163,28 @@ def test_layers_are_unpacked_one_at_a_time() -> None:
     lowered = jax.jit(lambda lm, x: models.forward(lm, x)[0]).lower(lm, x)
     temporary = lowered.compile().memory_analysis().temp_size_in_bytes
     assert temporary < 4 * config.num_params / 2  # a layer or two as floats, not all eight
+
+
+def test_int8_codes_multiply_as_their_floats_in_every_function() -> None:
+    config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=48)
+    lm = models.init(jax.random.key(0), config=config, scale=0.2)
+    rng = np.random.default_rng(0)
+
+    def packed(a: jax.Array) -> models.Packed:
+        layers, inputs, _ = a.shape
+        groups = np.stack([rng.permutation(np.arange(inputs) // 8) for _ in range(layers)]).astype(np.int32)
+        scales = rng.uniform(0.01, 0.02, (layers, inputs // 8, a.shape[2])).astype(np.float16)
+        return models.Packed(jnp.round(a * 60).astype(jnp.int8), jnp.asarray(scales), jnp.asarray(groups))
+
+    codes = {n: packed(a) if a.ndim == 3 else a for n, a in lm.params["layers"].items()}
+    floats = {n: jax.vmap(lambda w: w.dense())(a) if isinstance(a, models.Packed) else a for n, a in codes.items()}
+    own, dense = (lm.replace(params={**lm.params, "layers": layers}) for layers in (codes, floats))
+    ids = jnp.arange(10).reshape(2, 5)
+    x = models.embed(lm, ids)
+    for run in (
+        lambda lm: models.forward(lm, x)[0],
+        lambda lm: models.loss(lm, x, ids)[0],
+        lambda lm: models.rank(lm, x, models.candidates([[7], [8, 9]], end=2)),
+        lambda lm: models.generate_tokens(jax.random.key(0), lm, x, max_new_tokens=4)[0],
+    ):
+        np.testing.assert_array_equal(jax.jit(run)(own), jax.jit(run)(dense))
