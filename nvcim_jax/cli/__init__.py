@@ -11,7 +11,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
     "report": "the table and the figures of a run again, from its records alone",
-    "study": "a Monte Carlo study of one noisy product, with its table and figure",
+    "product": "how far one product is off, over noisy chips, with its table and figure",
     "sweep": "run a grid of settings over device instances, resumable and in shards",
     "merge": "join the shards of a sweep; find gaps, duplicates and conflicts",
     "tolerance": "find how much of a non-ideality the task stands for 99 % of chips",

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -58,25 +59,46 @@ def _check_platform() -> None:
         checks.fail("JAX_PLATFORMS", "name a platform that JAX has here", f"is {wanted!r}", fix)
 
 
-def command_line(name: str, options: Any, positional: Sequence[str] = ()) -> str:
+def command_line(name: str, options: Any, positional: Sequence[str] = (), *, in_full: bool = False) -> str:
     """Return the command that gives these options, to be kept with what it makes.
 
     Args:
         name: Name of the command.
         options: Its `Options`.
         positional: Names of those that are given without a flag.
+        in_full: Whether defaults are written out too, so that no later default changes what the command does.
     """
-    words = ["nvcim", name]
+    return shlex.join(["nvcim", name, *_words(options, type(options), positional, in_full)])
+
+
+def _words(options: Any, made: Any, positional: Sequence[str], in_full: bool, prefix: str = "") -> list[str]:
+    """Return the words of options; those of a nested class carry its name, where it does not hide it."""
+    words: list[str] = []
+    hints = typing.get_type_hints(made, include_extras=True)
     for field in dataclasses.fields(options):
-        value, flag = getattr(options, field.name), "--" + field.name.replace("_", "-")
-        if value == field.default and field.name not in positional:
+        value, default = getattr(options, field.name), _default(field)
+        flag = f"--{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            own = prefix if _hides_its_name(hints[field.name]) else f"{flag[2:]}."
+            words += _words(value, type(value), positional, in_full or value != default, own)
+        elif value == default and field.name not in positional and not in_full:
             continue
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif value is not None:
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--{prefix}no-{field.name.replace('_', '-')}")
+        elif value is not None or in_full:
             given = value if isinstance(value, tuple) else (value,)
             words += [w for v in given for w in ([str(v)] if field.name in positional else [flag, str(v)])]
-    return shlex.join(words)
+    return words
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _hides_its_name(hint: Any) -> bool:
+    return any(getattr(part, "name", None) == "" for part in getattr(hint, "__metadata__", ()))
 
 
 def _one_line(error: Exception) -> str:
@@ -93,6 +115,9 @@ def parse(options: type[T], program: str, words: Sequence[str]) -> T | int:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(options, **arguments)
+    except ValueError as error:  # of an option's own class, which checks what it is made of
+        print(f"{program}: {_one_line(error)}", file=sys.stderr)
+        return 2
     except SystemExit as end:
         if end.code == 0:
             return 0

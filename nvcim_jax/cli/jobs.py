@@ -34,7 +34,7 @@ def submit(made: Grid, options: "Options") -> int:
         ValueError: If submitit is missing, or the cluster is unknown.
     """
     checks.choice("--submit", options.submit, ("slurm", "local"))
-    checks.integer("--shards", options.shards, high=made.num_instances)
+    checks.integer("--shards", options.shards, high=made.instances)
     if options.half_width is not None:
         checks.fail("--half-width", "be left out with shards", "is given", "A shard does not know the others' values.")
     if options.submit == "slurm" and shutil.which("srun") is None:

@@ -26,7 +26,7 @@ class Options:
     """Folder of the sweep; the result goes here."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders to join (default: OUT/shard-*)."""
-    num_instances: int | None = None
+    instances: int | None = None
     """Chips expected at each point (default: what the shards were asked for)."""
     rtol: float = 1e-5
     """Relative difference up to which two values of one chip are the same."""
@@ -40,7 +40,7 @@ def main(options: Options) -> int:
     if not sources:
         checks.fail("sources", "name one folder at least", f"{options.out} holds no shard-*")
     abouts = [json.loads((s / "sweep.json").read_text()) for s in sources if (s / "sweep.json").is_file()]
-    expected = options.num_instances or max((about["num_instances"] for about in abouts), default=None)
+    expected = options.instances or max((about["instances"] for about in abouts), default=None)
     found = io.merge_points(sources, options.out, num_instances=expected, rtol=options.rtol)
     for name, merged in found.items():
         gaps = ", ".join(f"{gap.start}-{gap.stop - 1}" for gap in merged.gaps)

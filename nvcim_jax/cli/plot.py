@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from nvcim_jax import checks, devices
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 
 __all__ = ["Options", "draw", "main"]
 
@@ -51,7 +51,7 @@ def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: flo
 def _sigma_label(columns: Mapping[str, Any], command: str) -> str:
     """Return what sigma is of: a share of g_max for some devices, a factor of what was measured for others."""
     named = columns["device"].tolist() if "device" in columns else re.findall(r"\bdevice=([\w.-]+)", command)
-    known = [name for name in dict.fromkeys(named or [product.DEFAULTS["device"]]) if name in devices.names()]
+    known = [name for name in dict.fromkeys(named or [matrix.DEFAULTS["device"]]) if name in devices.names()]
     labels = {name: devices.get(name).sigma_label for name in known}
     if len(set(labels.values())) < 2:
         return next(iter(labels.values()), "sigma")

@@ -1,281 +1,235 @@
-"""The metric that `sweep`, `tolerance` and `sensitivity` run: the output error of one product on a fresh chip.
-
-What is swept is a device, a number of its physics, an option of the crossbar, or a method against its errors.
-"""
+"""`nvcim product`: how far one matrix product is off on noisy chips, over many of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
 
-from nvcim_jax import checks, crossbar, devices, pipeline
+import nvcim_jax
+from nvcim_jax import checks, crossbar, files, io, montecarlo, plots
+from nvcim_jax.cli import matrix
+from nvcim_jax.cli.entry import command_line
 
-__all__ = [
-    "BITS",
-    "CHOICES",
-    "DEFAULTS",
-    "MITIGATIONS",
-    "NUMBERS",
-    "PHYSICS",
-    "build",
-    "check",
-    "check_all",
-    "level_sigma",
-    "operands",
-]
+__all__ = ["FILES", "Options", "Summary", "main"]
 
-_OF_DEVICE = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio")
-PHYSICS = (*_OF_DEVICE, "drift_time_s")
-"""Numbers of a device's physics."""
-
-NUMBERS = (*PHYSICS, "verified_share", "residual_sigma")
-"""Settings that are numbers: they enter the compiled program as arguments."""
-
-BITS = ("dac_bits", "adc_bits")
-"""Options that `build` can relax to real numbers."""
-
-MITIGATIONS = ("none", "write_verify", "column_factors", "drift_compensation")
-"""Methods against the errors of a chip, an axis like any other: all of them see the same chips.
-
-- `none`: the chip as it is.
-- `write_verify`: the largest weights, `verified_share` of them (0.1), are verified until `residual_sigma` (0.03) is
-  left (`crossbar.program_verified`).
-- `column_factors`: a digital factor a column, fitted on a calibration batch (`crossbar.column_factors`).
-- `drift_compensation`: a digital factor an array, from its summed conductance (`crossbar.compensate`); for devices that
-  drift, with `drift_time_s`.
-"""
-
-_CALIBRATION_BATCH = 64
-_AFTER_READ = 2**31  # folds of the read key beyond those of the arrays
-
-_CONFIG = dataclasses.asdict(pipeline.Config().arrays)
-_PROBLEM = {
-    "device": "FeFET6",
-    "rng": "counter",
-    "mitigation": "none",
-    "sampling": "device",
-    "inputs": 384,
-    "outputs": 128,
-    "batch": 32,
-}
-CHOICES = (*_PROBLEM, *_CONFIG)
-"""Settings that choose a program: each combination is compiled once."""
-
-DEFAULTS: dict[str, Any] = {**_PROBLEM, **_CONFIG}
-"""The product that every command takes where nothing else is said: one array of the crossbars of NVCiM-PT
-(`pipeline.Config().arrays`), whose cells have no more bits than the device has levels for."""
-
-MEMORY_BUDGET_MB = 1024.0
-
-Settings = dict[str, Any]
+QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+CHIPS = "chips"  # folder of the chips of a study that is not finished
+PRODUCT = matrix.Product()
+FILES = ("chips.jsonl", "chips.csv", "error.png", "product.json")
 
 
-def check(settings: Mapping[str, Any], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
-    """Check the settings of one point before anything is allocated or compiled.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure one noisy product over chips: y = x W on freshly programmed chips, against x W without any error.
+
+    W and x are drawn from a normal distribution by the seed; every chip is programmed and read anew. `None` is ideal.
+    The chips, and every default, are those of `nvcim sweep`.
+    """
+
+    product: Annotated[matrix.Product, tyro.conf.arg(name="")] = PRODUCT
+    instances: int = 1000
+    """Chips."""
+    seed: int = 0
+    """Seed of the matrix, the inputs and the chips."""
+    memory_budget_mb: float = matrix.MEMORY_BUDGET_MB
+    """MiB that one chip may take."""
+    out: Path = Path("runs/product")
+    """Folder for the results; new or empty, or that of the same command, which then goes on."""
+    overwrite: bool = False
+    """Replace earlier results in that folder."""
+
+
+class Summary(NamedTuple):
+    """What came out.
+
+    Attributes:
+        chips: Columns of the records: `relative_error`, ||y - x W|| / ||x W|| over the batch of each chip, and
+            `adc_saturated`, the share of conversions beyond the range; float64 arrays (instances,).
+        statistics: Numbers over all finite chips; None where there are too few chips for a number.
+        hardware: What the matrix takes: arrays, cells, operations.
+        seconds: Time from the first chip's compilation to the last chip.
+    """
+
+    chips: dict[str, Any]
+    statistics: dict[str, Any]
+    hardware: dict[str, Any]
+    seconds: float
+
+
+def main(options: Options) -> int:
+    """Run the command and return its exit code: 1 where no chip gave a number.
 
     Raises:
-        ValueError: If a name or a value is wrong; the message names it.
+        ValueError: If an option is wrong or the folder cannot be used, before any chip is computed.
+        OSError: If the disk refuses the results.
     """
-    for name in settings:
-        if name not in NUMBERS and name not in DEFAULTS:
-            known = [*NUMBERS, *DEFAULTS]
-            checks.fail(name, "be a setting of a product", "is not one", checks.suggestion(name, known))
-    for name in ("inputs", "outputs", "batch"):
-        checks.integer(name, {**DEFAULTS, **settings}[name])
-    checks.choice("mitigation", {**DEFAULTS, **settings}["mitigation"], MITIGATIONS)
-    _check_numbers(settings)
-    device = _device(settings, settings)
-    config = _config(settings)
-    if "drift_time_s" in settings and device.drift is None:
-        fix = "Choose a device that drifts, such as PCM, or leave drift_time_s out."
-        checks.fail("drift_time_s", "be left out for a device without drift", f"is given for {device.name}", fix)
-    if settings.get("mitigation") == "drift_compensation" and "drift_time_s" not in settings:
-        checks.fail("drift_time_s", "be given with mitigation='drift_compensation'", "is missing")
-    if settings.get("sampling", "device") != "device" and _keeps_a_chip(settings, config):
-        found = f"is {settings['sampling']!r}, which keeps no chip"
-        checks.fail("sampling", "be 'device' where a chip is calibrated, drifts or is mitigated", found)
-    check_room(settings, memory_budget_mb)
-    shapes = jax.eval_shape(lambda: operands(settings))
-    jax.eval_shape(build({**settings}), jax.random.key(0), _numbers(settings), *shapes)
+    checks.integer("instances", options.instances)
+    checks.integer("seed", options.seed, low=0, high=2**32 - 1)
+    settings = options.product.settings()
+    matrix.check(settings, options.memory_budget_mb)
+    prepare_folder(options.out, overwrite=options.overwrite)
+    found = _measure(settings, options)
+    _print_table(found, settings)
+    written = _write(found, settings, options)
+    shutil.rmtree(options.out / CHIPS, ignore_errors=True)  # all of it is in the tables now
+    print("Written:")
+    for path in written:
+        print(f"  {path}")
+    if found.statistics["nonfinite"] < found.statistics["instances"]:
+        return 0
+    print("nvcim product: no chip gave a finite error; see the noise of the device", file=sys.stderr)
+    return 1
 
 
-def check_room(settings: Mapping[str, Any], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
-    """Refuse a product that cannot stay inside the budget; its size follows from shapes alone.
-
-    A chip is its cells as wanted, as programmed and as read, in float32, beside the matrix, what came of it, and the
-    inputs and outputs of every array.
-    """
-    checks.number("memory_budget_mb", memory_budget_mb, low=0.0, low_open=True, unit="MiB")
-    chosen = {**DEFAULTS, **settings}
-    inputs, outputs, batch = chosen["inputs"], chosen["outputs"], chosen["batch"]
-    found = crossbar.report((inputs, outputs), _config(settings))
-    converted = found.num_arrays * (found.array_rows + found.array_cols)
-    needed = 4 * (3 * found.num_cells_available + 2 * inputs * outputs + batch * converted) / 2**20
-    if needed > memory_budget_mb:
-        wanted = f"be at least about {needed:.0f}, what a product of {inputs} x {outputs} takes on a chip"
-        fix = "Give smaller `inputs`, `outputs` or `batch`, or a larger memory_budget_mb."
-        checks.fail("memory_budget_mb", wanted, f"is {memory_budget_mb:g}", fix)
-
-
-def _check_numbers(settings: Mapping[str, Any]) -> None:
-    for name in NUMBERS:
-        value = settings.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            checks.fail(name, "be a number", f"is {value!r}")
-    checks.number("drift_time_s", settings.get("drift_time_s", 0.0), low=0.0, unit="s")
-    checks.number("verified_share", settings.get("verified_share", 0.0), low=0.0, high=1.0)
-    checks.number("residual_sigma", settings.get("residual_sigma", 0.0), low=0.0)
-
-
-def _numbers(settings: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return {name: jnp.float32(settings[name]) for name in NUMBERS if name in settings}
-
-
-def _device(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> devices.Device:
-    given = {name: numbers[name] for name in _OF_DEVICE if name in numbers}
-    chosen = {**DEFAULTS, **settings}
-    checks.choice("device", chosen["device"], devices.names())
-    device = devices.get(chosen["device"], rng=chosen["rng"], **given)
-    if "level_sigma" not in numbers:
-        return device
-    levels = _table(device)
-    return device.replace(programming=devices.level_table(levels.conductance, numbers["level_sigma"], levels.mean))
-
-
-def _table(device: devices.Device) -> Any:
-    levels = None if device.programming is None else device.programming.levels
-    if levels is None:
-        fix = "Choose one of NVCiM-PT, such as FeFET6, or use sigma."
-        checks.fail("level_sigma", "be of a device whose noise is a table of levels", f"is of {device.name!r}", fix)
-    return levels
-
-
-def level_sigma(settings: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Return the conductance and the noise, relative to the device's sigma, of each level of the device (L,).
+def prepare_folder(out: Path, *, overwrite: bool) -> None:
+    """Make the folder, and check that it can be written to and holds at most chips of an unfinished run.
 
     Raises:
-        ValueError: If its noise is not a table of levels.
-
-    Example:
-        >>> conductance, sigma = level_sigma({"device": "FeFET6"})
-        >>> [f"{s:.3f}" for s in sigma.tolist()]  # 1 / sqrt(0.6 + 0.4 x 36) outside, six times that inside
-        ['0.258', '1.549', '1.549', '0.258']
+        ValueError: If it holds something else and is not to be overwritten.
+        OSError: If it cannot be written to.
     """
-    table = _table(_device(settings, settings))
-    return table.conductance, table.sigma
+    files.folder("--out", out)
+    files.write(out / ".probe", "").unlink()  # tells now what would be told after the last chip
+    there = sorted(path.name for path in out.iterdir() if path.name != CHIPS)
+    if overwrite:
+        shutil.rmtree(out / CHIPS, ignore_errors=True)
+    elif there:
+        fix = "Give another --out, or --overwrite to replace earlier results."
+        checks.fail("--out", "be a new or empty folder", f"{out} holds {there[0]}", fix)
 
 
-def _config(settings: Mapping[str, Any], relaxed: Sequence[str] = ()) -> crossbar.Config:
-    chosen = {name: settings.get(name, default) for name, default in _CONFIG.items()}
-    if "cell_bits" not in settings:
-        chosen["cell_bits"] = _cell_bits({**DEFAULTS, **settings})
-    # bits that are arguments: any number says that there is a converter
-    return crossbar.Config(**chosen | dict.fromkeys(relaxed, 24))
+def _measure(settings: dict[str, Any], options: Options) -> Summary:
+    """Run the chips, kept while they are computed, and count what they take."""
+    weights, x = matrix.operands(settings, options.seed)
+    numbers = {name: float(settings[name]) for name in matrix.NUMBERS if name in settings}
+    metric = matrix.build({n: v for n, v in settings.items() if n not in numbers}, with_info=True)
+    started = time.perf_counter()
+    stats = montecarlo.run(
+        metric,
+        jax.random.key(options.seed),
+        options.instances,
+        args=(numbers, weights, x),
+        quantiles=QUANTILES,
+        store=io.folder(options.out / CHIPS, config={**settings, "seed": options.seed}),
+    )
+    seconds = time.perf_counter() - started
+    error = stats.values["error"]
+    finite = np.asarray(error, np.float64)[np.isfinite(error)]
+    statistics = {
+        "instances": stats.num_instances,
+        "nonfinite": stats.num_nonfinite,
+        "mean_relative_error": stats.mean["error"],
+        "standard_error": stats.standard_error["error"],
+        "standard_deviation": stats.standard_deviation["error"],
+        "rms_relative_error": math.sqrt(np.mean(finite**2)) if len(finite) else math.nan,
+        "rms_relative_error_closed_form": matrix.closed_form(settings, weights, x),
+        "quantiles": {str(q): v for q, v in zip(QUANTILES, stats.quantiles["error"], strict=True)},
+        "adc_saturated": stats.mean["adc_saturated"],
+    }
+    hardware = crossbar.report(weights.shape, matrix.config_of(settings))
+    counts = hardware._asdict() | {"num_cells_used": hardware.num_cells_used}
+    chips = {"relative_error": error, "adc_saturated": stats.values["adc_saturated"]}
+    return Summary(chips, _numbers(statistics), counts, seconds)
 
 
-def _cell_bits(settings: Mapping[str, Any]) -> int | None:
-    """Return the default bits of a cell: real for real weights, else no more than the device has levels for."""
-    if settings["weight_bits"] is None:
-        return None
-    levels = devices.get(settings["device"]).num_levels
-    return pipeline.crossbar_for(levels, pipeline.Config().arrays).cell_bits
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Return plain numbers that JSON knows: None where one is not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in value.items()}
+        if value is None or isinstance(value, int):
+            return value
+        return float(value) if math.isfinite(value) else None
+
+    return {name: plain(value) for name, value in values.items()}
 
 
-def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:
-    """Return whether something is done to a chip between its programming and its read."""
-    calibrated = "calibrated" in (config.dac_range, config.adc_range)
-    return calibrated or settings.get("mitigation", "none") != "none" or "drift_time_s" in settings
+def _print_table(found: Summary, settings: dict[str, Any]) -> None:
+    numbers, hardware = found.statistics, found.hardware
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.3f} %"
+
+    title = f"{settings['inputs']} x {settings['outputs']} product on {matrix.named(settings)}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("relative error over chips")
+    table.add_column("", justify="right")
+    spread = f"{share(numbers['mean_relative_error'])} ± {share(numbers['standard_error'])}"
+    table.add_row("mean ± standard error", spread)
+    table.add_row("standard deviation", share(numbers["standard_deviation"]))
+    table.add_row("RMS", share(numbers["rms_relative_error"]))
+    table.add_row("RMS, closed form, ideal converters", share(numbers["rms_relative_error_closed_form"]))
+    for level, value in numbers["quantiles"].items():
+        table.add_row(f"quantile {float(level):.0%}", share(value))
+    table.add_row("conversions beyond the range", share(numbers["adc_saturated"]), end_section=True)
+    table.add_row("chips", f"{numbers['instances']}")
+    table.add_row("of these not finite, left out", f"{numbers['nonfinite']}")
+    table.add_row("chips a second", f"{numbers['instances'] / found.seconds:.0f}", end_section=True)
+    size = f"{hardware['num_arrays']} of {hardware['array_rows']} x {hardware['array_cols']}"
+    table.add_row("arrays of a chip", size)
+    used = f"{hardware['num_cells_used']:,} of {hardware['num_cells_available']:,} ({hardware['utilisation']:.0%})"
+    table.add_row("cells used", used)
+    table.add_row("conversions a product", f"{hardware['num_adc_conversions']:,}")
+    Console().print(table)
 
 
-def operands(settings: Mapping[str, Any], seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Return the matrix (inputs, outputs) and the inputs (batch, inputs), standard normal from `seed`."""
-    chosen = {**DEFAULTS, **settings}
-    rows, cols, batch = chosen["inputs"], chosen["outputs"], chosen["batch"]
-    weight_key, input_key = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(weight_key, (rows, cols)), jax.random.normal(input_key, (batch, rows))
+def _write(found: Summary, settings: dict[str, Any], options: Options) -> list[Path]:
+    """Write all files, each whole or not at all."""
+    records = _records(found.chips)
+    contents = {
+        "chips.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+        "chips.csv": files.csv(records),
+        "error.png": _figure(found, settings),
+        "product.json": json.dumps(_about(found, settings, options), indent=1) + "\n",
+    }
+    return [files.write(options.out / name, contents[name]) for name in FILES]
 
 
-def build(settings: Settings, relaxed: Sequence[str] = ()) -> Callable[..., dict[str, jax.Array]]:
-    """Return the metric `fn(key, numbers, weights, x)` for the settings that choose a program.
-
-    Its value "error" is the relative root mean square error |Y - X W| / |X W| of one product on a freshly programmed
-    chip, over batch and columns; converters, slicing and noise all count. Ranges that are to be calibrated, and
-    `column_factors`, are found for each chip with 64 standard normal inputs of their own.
-
-    Args:
-        settings: Any of `CHOICES` (and `NUMBERS`, which are used where `numbers` does not hold them).
-        relaxed: Those of `BITS` that are in `numbers`, as real numbers (`crossbar.Bits`).
-
-    Example:
-        >>> ideal = {"weight_bits": None, "dac_bits": None, "adc_bits": None}
-        >>> metric = build({"device": "Gaussian", "weight_scale": "tensor", **ideal})
-        >>> weights, x = operands({})
-        >>> error = metric(jax.random.key(1), {"sigma": jnp.float32(0.02)}, weights, x)["error"]
-        >>> print(f"{error:.2f}, {2 ** 0.5 * 0.02 * jnp.abs(weights).max():.2f}")  # sigma sqrt(2) w_max / w_rms
-        0.1..., 0.1...
-    """
-    config = _config(settings, relaxed)
-    mitigation, sampling = settings.get("mitigation", "none"), settings.get("sampling", "device")
-
-    def metric(key: jax.Array, numbers: dict[str, jax.Array], weights: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-        given = {**{name: settings[name] for name in NUMBERS if name in settings}, **numbers}
-        device = _device(settings, given)
-        bits = crossbar.Bits(**{name.removesuffix("_bits"): numbers[name] for name in relaxed})
-        if _keeps_a_chip(given | {"mitigation": mitigation}, config):
-            y = _product_of_chip(key, x, weights, given, device, config, mitigation, bits)
-        else:
-            target = crossbar.encode(weights, device, config=config)
-            y, _ = crossbar.sample(key, x, target, sampling=sampling, bits=bits)
-        exact = jnp.matmul(x, weights, precision=jax.lax.Precision.HIGHEST)
-        return {"error": jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)}
-
-    return metric
+def _records(chips: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = {name: [float(value) for value in values] for name, values in chips.items()}
+    count = len(next(iter(columns.values())))
+    return [{"instance": i} | _numbers({name: values[i] for name, values in columns.items()}) for i in range(count)]
 
 
-def _product_of_chip(
-    key: jax.Array,
-    x: jax.Array,
-    weights: jax.Array,
-    given: Mapping[str, Any],
-    device: devices.Device,
-    config: crossbar.Config,
-    mitigation: str,
-    bits: crossbar.Bits,
-) -> jax.Array:
-    """Program a chip, calibrate it, let it drift, mitigate its errors, and multiply; the chip is that of `sample`."""
-    write_key, read_key = jax.random.split(key)
-    range_key, batch_key, method_key = jax.random.split(jax.random.fold_in(read_key, _AFTER_READ), 3)
-    batch = jax.random.normal(batch_key, (_CALIBRATION_BATCH, weights.shape[0]))
-    if mitigation == "write_verify":
-        verified = crossbar.selected(jnp.abs(weights), jnp.float32(given.get("verified_share", 0.1)))
-        residual = given.get("residual_sigma", 0.03)
-        chip = crossbar.program_verified(write_key, weights, verified, device, residual, config=config)
-    else:
-        chip = crossbar.program(write_key, weights, device, config=config)
-    if "calibrated" in (config.dac_range, config.adc_range):
-        chip = crossbar.calibrate(range_key, batch, chip)
-    if "drift_time_s" in given:
-        chip = crossbar.drift(chip, jnp.float32(given["drift_time_s"]))
-    if mitigation == "drift_compensation":
-        chip = crossbar.compensate(method_key, chip)
-    y, _ = crossbar.matmul(read_key, x, chip, bits=bits)
-    if mitigation == "column_factors":
-        outputs, _ = crossbar.matmul(method_key, batch, chip, bits=bits)
-        reference = jnp.matmul(batch, weights, precision=jax.lax.Precision.HIGHEST)
-        y = y * crossbar.column_factors(outputs, reference)[None, :]
-    return y
+def _figure(found: Summary, settings: dict[str, Any]) -> bytes:
+    quantiles = {float(q): math.nan if v is None else v for q, v in found.statistics["quantiles"].items()}
+    size = f"{settings['inputs']} × {settings['outputs']}"
+    figure = plots.error_distribution(
+        np.asarray(found.chips["relative_error"], np.float64),
+        quantiles,
+        closed_form=found.statistics["rms_relative_error_closed_form"],
+        title=f"{settings['device']}, {size}, {found.statistics['instances']} chips",
+    )
+    return plots.png(figure)
 
 
-def check_all(points: Sequence[Mapping[str, Any]], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
-    """Check every point of a grid; those that differ in numbers only are traced once."""
-    seen = set()
-    for settings in points:
-        program = tuple(sorted((n, str(v)) for n, v in settings.items() if n not in NUMBERS))
-        if program not in seen:
-            check(settings, memory_budget_mb)
-            seen.add(program)
-        else:
-            _check_numbers(settings)
-            _device(settings, settings)
+def _about(found: Summary, settings: dict[str, Any], options: Options) -> dict[str, Any]:
+    return {
+        "command": command_line("product", options, in_full=True),
+        "settings": settings,
+        "statistics": found.statistics,
+        "hardware": found.hardware,
+        "seconds": round(found.seconds, 3),
+        "versions": {
+            "nvcim_jax": nvcim_jax.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "platform": {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind, "cpus": os.cpu_count()},
+    }

@@ -10,13 +10,13 @@ import numpy as np
 import tyro
 
 from nvcim_jax import checks, montecarlo
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 from nvcim_jax.cli.spec import read_grid, value_of
 from nvcim_jax.cli.tables import print_table
 
 __all__ = ["Options", "main"]
 
-_DIFFERENTIABLE = ("sigma", "level_sigma", "d2d_sigma", "drift_time_s", "on_off_ratio", *product.BITS)
+_DIFFERENTIABLE = ("sigma", "level_sigma", "d2d_sigma", "drift_time_s", "on_off_ratio", *matrix.BITS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Options:
     device's own; may be repeated (default: sigma=0.1)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting, name=value, such as device=PCM or mapping=offset; may be repeated."""
-    num_instances: int = 2000
+    instances: int = 2000
     """Chips."""
     seed: int = 0
     """Seed of the chips."""
@@ -46,8 +46,8 @@ def main(options: Options) -> int:
     for name in names:
         checks.choice("--of", name, _DIFFERENTIABLE)
     settings, params = _parameters(properties, options)
-    relaxed = tuple(name for name in names if name in product.BITS)
-    metric = product.build({name: value for name, value in settings.items() if name not in names}, relaxed)
+    relaxed = tuple(name for name in names if name in matrix.BITS)
+    metric = matrix.build({name: value for name, value in settings.items() if name not in names}, relaxed)
 
     def error(key: jax.Array, numbers: dict, weights: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, numbers, weights, x)["error"]
@@ -55,9 +55,9 @@ def main(options: Options) -> int:
     found = montecarlo.sensitivity(
         error,
         jax.random.key(options.seed),
-        options.num_instances,
+        options.instances,
         params,
-        args=product.operands(settings, options.seed),
+        args=matrix.operands(settings, options.seed),
         quantiles=(0.5, 0.99),
     )
     rows = [row for name in names for row in _rows(name, params[name], found, settings)]
@@ -74,15 +74,15 @@ def _parameters(properties: Sequence[str], options: Options) -> tuple[dict[str, 
         if name == "level_sigma":
             if text:
                 checks.fail("--of", "be level_sigma alone, for the device's own table", f"is {word!r}")
-        elif name in product.BITS:
+        elif name in matrix.BITS:
             bits[name] = _bits(name, text)
             words.append(f"{name}={math.ceil(bits[name])}")
         else:
             words.append(word)
-    settings = read_grid(None, (), [*options.set, *words], options.num_instances, options.seed).settings()[0]
+    settings = read_grid(None, (), [*options.set, *words], options.instances, options.seed).settings()[0]
     params: dict[str, Any] = {word.partition("=")[0]: None for word in properties}
     for name in params:
-        params[name] = product.level_sigma(settings)[1] if name == "level_sigma" else bits.get(name, settings.get(name))
+        params[name] = matrix.level_sigma(settings)[1] if name == "level_sigma" else bits.get(name, settings.get(name))
     return settings, params
 
 
@@ -98,7 +98,7 @@ def _rows(name: str, value: Any, found: montecarlo.Sensitivity, settings: dict[s
     """Return one row for a number, and one for each level of a table."""
     labels = [name]
     if name == "level_sigma":
-        labels = [f"{name} at g = {g:.3g}" for g in product.level_sigma(settings)[0].tolist()]
+        labels = [f"{name} at g = {g:.3g}" for g in matrix.level_sigma(settings)[0].tolist()]
     parts = (value, found.mean[name], found.mean_error[name], *found.quantiles[name], found.elasticity[name])
     columns = ("value", "d mean", "s.e.", "d median", "d worst 1 %", "% of mean for 1 %")
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nvcim_jax import checks
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 
 __all__ = ["Grid", "read_grid", "value_of"]
 
@@ -18,13 +18,13 @@ class Grid:
     Attributes:
         axes: Name and values of each axis, in order; the last changes fastest.
         fixed: Settings common to all points.
-        num_instances: Chips at each point.
+        instances: Chips at each point.
         seed: Seed of the chips' key.
     """
 
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
     fixed: tuple[tuple[str, Any], ...] = ()
-    num_instances: int = 1000
+    instances: int = 1000
     seed: int = 0
 
     def settings(self) -> list[dict[str, Any]]:
@@ -63,14 +63,14 @@ def read_grid(
     file: Path | None,
     axes: Sequence[str] = (),
     fixed: Sequence[str] = (),
-    num_instances: int | None = None,
+    instances: int | None = None,
     seed: int | None = None,
 ) -> Grid:
     """Return a grid from a file, with what the command line adds or replaces.
 
     The file:
 
-        num_instances = 1000
+        instances = 1000
         seed = 0
         [axes]
         device = ["RRAM1", "FeFET6"]
@@ -82,7 +82,7 @@ def read_grid(
         file: TOML file, or None.
         axes: Words "name=value,value,...".
         fixed: Words "name=value".
-        num_instances: Instead of the file's.
+        instances: Instead of the file's.
         seed: Instead of the file's.
 
     Raises:
@@ -109,12 +109,12 @@ def read_grid(
     made = Grid(
         axes=tuple((name, tuple(_normal(name, v) for v in values)) for name, values in all_axes.items()),
         fixed=tuple((name, _normal(name, value)) for name, value in all_fixed.items()),
-        num_instances=num_instances if num_instances is not None else found.get("num_instances", 1000),
+        instances=instances if instances is not None else found.get("instances", 1000),
         seed=seed if seed is not None else found.get("seed", 0),
     )
-    checks.integer("num_instances", made.num_instances)
+    checks.integer("instances", made.instances)
     checks.integer("seed", made.seed, low=0, high=2**32 - 1)
-    product.check_all(made.settings())
+    matrix.check_all(made.settings())
     return made
 
 
@@ -122,7 +122,7 @@ def _normal(name: str, value: Any) -> Any:
     """Write a value one way only, so that 1 and 1.0 are one point; the method "none" is a name."""
     if name == "mitigation" and value is None:
         return "none"
-    is_number = name in product.NUMBERS and isinstance(value, int) and not isinstance(value, bool)
+    is_number = name in matrix.NUMBERS and isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number else value
 
 
@@ -133,7 +133,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         checks.fail("file", "be a TOML file", f"{file} is not: {error}")
-    known = ("axes", "fixed", "num_instances", "seed")
+    known = ("axes", "fixed", "instances", "seed")
     for name in found:
         if name not in known:
             checks.fail(name, f"be one of {', '.join(known)}", f"stands in {file}", checks.suggestion(name, known))

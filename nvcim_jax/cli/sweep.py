@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from nvcim_jax import checks, files, io, montecarlo
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.spec import Grid, read_grid
 from nvcim_jax.cli.tables import print_table
@@ -30,12 +30,12 @@ class Options:
     """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """TOML file with [axes], [fixed], num_instances, seed."""
+    """TOML file with [axes], [fixed], instances, seed."""
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An axis, name=value,value,...; may be repeated."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting common to all points, name=value; may be repeated."""
-    num_instances: int | None = None
+    instances: int | None = None
     """Chips at each point (default: the file's, or 1000); the most of them with --half-width."""
     seed: int | None = None
     """Seed of the chips (default: the file's, or 0)."""
@@ -63,7 +63,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    made = read_grid(options.file, options.axis, options.set, options.num_instances, options.seed)
+    made = read_grid(options.file, options.axis, options.set, options.instances, options.seed)
     if not made.axes and not made.fixed:
         checks.fail("--axis", "be given", "there is neither an axis nor a file", "For example --axis sigma=0.05,0.1.")
     command = command_line("sweep", options, positional=("file",))
@@ -111,15 +111,15 @@ def run_grid(
     files.write_json(files.folder("--out", out) / "sweep.json", about)
 
     def build(settings: dict[str, Any]) -> Any:
-        return product.build({**fixed, **settings})
+        return matrix.build({**fixed, **settings})
 
     found = montecarlo.sweep(
         build,
         jax.random.key(made.seed),
         axes,
-        made.num_instances if shard == (1, 1) else montecarlo.shard_range(made.num_instances, *shard),
-        traced=tuple(name for name in axes if name in product.NUMBERS),
-        args=lambda settings: product.operands({**fixed, **settings}, made.seed),
+        made.instances if shard == (1, 1) else montecarlo.shard_range(made.instances, *shard),
+        traced=tuple(name for name in axes if name in matrix.NUMBERS),
+        args=lambda settings: matrix.operands({**fixed, **settings}, made.seed),
         precision=precision,
         store=io.points(out, config={"metric": "relative error of one product", "fixed": fixed}),
         placement=placement,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import tyro
 
 from nvcim_jax import checks, montecarlo
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 from nvcim_jax.cli.spec import read_grid
 from nvcim_jax.cli.tables import print_table
 
@@ -34,7 +34,7 @@ class Options:
     """Greatest value to try."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting, name=value, such as device=FeFET6 or adc_bits=8; may be repeated."""
-    num_instances: int = 1000
+    instances: int = 1000
     """Chips, the same at every value."""
     seed: int = 0
     """Seed of the chips."""
@@ -44,11 +44,11 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    checks.choice("--of", options.of, [name for name in product.PHYSICS if name != "on_off_ratio"])
+    checks.choice("--of", options.of, [name for name in matrix.PHYSICS if name != "on_off_ratio"])
     words = [*options.set, f"{options.of}={options.low}"]
-    settings = read_grid(None, (), words, options.num_instances, options.seed).settings()[0]
-    product.check({**settings, options.of: options.high})
-    metric = product.build({name: value for name, value in settings.items() if name != options.of})
+    settings = read_grid(None, (), words, options.instances, options.seed).settings()[0]
+    matrix.check({**settings, options.of: options.high})
+    metric = matrix.build({name: value for name, value in settings.items() if name != options.of})
 
     def error(key: jax.Array, value: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, {options.of: jnp.asarray(value)}, weights, x)["error"]
@@ -56,12 +56,12 @@ def main(options: Options) -> int:
     found = montecarlo.tolerance(
         error,
         jax.random.key(options.seed),
-        options.num_instances,
+        options.instances,
         bound=options.max_error,
         low=options.low,
         high=options.high,
         share=options.share,
-        args=product.operands(settings, options.seed),
+        args=matrix.operands(settings, options.seed),
         resolution=options.resolution,
     )
     print_table([{options.of: x, "share of good chips": share} for x, share in found.curve])

@@ -54,8 +54,8 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
     ("words", "message"),
     [
         ("swep", "no command 'swep'. Did you mean 'sweep'?"),
-        ("sweep --num-instance 3", "Perhaps you meant --num-instances"),
-        ("sweep --num-instances many", "--num-instances"),
+        ("sweep --instance 3", "Perhaps you meant --instances"),
+        ("sweep --instances many", "--instances"),
         ("sweep", "`--axis` must be given"),
         ("sweep --axis sigma", "`--axis` must be name=value, but is 'sigma'"),
         ("sweep --axis sigm=0.1", "`sigm` must be a setting of a product.*Did you mean 'sigma'"),
@@ -68,7 +68,7 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis drift_time_s=1.0", "`drift_time_s` must be left out for a device without drift"),
         ("sweep --axis sampling=output_joint --set device=PCM", "`sampling` must be 'device'"),
         ("sweep --axis sigma=0.1 --shard 3-16", "`--shard` must be k/n"),
-        ("sweep --axis sigma=0.1 --num-instances 0", "`num_instances` must be an integer of at least 1"),
+        ("sweep --axis sigma=0.1 --instances 0", "`instances` must be an integer of at least 1"),
         ("sweep no_such_file.toml", "`file` must be a TOML file"),
         ("sweep --axis sigma=0.1 --submit cloud", "`--submit` must be one of local, slurm"),
         ("sweep --axis sigma=0.1 --submit slurm", "`--submit` must be 'local' on a machine without Slurm"),
@@ -113,7 +113,7 @@ def test_traceback_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> No
 def test_command_line_gives_the_same_options_again() -> None:
     from nvcim_jax.cli.sweep import Options
 
-    words = ["grid.toml", "--axis", "sigma=0.1,0.2", "--axis", "device=PCM", "--num-instances", "7", "--no-plots"]
+    words = ["grid.toml", "--axis", "sigma=0.1,0.2", "--axis", "device=PCM", "--instances", "7", "--no-plots"]
     options = entry.parse(Options, "nvcim sweep", words)
     line = entry.command_line("sweep", options, positional=("file",))
     assert line == "nvcim sweep " + " ".join(words)
@@ -122,7 +122,7 @@ def test_command_line_gives_the_same_options_again() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["study", "--device", "FeFETT9"],
+        ["product", "--device", "FeFETT9"],
         ["run", "--device", "FeFETT9"],
         ["sweep", "--axis", "sigma=0.1", "--set", "device=qqqqq"],
     ],
@@ -144,7 +144,8 @@ def test_a_picture_given_as_data_is_named(tmp_path: Path, capsys) -> None:
 
 
 def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "nvcim_jax.cli", "study", "--instances", "20", "--inputs", "8", "--outputs", "4"]
+    words = [sys.executable, "-m", "nvcim_jax.cli", "product", "--instances", "3", "--inputs", "8", "--outputs", "4"]
+    words += ["--rows", "8", "--cols", "8", "--weight-bits", "4"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [*words, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, check=False
@@ -152,4 +153,4 @@ def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "mean +- standard error" in done.stdout
     assert "sigma 0.1 (share of g_max)" in done.stdout
-    assert (tmp_path / "out" / "study.json").is_file()
+    assert (tmp_path / "out" / "product.json").is_file()

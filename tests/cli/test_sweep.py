@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvcim_jax import cli, io, montecarlo
-from nvcim_jax.cli import product
+from nvcim_jax.cli import matrix
 from nvcim_jax.cli.spec import read_grid
 
-SMALL = "--set inputs=16 --set outputs=8 --set batch=2 --num-instances 12"
+BARE = " ".join(f"--set {name}=none" for name in ("rows", "cols", "weight_bits", "dac_bits", "adc_bits"))
+"""Analog weights on one array without converters, so that every number is that of the noise alone."""
+SMALL = f"{BARE} --set inputs=16 --set outputs=8 --set batch=2 --instances 12"
 AXES = "--axis device=Gaussian,FeFET6 --axis sigma=0.05,0.1"
 
 
@@ -51,7 +53,7 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: p
     _main(f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --no-plots")
     capsys.readouterr()
     assert _main(f"sweep --axis sigma=0.1 {SMALL} --set adc_bits=8 --out {tmp_path} --no-plots") == 2
-    assert "config.common.fixed.adc_bits ('nothing' there, 8 here)" in capsys.readouterr().err
+    assert "config.common.fixed.adc_bits (None there, 8 here)" in capsys.readouterr().err
 
 
 def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +74,7 @@ def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: p
 def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     file.write_text(
-        'num_instances = 12\n[axes]\ndevice = ["Gaussian", "FeFET6"]\nsigma = [0.05, 0.1]\n[fixed]\ninputs = 16\n'
+        'instances = 12\n[axes]\ndevice = ["Gaussian", "FeFET6"]\nsigma = [0.05, 0.1]\n[fixed]\ninputs = 16\n'
     )
     words = read_grid(None, ["device=Gaussian,FeFET6", "sigma=0.05,0.1"], ["inputs=16"], 12)
     assert read_grid(file) == words
@@ -88,7 +90,7 @@ def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
         ("[axis]\nsigma = [1.0]", "`axis` must be one of.*Did you mean 'axes'"),
         ("[axes]\nsigma = 0.1", "`axes.sigma` must be a list"),
         ("[axes\n", "`file` must be a TOML file"),
-        ("num_instances = 1.5\n[axes]\nsigma = [0.1]", "`num_instances` must be an integer"),
+        ("instances = 1.5\n[axes]\nsigma = [0.1]", "`instances` must be an integer"),
     ],
 )
 def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
 def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "--axis mitigation=none,write_verify,column_factors,drift_compensation --axis drift_time_s=60,1e7 "
-        "--set device=PCM --set inputs=64 --set outputs=16 --set batch=4 --num-instances 40"
+        f"{BARE} --set device=PCM --set inputs=64 --set outputs=16 --set batch=4 --instances 40"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     assert "8 points by 4 compiled programs" in capsys.readouterr().err
@@ -114,7 +116,7 @@ def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.Ca
 def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: Path) -> None:
     words = (
         "--axis mitigation=none,write_verify --axis verified_share=0,1 --set residual_sigma=0.02 --set sigma=0.1 "
-        "--set device=Gaussian --set inputs=64 --set outputs=16 --set batch=4 --num-instances 50"
+        f"{BARE} --set device=Gaussian --set inputs=64 --set outputs=16 --set batch=4 --instances 50"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     points = {(s["mitigation"], s["verified_share"]): t.columns["error"] for s, t in io.read_points(tmp_path)}
@@ -126,8 +128,8 @@ def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: 
 
 def test_converters_are_calibrated_where_the_range_asks_for_it(tmp_path: Path) -> None:
     words = (
-        "--axis adc_range=calibrated,max --set adc_bits=6 --set device=ideal --set inputs=64 "
-        "--set outputs=16 --set batch=4 --num-instances 5"
+        f"--axis adc_range=calibrated,max {BARE} --set adc_bits=6 --set device=ideal --set inputs=64 "
+        "--set outputs=16 --set batch=4 --instances 5"
     )
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     points = {s["adc_range"]: t.columns["error"] for s, t in io.read_points(tmp_path)}
@@ -135,7 +137,7 @@ def test_converters_are_calibrated_where_the_range_asks_for_it(tmp_path: Path) -
 
 
 def test_points_stop_at_a_half_width(tmp_path: Path) -> None:
-    words = f"{SMALL} --num-instances 5000 --set device=Gaussian --axis sigma=0.02,0.2 --half-width 0.004"
+    words = f"{SMALL} --instances 5000 --set device=Gaussian --axis sigma=0.02,0.2 --half-width 0.004"
     assert _main(f"sweep {words} --out {tmp_path} --no-plots") == 0
     counts = [len(values) for values in _values(tmp_path).values()]
     assert counts[0] == 200
@@ -176,10 +178,11 @@ def test_error_of_gaussian_cells_is_the_closed_form() -> None:
     import jax
     import jax.numpy as jnp
 
-    settings = {"device": "Gaussian", "inputs": 64, "outputs": 32, "batch": 4}
-    weights, x = product.operands(settings)
+    ideal = dict.fromkeys(("rows", "cols", "weight_bits", "dac_bits", "adc_bits"))
+    settings = {"device": "Gaussian", "inputs": 64, "outputs": 32, "batch": 4, "weight_scale": "tensor", **ideal}
+    weights, x = matrix.operands(settings)
     stats = montecarlo.run(
-        lambda key, w, x: jnp.square(product.build(settings)(key, {"sigma": jnp.float32(0.02)}, w, x)["error"]),
+        lambda key, w, x: jnp.square(matrix.build(settings)(key, {"sigma": jnp.float32(0.02)}, w, x)["error"]),
         jax.random.key(0),
         400,
         args=(weights, x),
@@ -191,7 +194,7 @@ def test_error_of_gaussian_cells_is_the_closed_form() -> None:
 
 
 def test_tolerance_prints_what_the_product_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"{SMALL} --set device=Gaussian --num-instances 500 --max-error 0.3 --resolution 0.01"
+    words = f"{SMALL} --set device=Gaussian --instances 500 --max-error 0.3 --resolution 0.01"
     assert _main(f"tolerance {words}") == 0
     out = capsys.readouterr().out
     assert "share of good chips" in out
@@ -202,14 +205,14 @@ def test_tolerance_prints_what_the_product_stands(capsys: pytest.CaptureFixture[
 
 
 def test_sensitivity_names_the_property_that_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"{SMALL} --set device=Gaussian --num-instances 300 --of sigma=0.1 --of d2d_sigma=0.01"
+    words = f"{SMALL} --set device=Gaussian --instances 300 --of sigma=0.1 --of d2d_sigma=0.01"
     assert _main(f"sensitivity {words}") == 0
     out = capsys.readouterr().out
     assert out.index(" sigma ") < out.index("d2d_sigma")
 
 
 def test_sensitivity_to_bits_levels_and_time_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"{SMALL} --num-instances 200 --set device=FeFET6 --set sigma=0.02 --set adc_range=max"
+    words = f"{SMALL} --instances 200 --set device=FeFET6 --set sigma=0.02 --set adc_range=max"
     assert _main(f"sensitivity {words} --of level_sigma --of adc_bits=5.5 --of dac_bits=6") == 0
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in out.splitlines() if "│" in line}
@@ -217,14 +220,14 @@ def test_sensitivity_to_bits_levels_and_time_in_one_table(capsys: pytest.Capture
     assert sum(name.startswith("level_sigma") for name in rows) == 4
     assert float(rows["adc_bits"][0]) == 5.5
     assert float(rows["adc_bits"][1]) < float(rows["dac_bits"][1]) < 0  # an ADC of 5.5 bits limits this product
-    assert _main(f"sensitivity {SMALL} --num-instances 50 --set device=PCM --of drift_time_s=3600 --of adc_bits=6") == 0
+    assert _main(f"sensitivity {SMALL} --instances 50 --set device=PCM --of drift_time_s=3600 --of adc_bits=6") == 0
     assert "drift_time_s" in capsys.readouterr().out
 
 
 def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: pytest.CaptureFixture[str]) -> None:
     """The slope at 6.5 bits is that between hard converters of 6 and 7 bits, of the logarithm of the error."""
-    common = "--set device=ideal --set inputs=64 --set outputs=64 --set batch=64 --set adc_range=max"
-    assert _main(f"sensitivity {common} --num-instances 20 --of adc_bits=6.5") == 0
+    common = f"{BARE} --set device=ideal --set inputs=64 --set outputs=64 --set batch=64 --set adc_range=max"
+    assert _main(f"sensitivity {common} --instances 20 --of adc_bits=6.5") == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if " adc_bits " in line).split("│")
     relative = float(row[-2]) / 6.5  # percent of the mean for 1 % of the bits, to d ln(mean) / d bits
     import jax
@@ -232,8 +235,9 @@ def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: py
     errors = []
     for bits in (6, 7):
         settings = {
-            "device": "ideal", "inputs": 64, "outputs": 64, "batch": 64, "adc_range": "max", "adc_bits": bits
+            "device": "ideal", "inputs": 64, "outputs": 64, "batch": 64, "adc_range": "max", "adc_bits": bits,
+            **dict.fromkeys(("rows", "cols", "weight_bits", "dac_bits"))
         }  # fmt: skip
-        metric = product.build(settings)
-        errors.append(float(metric(jax.random.key(0), {}, *product.operands(settings))["error"]))
+        metric = matrix.build(settings)
+        errors.append(float(metric(jax.random.key(0), {}, *matrix.operands(settings))["error"]))
     assert relative == pytest.approx(np.log(errors[1] / errors[0]), rel=0.05)
