@@ -221,11 +221,12 @@ def level_sigma(settings: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
 
 def config_of(settings: Mapping[str, Any], relaxed: Sequence[str] = ()) -> crossbar.Config:
     """Return the options of the arrays; those of `BITS` in `relaxed` are there, whatever they are."""
-    chosen = {name: settings.get(name, default) for name, default in _ARRAYS.items()}
+    chosen: Settings = {name: settings.get(name, default) for name, default in _ARRAYS.items()}
     if "cell_bits" not in settings:
         chosen["cell_bits"] = _cell_bits({**DEFAULTS, **settings})
     # bits that are arguments: any number says that there is a converter
-    return crossbar.Config(**chosen | dict.fromkeys(relaxed, 24))
+    chosen |= dict.fromkeys(relaxed, 24)
+    return crossbar.Config(**chosen)
 
 
 def _cell_bits(settings: Mapping[str, Any]) -> int | None:
