@@ -27,7 +27,7 @@ import quax
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.extend.core.primitives import copy_p, remat_p, stop_gradient_p
+from jax.extend.core.primitives import copy_p, stop_gradient_p
 from jax.tree_util import tree_flatten, tree_unflatten
 from jax.typing import ArrayLike
 from quax import _trace as quax_trace
@@ -305,11 +305,15 @@ def _cast_transposed(w: Transposed, dtype: Any) -> Transposed:
 register_weight(Transposed, _times_transposed, _cast_transposed)
 
 
-@quax.register(remat_p)
+# `jax.extend` names the primitive of `jax.checkpoint` in later releases only; every release can be asked for it.
+_REMAT = jax.make_jaxpr(jax.checkpoint(lax.neg))(jax.ShapeDtypeStruct((), jnp.float32)).eqns[0].primitive
+
+
+@quax.register(_REMAT)
 def _remat(*args: Any, jaxpr: Any, policy: Any, prevent_cse: Any, **params: Any) -> Any:
     """Compute again in the backward pass what is inside, weights and all."""
     if not any(isinstance(arg, quax.Value) for arg in args):
-        return remat_p.bind(*args, jaxpr=jaxpr, policy=policy, prevent_cse=prevent_cse, **params)
+        return _REMAT.bind(*args, jaxpr=jaxpr, policy=policy, prevent_cse=prevent_cse, **params)
     leaves, tree = tree_flatten(args)
     inside = quax.quaxify(jaxpr_as_fun(jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())))
     again = jax.checkpoint(
