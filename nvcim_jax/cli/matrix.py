@@ -5,7 +5,8 @@ What is swept is a device, a number of its physics, an option of the crossbar, o
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -34,6 +35,7 @@ __all__ = [
     "level_sigma",
     "named",
     "operands",
+    "sigma_label",
 ]
 
 _OF_DEVICE = ("sigma", "d2d_sigma", "stuck_on", "stuck_off", "on_off_ratio")
@@ -346,6 +348,26 @@ def named(settings: Settings) -> str:
     """
     device = device_of(settings, settings)
     return f"{device.name}, {device.sigma_label.replace('sigma', f'sigma {float(device.sigma):g}')}"
+
+
+def sigma_label(named: Iterable[str], command: str = "") -> str:
+    """Return what sigma is of: a share of g_max for some devices, a multiple of what was measured for others.
+
+    Args:
+        named: Names of devices, such as the values of an axis.
+        command: The command, which names the device where it is no axis.
+
+    Example:
+        >>> sigma_label(["FeFET3", "FeFET6"]), sigma_label((), "nvcim sweep --set device=PCM")
+        ('sigma (share of g_max)', 'sigma (multiple of the measured noise)')
+    """
+    given = [*named] or re.findall(r"\bdevice=([\w.-]+)", command) or [DEFAULTS["device"]]
+    known = [name for name in dict.fromkeys(given) if name in devices.names()]
+    labels = {name: devices.get(name).sigma_label for name in known}
+    if len(set(labels.values())) < 2:
+        return next(iter(labels.values()), "sigma")
+    measured = ", ".join(name for name in known if devices.get(name).sigma_unit == "measured")
+    return f"sigma (share of g_max;\nfor {measured} a multiple of the measured noise)"
 
 
 def check_all(points: Sequence[Mapping[str, Any]], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -39,7 +39,7 @@ def main(options: Options) -> int:
     sources = options.sources or tuple(sorted(options.out.glob("shard-*")))
     if not sources:
         checks.fail("sources", "name one folder at least", f"{options.out} holds no shard-*")
-    abouts = [json.loads((s / "sweep.json").read_text()) for s in sources if (s / "sweep.json").is_file()]
+    abouts = [_about(source / "sweep.json") for source in sources if (source / "sweep.json").is_file()]
     expected = options.instances or max((about["instances"] for about in abouts), default=None)
     found = io.merge_points(sources, options.out, num_instances=expected, rtol=options.rtol)
     for name, merged in found.items():
@@ -52,3 +52,12 @@ def main(options: Options) -> int:
     own = command_line("merge", options, positional=("out", "sources"))
     finish(options.out, f"{commands} && {own}", options.plots)
     return 1 if any(merged.gaps for merged in found.values()) else 0
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Return what was asked for when a shard was made."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"command": str(found["command"]), "instances": int(found["instances"])}
+    except (ValueError, TypeError, KeyError):
+        checks.fail("sources", "hold what `nvcim sweep` wrote", f"{path} is damaged", "Run that shard again.")

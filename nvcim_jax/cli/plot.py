@@ -1,14 +1,12 @@
 """`nvcim plot`: the figures of a sweep, from its saved records only."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from nvcim_jax import checks, devices
+from nvcim_jax import checks
 from nvcim_jax.cli import matrix
 
 __all__ = ["Options", "draw", "main"]
@@ -33,7 +31,8 @@ def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: flo
     from nvcim_jax.plots import chips
 
     table = chips.load(records)
-    table = table._replace(labels={"sigma": _sigma_label(table.columns, table.source["command"])})
+    named = table.columns["device"].tolist() if "device" in table.columns else ()
+    table = table._replace(labels={"sigma": matrix.sigma_label(named, table.source["command"])})
     paths = [
         chips.ecdf(table, metric, out / f"{metric}_ecdf.png"),
         chips.violin(table, metric, out / f"{metric}_violin.png"),
@@ -46,17 +45,6 @@ def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: flo
         paths.append(chips.band(table, metric, along, out / f"{metric}_against_{along}.png"))
         paths.append(chips.yield_curve(table, metric, along, out / f"{metric}_yield_{along}.png", bound=bound))
     return paths
-
-
-def _sigma_label(columns: Mapping[str, Any], command: str) -> str:
-    """Return what sigma is of: a share of g_max for some devices, a factor of what was measured for others."""
-    named = columns["device"].tolist() if "device" in columns else re.findall(r"\bdevice=([\w.-]+)", command)
-    known = [name for name in dict.fromkeys(named or [matrix.DEFAULTS["device"]]) if name in devices.names()]
-    labels = {name: devices.get(name).sigma_label for name in known}
-    if len(set(labels.values())) < 2:
-        return next(iter(labels.values()), "sigma")
-    measured = ", ".join(name for name in known if devices.get(name).sigma_unit == "measured")
-    return f"sigma (share of g_max;\nfor {measured} a multiple of the measured noise)"
 
 
 def main(options: Options) -> int:

@@ -62,7 +62,8 @@ def main(options: Options) -> int:
     )
     rows = [row for name in names for row in _rows(name, params[name], found, settings)]
     rows.sort(key=lambda row: -abs(row["% of mean for 1 %"]))
-    print_table(rows, title=f"mean error {found.stats.mean:.4g}, worst 1 % {found.stats.quantiles[1]:.4g}")
+    errors = f"mean error {found.stats.mean:.4g}, worst 1 % {found.stats.quantiles[1]:.4g}"
+    print_table(rows, title=f"{matrix.named(settings)}: {errors}")
     return 0
 
 

@@ -132,7 +132,10 @@ def run_grid(
 def finish(out: Path, command: str, plots: bool) -> None:
     """Write the tables of a sweep, print the summary, and draw the figures."""
     records, summary = io.export(out, command=command)
-    print_table(io.summary(io.read_points(out)))
+    points = io.read_points(out)
+    devices = [settings["device"] for settings, _ in points if "device" in settings]
+    label = matrix.sigma_label(devices, command).replace("\n", " ")
+    print_table(io.summary(points), title=f"Relative error of a product over chips; {label}")
     print(f"every chip: {records}\nsummary: {summary}")
     if plots:
         from nvcim_jax.cli.plot import draw

@@ -48,7 +48,8 @@ def main(options: Options) -> int:
     words = [*options.set, f"{options.of}={options.low}"]
     settings = read_grid(None, (), words, options.instances, options.seed).settings()[0]
     matrix.check({**settings, options.of: options.high})
-    metric = matrix.build({name: value for name, value in settings.items() if name != options.of})
+    fixed = {name: value for name, value in settings.items() if name != options.of}
+    metric = matrix.build(fixed)
 
     def error(key: jax.Array, value: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, {options.of: jnp.asarray(value)}, weights, x)["error"]
@@ -64,7 +65,8 @@ def main(options: Options) -> int:
         args=matrix.operands(settings, options.seed),
         resolution=options.resolution,
     )
-    print_table([{options.of: x, "share of good chips": share} for x, share in found.curve])
+    rows = [{options.of: x, "share of good chips": share} for x, share in found.curve]
+    print_table(rows, title=f"On {matrix.named(fixed)}")
     safe = "more chips are needed to be sure of any" if math.isnan(found.low) else f"sure up to {found.low:.4g}"
     above = "" if math.isinf(found.high) else f", not good enough beyond {found.high:.4g}"
     print(f"{options.of} <= {found.value:.4g} for {100 * options.share:g} % of chips ({safe}{above}; 95 % confidence)")

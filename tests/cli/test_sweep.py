@@ -241,3 +241,13 @@ def test_sensitivity_to_bits_agrees_with_the_error_of_hard_converters(capsys: py
         metric = matrix.build(settings)
         errors.append(float(metric(jax.random.key(0), {}, *matrix.operands(settings))["error"]))
     assert relative == pytest.approx(np.log(errors[1] / errors[0]), rel=0.05)
+
+
+def test_a_damaged_description_of_a_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shard-0001-of-0002").mkdir()
+    for content in ("{", "[]", '{"command": "x"}'):
+        (tmp_path / "shard-0001-of-0002" / "sweep.json").write_text(content)
+        assert _main(f"merge {tmp_path} --no-plots") == 2
+        said = capsys.readouterr().err
+        assert "sweep.json is damaged" in said
+        assert said.count("\n") == 1
