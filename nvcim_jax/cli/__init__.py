@@ -1,10 +1,13 @@
 """The command line: `nvcim COMMAND`, one module a command, imported only when it is called."""
 
 import codecs
+import contextlib
 import importlib.util
 import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 __all__ = ["COMMANDS", "main"]
 
@@ -54,9 +57,27 @@ def _main(words: list[str]) -> int:
 
         print(f"nvcim: no command {name!r}. {checks.suggestion(name, _commands())}", file=sys.stderr)
         return 2
-    from nvcim_jax.cli.entry import call
+    with _interrupts_held():
+        from nvcim_jax.cli import entry
 
-    return call(name, rest, traceback=traceback)
+        module = entry.load(name)
+    return module if isinstance(module, int) else entry.call(name, module, rest, traceback=traceback)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while compiled modules are loaded: there it ends the process, or hides as another error."""
+    if threading.current_thread() is not threading.main_thread():  # only there may a signal be handled
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _print_in_ascii_where_that_is_all() -> None:

@@ -16,19 +16,25 @@ import tyro
 
 from nvcim_jax import checks
 
-__all__ = ["call", "command_line", "parse"]
+__all__ = ["call", "command_line", "load", "parse"]
 
 T = TypeVar("T")
 
 
-def call(name: str, words: Sequence[str], *, traceback: bool = False) -> int:
-    """Run the command `name`, a module of this package with `Options` and `main(options) -> int`."""
+def load(name: str) -> Any:
+    """Return the module of a command with everything that it computes with, or the exit code 2 after a line."""
     try:
         _check_platform()
     except ValueError as error:
         print(f"nvcim {name}: {_one_line(error)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"nvcim_jax.cli.{name}")
+    import nvcim_jax.study  # noqa: F401  the room that imports most others
+
+    return importlib.import_module(f"nvcim_jax.cli.{name}")
+
+
+def call(name: str, module: Any, words: Sequence[str], *, traceback: bool = False) -> int:
+    """Run the command `name`, of a module with `Options` and `main(options) -> int`."""
     options = parse(module.Options, f"nvcim {name}", words)
     if isinstance(options, int):
         return options

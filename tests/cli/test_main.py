@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,19 @@ def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
     assert "mean +- standard error" in done.stdout
     assert "sigma 0.1 (share of g_max)" in done.stdout
     assert (tmp_path / "out" / "product.json").is_file()
+
+
+def test_ctrl_c_while_modules_load_waits_for_them_and_gets_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        loaded.append(name)
+
+    monkeypatch.setattr(entry, "load", load)
+    code, out, err = _call("plot x", capsys)
+    assert (code, out, err) == (130, "", "nvcim: interrupted before anything was computed.\n")
+    assert loaded == ["plot"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
