@@ -184,9 +184,9 @@ def on_chip(
         >>> import jax, jax.numpy as jnp, quax
         >>> from nvcim_jax import crossbar, devices
         >>> def network(params, x):
-        ...     return jnp.tanh(x @ params["first"] + params["bias"]) @ params["second"]
+        ...     return jnp.tanh(x @ params["first"]) @ params["second"]
         >>> first, second = jax.random.normal(jax.random.key(0), (2, 30, 30))
-        >>> params = {"first": first, "bias": jnp.ones(30), "second": second}
+        >>> params = {"first": first, "second": second}
         >>> config, x = crossbar.Config(rows=16), jnp.ones((5, 30))
         >>> chips = crossbar.on_chip(jax.random.key(1), params, devices.get("ideal"), config=config)
         >>> error = jnp.abs(quax.quaxify(network)(chips, x) - network(params, x)).max()
