@@ -291,8 +291,8 @@ def metric(key: jax.Array) -> jax.Array:
     ("change", "message"),
     [
         ({"num_instances": 0}, "`num_instances` must be an integer of at least 1"),
-        ({"key": jax.random.PRNGKey(0)}, "`key` must be one typed JAX key.*jax.random.key"),
-        ({"key": jax.random.split(jax.random.key(0), 2)}, r"`key` must be one key, shape \(\)"),
+        ({"key": 0}, r"`key` must be one JAX random key, but is the int 0. Use jax.random.key\(0\)"),
+        ({"key": jax.random.split(jax.random.key(0), 2)}, r"`key` must be one JAX random key, but has shape \(2,\)"),
         ({"placement": {"chunk": 0}}, "`chunk` must be an integer of at least 1"),
         ({"placement": {"mesh": Mesh(np.asarray(jax.devices()), ("model",))}}, '`mesh` must have an axis "instance"'),
         ({"placement": {"mapping": "lop"}}, "Did you mean 'loop'"),
@@ -314,6 +314,13 @@ def test_bad_input_gets_one_clear_line(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         montecarlo.run(*positional, **arguments, placement=Placement(**place))
     assert "\n" not in str(error.value)
+
+
+def test_an_old_key_gives_the_numbers_of_the_typed_one() -> None:
+    old, typed = (
+        montecarlo.run(jax.random.normal, key, 5).values for key in (jax.random.PRNGKey(3), jax.random.key(3))
+    )
+    np.testing.assert_array_equal(old, typed)
 
 
 def test_progress_is_shown_only_after_a_while(
