@@ -172,7 +172,7 @@ def test_draws_follow_the_softmax_of_the_filtered_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"texts": "w3"}, "must be a list"),
+        ({"texts": "w3"}, "must be a sequence"),
         ({"texts": [""]}, "at least one token"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer"),
         ({"sampling": models.Sampling(temperature=-1.0)}, "`temperature` must lie"),
@@ -195,5 +195,5 @@ def test_learned_positions_cannot_be_outrun(lm, text, key) -> None:
         vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=48, positions="learned", max_tokens=8
     )
     small = models.init(key, config=config)
-    with pytest.raises(ValueError, match="within 8 tokens"):
+    with pytest.raises(ValueError, match="within the 8 learned positions"):
         models.generate(jax.random.key(0), small, ["w3 w4"], text=text, max_new_tokens=7)
