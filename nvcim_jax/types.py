@@ -40,14 +40,15 @@ class Work(NamedTuple):
     """What a run computes: everything that a value of it depends on.
 
     Attributes:
-        program: Jaxpr of one instance, `(key, id, args) -> values`, with its constants.
+        program: What one instance computes, as plain values that are equal where it computes the same
+            (`nvcim_jax.montecarlo.program`); None where there is no one metric.
         key: The run's key.
-        args: The metric's arguments.
+        args: A tree of its arguments.
     """
 
     program: Any
     key: jax.Array
-    args: tuple[Any, ...]
+    args: PyTree
 
 
 class Records(NamedTuple):

@@ -49,7 +49,7 @@ def call(name: str, module: Any, words: Sequence[str], *, traceback: bool = Fals
         print(f"nvcim {name}: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"nvcim {name}: interrupted; the same command goes on from what is saved.", file=sys.stderr)
+        print(f"nvcim {name}: interrupted; {_kept(options)}.", file=sys.stderr)
         return 130
 
 
@@ -63,6 +63,17 @@ def _check_platform() -> None:
         wanted = jax.config.values.get("jax_platforms")
         fix = "Install JAX for it, or leave JAX_PLATFORMS out."
         checks.fail("JAX_PLATFORMS", "name a platform that JAX has here", f"is {wanted!r}", fix)
+
+
+def _kept(options: Any) -> str:
+    from nvcim_jax.io import holds
+
+    out = getattr(options, "out", None)
+    if out is None:
+        return "nothing is saved"
+    if not holds(out):
+        return f"nothing is finished yet in {out}"
+    return f"what is finished is in {out}, and the same command goes on from there"
 
 
 def command_line(name: str, options: Any, positional: Sequence[str] = (), *, in_full: bool = False) -> str:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import data, metrics, models, pipeline, study
-from nvcim_jax.study.protocol import retrieve_on_chip
 
 __all__ = ["predict", "score"]
 
@@ -70,7 +69,7 @@ def predict(
     )
     rows = [record for name in stream.domains for record in stream.test[name]]
     asked = study.make_questions(_labelled(stream), lm, text, config=config)
-    find = jax.jit(retrieve_on_chip, static_argnames=("config", "method"))
+    find = jax.jit(study.retrieve_on_chip, static_argnames=("config", "method"))
     made = []
     for i in range(num_chips):
         chip = jax.random.fold_in(jax.random.clone(chip_key), i)

@@ -23,10 +23,19 @@ class Options:
     x: str | None = None
     """Axis along which bands and yields are drawn (default: the first that is a number)."""
     bound: float | None = None
-    """Largest metric of a good chip, for the yield (default: the median over all chips)."""
+    """Worst metric of a good chip, for the yield (default: what 95 % of the chips reach at the best setting)."""
+    larger_is_better: bool | None = None
+    """Whether the metric is one, like an accuracy, that should be large (default: what the records or its name say)."""
 
 
-def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: float | None = None) -> list[Path]:
+def draw(
+    records: Path,
+    out: Path,
+    metric: str,
+    x: str | None = None,
+    bound: float | None = None,
+    larger: bool | None = None,
+) -> list[Path]:
     """Draw every figure that the records allow, and return the paths."""
     from nvcim_jax.plots import chips
 
@@ -43,7 +52,8 @@ def draw(records: Path, out: Path, metric: str, x: str | None = None, bound: flo
     if numeric:
         along = x or numeric[0]
         paths.append(chips.band(table, metric, along, out / f"{metric}_against_{along}.png"))
-        paths.append(chips.yield_curve(table, metric, along, out / f"{metric}_yield_{along}.png", bound=bound))
+        where = out / f"{metric}_yield_{along}.png"
+        paths.append(chips.yield_curve(table, metric, along, where, bound=bound, larger=larger))
     return paths
 
 
@@ -52,6 +62,7 @@ def main(options: Options) -> int:
     records = options.folder / "records.parquet"
     if not records.is_file():
         checks.fail("folder", "hold records.parquet", f"does not: {options.folder}", "Run `nvcim sweep` first.")
-    for path in draw(records, options.folder, options.metric, options.x, options.bound):
+    how = (options.metric, options.x, options.bound, options.larger_is_better)
+    for path in draw(records, options.folder, *how):
         print(f"figure: {path}")
     return 0

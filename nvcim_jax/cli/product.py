@@ -103,7 +103,10 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
     """
     files.folder("--out", out)
     files.write(out / ".probe", "").unlink()  # tells now what would be told after the last chip
-    there = sorted(path.name for path in out.iterdir() if path.name != CHIPS)
+    for leftover in out.glob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    own = {CHIPS, *FILES} if (out / CHIPS).is_dir() else set()  # killed before or while the tables were written
+    there = sorted({path.name for path in out.iterdir()} - own)
     if overwrite:
         shutil.rmtree(out / CHIPS, ignore_errors=True)
     elif there:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,10 @@ BAR_METHODS = 14
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the table of a run and draw its figures again, from the records alone."""
+    """Print the table of a run and draw its figures again, from the records alone.
+
+    What is not finished is counted and left out of the table, and the exit code is 1.
+    """
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of the run, or of several parts of one."""
@@ -29,7 +32,7 @@ def main(options: Options) -> int:
     """Run the command and return its exit code."""
     for path in report(options.folder, plots=options.plots):
         print(f"  {path}")
-    return 0
+    return 1 if _unfinished(options.folder)[0] else 0
 
 
 def report(folder: Path, *, plots: bool) -> list[Path]:
@@ -50,14 +53,35 @@ def report(folder: Path, *, plots: bool) -> list[Path]:
     from nvcim_jax.cli.tables import print_table
 
     records = study.read(checks.file("folder", folder, folder=True))
+    lacking, said = _unfinished(folder)
+    records = [record for record in records if _row(record) not in lacking]
     if not records:
-        checks.fail("folder", "hold finished records", f"{folder} has none yet", "Let the run finish.")
+        found = f"{folder} has none yet{f': {said}' if said else ''}"
+        checks.fail("folder", "hold a finished row of the table", found, "Let the run finish.")
+    if lacking:
+        print(f"{said}. Left out until they are finished: {', '.join(sorted({row[-1] for row in lacking}))}.")
     rows = table(records)
     print_table([_worded(row) for row in rows], title=_title(records))
     scores = folder / "official.json"
     if scores.is_file():
         print_table(json.loads(scores.read_text(encoding="utf-8")), title="Official LaMP scores, chip by chip")
     return _draw(records, rows, folder) if plots else []
+
+
+_ROW = ("kind", "device", "sigma", "trained_for", "method")
+
+
+def _row(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in _ROW)
+
+
+def _unfinished(folder: Path) -> tuple[set[tuple[Any, ...]], str]:
+    """Return the rows of the table that lack records, and how many records are there."""
+    from nvcim_jax import study
+
+    found = study.incomplete(folder)
+    rows = {_row(unit._asdict()) for unit in found.units}
+    return rows, f"{found.num_found} of {found.num_expected} records are there" if rows else ""
 
 
 def table(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +150,7 @@ def _worded(row: dict[str, Any]) -> dict[str, str]:
 def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw what the records allow."""
     from nvcim_jax import plots, study
-    from nvcim_jax.plots.shift import Panel, accuracy_bars, shift_heatmaps
+    from nvcim_jax.plots import Panel, accuracy_bars, shift_heatmaps
 
     baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in study.BASELINES}
     named = [

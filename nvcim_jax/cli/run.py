@@ -137,6 +137,7 @@ def main(options: Options) -> int:
     _check_room(options, source, config)
     lm, text = _load(options)
     _check_memory(options, source, lm, text)
+    files.folder("--out", options.out)
     started = time.perf_counter()
     _announce(options, source, lm, text, config)
     written = _measure(options, source, lm, text, device, config, methods, baselines)
@@ -239,7 +240,7 @@ def _device(options: Options) -> Any:
 def _folder(options: Options) -> str | Path:
     from nvcim_jax import models
 
-    return Path(models.__file__).parent / "bundled" if options.model == "bundled" else options.model
+    return models.BUNDLED if options.model == "bundled" else options.model
 
 
 def _load(options: Options) -> Any:
@@ -317,11 +318,10 @@ def _estimate(options: Options, config: Any) -> int:
     from nvcim_jax import models
     from nvcim_jax.cli import estimate
     from nvcim_jax.cli.tables import print_table
-    from nvcim_jax.models.hf_config import read_json
 
     wanted = {options.model: models.load_config(_folder(options))}
     raw = Path(_folder(options)) / "config.json"
-    packed = {options.model} if raw.is_file() and read_json(raw).get("quantization_config") else set()
+    packed = {options.model} if raw.is_file() and files.read_json("--model", raw).get("quantization_config") else set()
     if options.model == "bundled":
         wanted |= estimate.PUBLISHED
         packed |= {name for name in wanted if estimate.PACKED in name}
@@ -368,11 +368,11 @@ def _measure(
     from nvcim_jax.progress import progress_bar
 
     if not source.streams[0].labels:
-        options.out.mkdir(parents=True, exist_ok=True)
+        files.folder("--out", options.out)
         return []
     settings: dict[str, Any] = {"methods": methods, "baselines": baselines}
     total = len(study.plan(source.streams, [device], **settings))
-    with progress_bar(total, None, "rows of the table") as advance:
+    with progress_bar(total, None, "rows of the table", even=False, lines=True) as advance:
         study.run(
             options.out,
             jax.random.key(options.seed),
@@ -403,7 +403,7 @@ def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, co
         return []
     steps = sum(len(stream.blocks) + options.predictions for stream in source.streams)
     rows, written = [], []
-    with progress_bar(steps, None, "predictions") as advance:
+    with progress_bar(steps, None, "predictions", even=False, lines=True) as advance:
         for stream in source.streams:
             made = official.predict(
                 jax.random.key(options.seed),

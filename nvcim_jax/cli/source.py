@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvcim_jax import checks, data, metrics
-from nvcim_jax.data.profile import MARKERS
+from nvcim_jax.data import MARKERS
 
 __all__ = ["LABEL_LIMIT", "Source", "read_source"]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +74,7 @@ def main(options: Options) -> int:
         return submit(made, options)
     shard = _shard(options.shard)
     out = options.out if shard == (1, 1) else options.out / f"shard-{shard[0]:04d}-of-{shard[1]:04d}"
-    run_grid(
+    found = run_grid(
         made,
         out,
         command=command,
@@ -82,7 +83,7 @@ def main(options: Options) -> int:
         placement=montecarlo.Placement(chunk=options.chunk, memory_budget_mb=options.memory_budget_mb),
     )
     if shard == (1, 1):
-        finish(options.out, command, options.plots)
+        finish(options.out, command, options.plots, [(p.settings, range(p.stats.num_instances)) for p in found.points])
     return 0
 
 
@@ -121,7 +122,7 @@ def run_grid(
         traced=tuple(name for name in axes if name in matrix.NUMBERS),
         args=lambda settings: matrix.operands({**fixed, **settings}, made.seed),
         precision=precision,
-        store=io.points(out, config={"metric": "relative error of one product", "fixed": fixed}),
+        store=io.points(out, config={"metric": "relative error of one product", **fixed}),
         placement=placement,
     )
     points, programs = len(found.points), found.num_programs
@@ -129,13 +130,15 @@ def run_grid(
     return found
 
 
-def finish(out: Path, command: str, plots: bool) -> None:
-    """Write the tables of a sweep, print the summary, and draw the figures."""
-    records, summary = io.export(out, command=command)
-    points = io.read_points(out)
+def finish(out: Path, command: str, plots: bool, only: Sequence[tuple[dict[str, Any], range]] | None = None) -> None:
+    """Write the tables of a sweep, print the summary, and draw the figures, of what was asked for alone."""
+    records, summary = io.export(out, command=command, only=only)
+    points = io.read_points(out, only)
     devices = [settings["device"] for settings, _ in points if "device" in settings]
     label = matrix.sigma_label(devices, command).replace("\n", " ")
     print_table(io.summary(points), title=f"Relative error of a product over chips; {label}")
+    if only is not None and (rest := io.left_out(out, only)):
+        print(f"left out: {out} also holds {rest}")
     print(f"every chip: {records}\nsummary: {summary}")
     if plots:
         from nvcim_jax.cli.plot import draw

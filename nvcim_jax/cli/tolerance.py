@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import tyro
 
-from nvcim_jax import checks, montecarlo
+from nvcim_jax import checks, io, montecarlo
 from nvcim_jax.cli import matrix
 from nvcim_jax.cli.spec import read_grid
 from nvcim_jax.cli.tables import print_table
@@ -38,6 +39,8 @@ class Options:
     """Chips, the same at every value."""
     seed: int = 0
     """Seed of the chips."""
+    out: Path = Path("runs/tolerance")
+    """Folder of the chips at every value that was tried; the same command goes on from there."""
     resolution: float = 1e-3
     """Width of the final bracket as a fraction of high - low."""
 
@@ -54,16 +57,16 @@ def main(options: Options) -> int:
     def error(key: jax.Array, value: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, {options.of: jnp.asarray(value)}, weights, x)["error"]
 
+    out = options.out / io.point_name({**fixed, "of": options.of, "seed": options.seed})
     found = montecarlo.tolerance(
         error,
         jax.random.key(options.seed),
         options.instances,
-        bound=options.max_error,
-        low=options.low,
-        high=options.high,
-        share=options.share,
+        good=montecarlo.Good(bound=options.max_error, share=options.share),
+        between=(options.low, options.high),
         args=matrix.operands(settings, options.seed),
         resolution=options.resolution,
+        store=io.points(out, config=fixed),
     )
     rows = [{options.of: x, "share of good chips": share} for x, share in found.curve]
     print_table(rows, title=f"On {matrix.named(fixed)}")

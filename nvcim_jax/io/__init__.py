@@ -4,8 +4,8 @@ from nvcim_jax.io.fingerprint import difference, fingerprint
 from nvcim_jax.io.merging import Merged, merge, merge_points
 from nvcim_jax.io.records import locked, read
 from nvcim_jax.io.state import load_state, save_state
-from nvcim_jax.io.store import folder, points
-from nvcim_jax.io.tables import export, read_points, summary
+from nvcim_jax.io.store import folder, holds, point_name, points
+from nvcim_jax.io.tables import export, left_out, read_points, summary
 
 __all__ = [
     "Merged",
@@ -13,10 +13,13 @@ __all__ = [
     "export",
     "fingerprint",
     "folder",
+    "holds",
+    "left_out",
     "load_state",
     "locked",
     "merge",
     "merge_points",
+    "point_name",
     "points",
     "read",
     "read_points",

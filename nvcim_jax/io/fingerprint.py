@@ -27,17 +27,18 @@ def fingerprint(config: Any, work: Work) -> dict[str, Any]:
         work: What is computed; arrays enter by a SHA-256 of their bytes.
 
     Returns:
-        Dictionary with `config`, `versions`, `key` and `args`.
+        Dictionary with `config`, `metric`, `versions`, `key` and `args`.
     """
     data = np.asarray(jax.random.key_data(jax.random.clone(work.key)))
     leaves = jax.tree_util.tree_flatten_with_path(work.args)[0]
     found = {
         "config": config,
+        "metric": work.program,
         "versions": {name: _version(name) for name in _PACKAGES},
         "key": {"implementation": str(jax.random.key_impl(work.key)), "data": data},
         "args": {jax.tree_util.keystr(path, simple=True, separator="."): _digest(leaf) for path, leaf in leaves},
     }
-    return json.loads(json.dumps(found, default=_plain, sort_keys=True))
+    return json.loads(json.dumps(found, default=_plain))
 
 
 def _version(name: str) -> str:
@@ -69,6 +70,30 @@ def _plain(value: Any) -> Any:
     return checks.fail("config", "hold plain values, arrays and dataclasses only", found)
 
 
+@checked
+def difference(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return one phrase for everything that is not the same, in words.
+
+    Args:
+        there: A fingerprint, as it was kept.
+        here: The one of now.
+
+    Example:
+        >>> there = {"config": {"sigma": 0.1}, "key": {"data": [0, 4]}, "args": {"0": "float32[2] sha256 ab"}}
+        >>> here = {"config": {"sigma": 0.2}, "key": {"data": [0, 5]}, "args": {"0": "float32[2] sha256 cd"}}
+        >>> print("; ".join(difference(there, here)))
+        the setting sigma (0.1 there, 0.2 here); the seed (4 there, 5 here); argument 0 (other values in a float32[2])
+    """
+    parts = ("config", "key", "metric", "versions", "args")
+    worded = {"config": _settings, "key": _key, "metric": _metric, "versions": _versions, "args": _arguments}
+    return [
+        phrase
+        for name in parts
+        if there.get(name) != here.get(name)
+        for phrase in worded[name](there.get(name), here.get(name))
+    ]
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
@@ -78,18 +103,80 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@checked
-def difference(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return one phrase for each setting that is not the same.
-
-    Example:
-        >>> difference({"config": {"sigma": 0.1, "rows": 8}}, {"config": {"sigma": 0.2, "rows": 8}})
-        ['config.sigma (0.1 there, 0.2 here)']
-    """
+def _pairs(there: Any, here: Any) -> list[tuple[str, str, str]]:
+    """Return name and both values of every leaf that differs."""
     old, new = _flat(there), _flat(here)
-    missing = "nothing"
-    return [
-        f"{name} ({old.get(name, missing)!r} there, {new.get(name, missing)!r} here)"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, missing) != new.get(name, missing)
-    ]
+    names = [name for name in {**old, **new} if old.get(name, _pairs) != new.get(name, _pairs)]
+
+    def word(part: dict[str, Any], name: str) -> str:
+        return repr(part[name]) if name in part else "nothing"
+
+    return [(name, word(old, name), word(new, name)) for name in names]
+
+
+def _settings(there: Any, here: Any) -> list[str]:
+    plain = ("common.", "settings.")  # of a sweep's point
+    found = []
+    for name, old, new in _pairs(there, here):
+        name = next((name.removeprefix(p) for p in plain if name.startswith(p)), name)
+        found.append(f"the setting{f' {name}' if name else 's'} ({old} there, {new} here)")
+    return found
+
+
+def _key(there: Any, here: Any) -> list[str]:
+    there, here = there or {}, here or {}
+    old, new = there.get("data"), here.get("data")
+    if there.get("implementation") != here.get("implementation"):
+        return [f"the kind of key ({there.get('implementation')} there, {here.get('implementation')} here)"]
+    if len(old) == len(new) == 2:  # threefry: the two halves of the seed, or of what was split off it
+        old, new = ((high << 32) + low for high, low in (old, new))
+    return [f"the seed ({old} there, {new} here)"]
+
+
+def _metric(there: Any, here: Any) -> list[str]:
+    if not there or not here:
+        return ["the metric (not known there)" if here else "the metric (not known here)"]
+    if there["operations"] != here["operations"]:
+        return ["the metric (it computes something else)"]
+    for old, new in zip(there["numbers"], here["numbers"], strict=False):
+        if old != new:
+            return [f"the metric (a number in it: {old.split()[0]} there, {new.split()[0]} here)"]
+    if there["arrays"] != here["arrays"]:
+        kinds = [old.split()[0] for old, new in zip(there["arrays"], here["arrays"], strict=False) if old != new]
+        return [
+            f"the metric (other values in an array that it closes over, {kinds[0] if kinds else 'of another form'})"
+        ]
+    return ["the metric (a number in it)"]
+
+
+def _versions(there: Any, here: Any) -> list[str]:
+    return [f"the version of {n} ({old} there, {new} here)" for n, old, new in _pairs(there, here)]
+
+
+_MOST_ARGUMENTS = 3
+
+
+def _arguments(there: Any, here: Any) -> list[str]:
+    there, here = there or {}, here or {}
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        grouped.setdefault(name.split(".")[0], []).append(name)
+    found = []
+    for group, members in grouped.items():
+        if len(members) > _MOST_ARGUMENTS:
+            found.append(f"{_argument(group)} ({len(members)} numbers or arrays in it)")
+        else:
+            found += [f"{_argument(n)} ({_values(there.get(n), here.get(n))})" for n in members]
+    return found
+
+
+def _argument(name: str) -> str:
+    return f"argument {name}" if name[:1].isdigit() else name
+
+
+def _values(old: str | None, new: str | None) -> str:
+    kinds = [None if value is None else value.split(" sha256 ")[0] for value in (old, new)]
+    if kinds[0] == kinds[1]:
+        return f"other values in a {kinds[0]}"
+    return f"{kinds[0] or 'nothing'} there, {kinds[1] or 'nothing'} here"

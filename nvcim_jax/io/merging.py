@@ -1,6 +1,5 @@
 """Join records of one run that were computed apart, and find what is missing, double or in conflict."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -98,7 +97,7 @@ def merge_points(
 
 
 def _same_run(folders: list[Path]) -> dict[str, object]:
-    found = [json.loads((folder / "run.json").read_text(encoding="utf-8"))["fingerprint"] for folder in folders]
+    found = [records.read_about(folder)["fingerprint"] for folder in folders]
     for folder, other in zip(folders, found, strict=True):
         differing = difference(found[0], other)
         if differing:

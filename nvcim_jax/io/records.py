@@ -31,6 +31,7 @@ __all__ = [
     "missing",
     "open_folder",
     "read",
+    "read_about",
     "read_range",
     "write_columns",
 ]
@@ -56,7 +57,9 @@ def _from_parquet(path: Path, shapes: dict[str, list[int]]) -> Table:
     try:
         table = pq.read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-        raise ValueError(f"{path} is not a file of records ({error}). Delete it and run again.") from error
+        reason = " ".join(str(error).split())
+        found = f"{path} is damaged ({reason})"
+        raise ValueError(f"Argument `folder` must hold whole records, but {found}. Delete it and run again.") from error
     named = {}
     for name, shape in shapes.items():
         column = table.column(name).combine_chunks()
@@ -68,7 +71,7 @@ def _from_parquet(path: Path, shapes: dict[str, list[int]]) -> Table:
 def write_columns(folder: Path, first: int, named: dict[str, np.ndarray]) -> None:
     """Save named columns of the instances first, first + 1, ... as one file."""
     shapes = {name: list(array.shape[1:]) for name, array in named.items()}
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about = read_about(folder)
     if about["columns"] is None:
         files.write_json(folder / "run.json", about | {"columns": shapes})
     elif about["columns"] != shapes:
@@ -76,6 +79,23 @@ def write_columns(folder: Path, first: int, named: dict[str, np.ndarray]) -> Non
     num = len(next(iter(named.values())))
     name = f"{first:010d}-{first + num:010d}.parquet"
     files.write(folder / "chunks" / name, _to_parquet(np.arange(first, first + num), named))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says of a folder of records.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        checks.fail("folder", "be a folder of records", f"has no run.json: {folder}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"fingerprint": dict(found["fingerprint"]), "columns": found["columns"]}
+    except (ValueError, KeyError, TypeError):
+        fix = "Delete the folder and run again, or take the file from a copy."
+    return checks.fail("folder", "hold a whole run.json", f"{path} is damaged", fix)
 
 
 def _chunk_files(folder: Path) -> list[tuple[range, Path]]:
@@ -108,7 +128,7 @@ def missing(ids: range, done: list[range]) -> list[range]:
 
 def read_range(folder: Path, ids: range) -> Iterator[Table]:
     """Yield the saved chunks that lie in `ids`, cut to it, in order."""
-    shapes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["columns"]
+    shapes = read_about(folder)["columns"]
     for span, path in _chunk_files(folder):
         if span.stop > ids.start and span.start < ids.stop:
             table = _from_parquet(path, shapes)
@@ -124,8 +144,7 @@ def read(folder: str | Path) -> Table:
         ValueError: If the folder holds none, or one instance twice with different values.
     """
     folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        checks.fail("folder", "be a folder of records", f"has no run.json: {folder}")
+    read_about(folder)
     parts = list(read_range(folder, range(2**32))) if finished(folder) else []
     if not parts:
         checks.fail("folder", "hold records", f"has no finished chunk: {folder}")
@@ -194,10 +213,9 @@ def open_folder(folder: Path, found: dict[str, Any]) -> None:
     about = folder / "run.json"
     if not about.is_file():
         files.write_json(about, {"fingerprint": found, "columns": None})
-    there = json.loads(about.read_text(encoding="utf-8"))["fingerprint"]
-    differing = difference(there, found)
+    differing = difference(read_about(folder)["fingerprint"], found)
     if differing:
         text = f"differs in {'; '.join(differing)}: {folder}"
-        checks.fail("folder", "hold the same run", text, "Use another folder, or go back to those settings.")
+        checks.fail("folder", "hold the same run", text, "Use another folder, or go back to what it was made with.")
     for leftover in [*folder.glob(".*.tmp"), *(folder / "chunks").glob(".*.tmp")]:
         leftover.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from nvcim_jax.io.fingerprint import fingerprint
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Records, Store, Work
 
-__all__ = ["folder", "points"]
+__all__ = ["folder", "holds", "point_name", "points"]
 
 Columns = dict[str, np.ndarray]
 
@@ -98,6 +98,14 @@ def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
     return of_point
 
 
+@checked
+def holds(path: str | Path) -> bool:
+    """Return whether a folder holds anything that a run was to keep: instances, or records of a study."""
+    path = Path(path)
+    return any(path.rglob("chunks/*.parquet")) or any(file.stat().st_size for file in path.rglob("records.jsonl"))
+
+
+@checked
 def point_name(settings: dict[str, Any]) -> str:
     """Return the folder name of a point, from its settings alone, so that a grid may grow.
 

@@ -7,18 +7,25 @@ from typing import Any
 
 from nvcim_jax import checks, files
 from nvcim_jax.io import records
+from nvcim_jax.io.store import point_name
 from nvcim_jax.montecarlo import QUANTILES, stats_of_values
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Table
 
-__all__ = ["export", "read_points", "summary"]
+__all__ = ["export", "left_out", "read_points", "summary"]
 
 Settings = dict[str, Any]
+Asked = tuple[Settings, range]
 
 
 @checked
-def read_points(folder: str | Path) -> list[tuple[Settings, Table]]:
-    """Read the records of every point of a sweep, sorted by the names of their folders.
+def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list[tuple[Settings, Table]]:
+    """Read the records of the points of a sweep.
+
+    Args:
+        folder: Folder of the sweep.
+        only: Settings and ids of the points to read, in order; None reads all that there is, by the names of their
+            folders.
 
     Raises:
         ValueError: If the folder holds no points.
@@ -26,11 +33,31 @@ def read_points(folder: str | Path) -> list[tuple[Settings, Table]]:
     paths = sorted(path for path in (Path(folder) / "points").glob("*") if (path / "run.json").is_file())
     if not paths:
         checks.fail("folder", "hold the points of a sweep", f"has none: {folder}", "Run `nvcim sweep` into it first.")
-    found = []
-    for path in paths:
-        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        found.append((about["fingerprint"]["config"]["settings"], records.read(path)))
-    return found
+    if only is None:
+        return [(records.read_about(path)["fingerprint"]["config"]["settings"], records.read(path)) for path in paths]
+    return [(settings, _part(Path(folder) / "points" / point_name(settings), ids)) for settings, ids in only]
+
+
+def _part(path: Path, ids: range) -> Table:
+    table = records.read(path)
+    inside = (table.instance >= ids.start) & (table.instance < ids.stop)
+    return Table(table.instance[inside], {name: column[inside] for name, column in table.columns.items()})
+
+
+@checked
+def left_out(folder: str | Path, only: Sequence[Asked]) -> str:
+    """Say what a sweep's folder holds besides what was asked for: other points, further instances; "" for nothing."""
+    wanted = {point_name(settings): ids for settings, ids in only}
+    points, instances = 0, 0
+    for path in (Path(folder) / "points").glob("*"):
+        if path.name in wanted:
+            rest = [records.missing(part, [wanted[path.name]]) for part in records.finished(path)]
+            instances += sum(len(part) for parts in rest for part in parts)
+        else:
+            points += (path / "run.json").is_file()
+    said = [f"{points} other points"] if points else []
+    said += [f"{instances} further instances of these"] if instances else []
+    return " and ".join(said)
 
 
 @checked
@@ -49,12 +76,20 @@ def summary(points: Sequence[tuple[Settings, Table]], quantiles: tuple[float, ..
 
 
 @checked
-def export(folder: str | Path, *, command: str) -> tuple[Path, Path]:
+def export(
+    folder: str | Path,
+    *,
+    command: str,
+    only: Sequence[Asked] | None = None,
+    larger_is_better: Sequence[str] | None = None,
+) -> tuple[Path, Path]:
     """Write `records.parquet` (every instance of every point) and `summary.csv` of a sweep's folder.
 
     Args:
         folder: Folder of the sweep.
+        only: See `read_points`.
         command: The command that made the records; kept in the Parquet file, and by it in every figure.
+        larger_is_better: Names of the values that should be large, kept for the figures of yields.
 
     Returns:
         The two paths.
@@ -62,7 +97,7 @@ def export(folder: str | Path, *, command: str) -> tuple[Path, Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder, points = Path(folder), read_points(folder)
+    folder, points = Path(folder), read_points(folder, only)
     axes = list(dict.fromkeys(name for settings, _ in points for name in settings))
     parts = []
     for settings, table in points:
@@ -73,6 +108,8 @@ def export(folder: str | Path, *, command: str) -> tuple[Path, Path]:
     joined = pa.concat_tables(parts, promote_options="permissive")
     sink = pa.BufferOutputStream()
     about = {"axes": json.dumps(axes), "command": command}
+    if larger_is_better is not None:
+        about["larger_is_better"] = ", ".join(larger_is_better)
     pq.write_table(joined.replace_schema_metadata(about), sink)
     whole = files.write(folder / "records.parquet", sink.getvalue().to_pybytes())
     return whole, files.write(folder / "summary.csv", files.csv(summary(points)))

@@ -1,9 +1,14 @@
 """One function over many device instances: keys, chunks, meshes, statistics, stopping, sensitivity."""
 
-from nvcim_jax.montecarlo.bisection import Tolerance, tolerance
-from nvcim_jax.montecarlo.engine import Chunk, instance_mesh, stream
+from nvcim_jax.montecarlo.bisection import Good, Tolerance, tolerance
+from nvcim_jax.montecarlo.engine import instance_mesh, stream
 from nvcim_jax.montecarlo.gradients import Sensitivity, sensitivity
-from nvcim_jax.montecarlo.intervals import Interval, mean_interval, quantile_interval, yield_interval
+from nvcim_jax.montecarlo.intervals import (
+    Interval,
+    mean_interval,
+    quantile_interval,
+    yield_interval,
+)
 from nvcim_jax.montecarlo.placement import Placement
 from nvcim_jax.montecarlo.runner import QUANTILES, run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
@@ -19,7 +24,7 @@ from nvcim_jax.montecarlo.variance import (
 
 __all__ = [
     "QUANTILES",
-    "Chunk",
+    "Good",
     "Interval",
     "Placement",
     "Point",

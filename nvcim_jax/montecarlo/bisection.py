@@ -11,11 +11,32 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.intervals import Interval, yield_interval
 from nvcim_jax.montecarlo.runner import run
-from nvcim_jax.progress import Advance, progress_bar
+from nvcim_jax.progress import progress_bar
 from nvcim_jax.signature import checked
-from nvcim_jax.types import Key
+from nvcim_jax.types import Key, Store
 
-__all__ = ["Tolerance", "tolerance"]
+__all__ = ["Good", "Tolerance", "tolerance"]
+
+
+@checks.frozen_config
+class Good:
+    """Which chips are good, and how many must be.
+
+    Attributes:
+        bound: Worst metric of a good chip: the largest, or the smallest if `larger_is_better`.
+        larger_is_better: Whether the metric is one, like an accuracy, that should be large.
+        share: Wanted share of good chips, in (0, 1). To be sure of 99 % at 95 % confidence takes 381 chips at least.
+        level: Confidence of the ends of the result.
+    """
+
+    bound: float
+    larger_is_better: bool = False
+    share: float = 0.99
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        checks.number("share", self.share, low=1e-9, high=1 - 1e-9)
+        checks.number("level", self.level, low=0.5, high=0.9999)
 
 
 class Tolerance(NamedTuple):
@@ -43,17 +64,14 @@ def tolerance(
     key: Key,
     num_instances: int,
     *,
-    bound: float,
-    low: float,
-    high: float,
-    share: float = 0.99,
+    good: Good,
+    between: tuple[float, float],
     args: tuple[Any, ...] = (),
     resolution: float = 1e-3,
-    level: float = 0.95,
-    progress: bool | Advance | None = None,
+    store: Callable[[dict[str, Any]], Store] | None = None,
     **options: Any,
 ) -> Tolerance:
-    """Bisect for the largest x at which `share` of the chips have `fn(key, x, *args) <= bound`.
+    """Bisect for the largest x at which enough chips are good, by their metric `fn(key, x, *args)`.
 
     Every x is tried on the same chips (common random numbers), so the yield falls without jitter where each chip gets
     worse with x, and one program serves all. A chip with a non-finite metric is a failed one.
@@ -61,54 +79,54 @@ def tolerance(
     Args:
         fn: Metric of one chip, `fn(key, x, *args)`, one number.
         key: One JAX random key.
-        num_instances: Chips. To be sure of 99 % at 95 % confidence takes 381 chips at least.
-        bound: Largest metric of a good chip.
-        low: Least x; must be good enough.
-        high: Greatest x to try.
-        share: Wanted share of good chips, in (0, 1).
+        num_instances: Chips, the same at every x.
+        good: Which chips are good, and how many must be.
+        between: Least x, which must be good enough, and greatest x to try.
         args: Further arguments.
-        resolution: Width of the final bracket, as a fraction of high - low.
-        level: Confidence of `low` and `high` of the result.
-        progress: See `run`.
-        **options: `placement` of `run`.
+        resolution: Width of the final bracket, as a fraction of the first.
+        store: Where the chips of an x are kept, from `{"x": x}`, such as `nvcim_jax.io.points("runs/x")`: a bisection
+            that was killed goes on from there.
+        **options: `placement`, `progress` of `run`.
 
     Returns:
         `Tolerance`.
 
     Raises:
-        ValueError: If `low` is not good enough or `high` still is.
+        ValueError: If the least x is not good enough or the greatest still is.
 
     Example:
         >>> found = tolerance(lambda key, x: x * jax.numpy.abs(jax.random.normal(key)), jax.random.key(0), 20_000,
-        ...                   bound=1.0, low=0.0, high=1.0)
+        ...                   good=Good(bound=1.0), between=(0.0, 1.0))
         >>> found.low < 1 / 2.5758 < found.high  # 99 % of |N| lie below 2.5758
         True
     """
-    checks.number("share", share, low=1e-9, high=1 - 1e-9)
     checks.number("resolution", resolution, low=1e-6, high=0.5)
+    low, high = between
     if not low < high:
-        checks.fail("high", "be above low", f"is {high:g} with low {low:g}")
+        checks.fail("between", "be the least and the greatest x", f"is ({low:g}, {high:g})")
     tried: dict[float, Interval] = {}
     steps = math.ceil(math.log2(1 / resolution))
-    with progress_bar(num_instances * (2 + 3 * steps), progress, "instances (at most)") as advance:
+    total = num_instances * (2 + 3 * steps)
+    with progress_bar(total, options.pop("progress", None), "instances (at most)") as advance:
 
         def at(x: float) -> Interval:
             if x not in tried:
-                call = {"args": (jnp.float32(x), *args), "progress": advance, "quantiles": (), **options}
+                kept = None if store is None else store({"x": x})
+                call = {"args": (jnp.float32(x), *args), "progress": advance, "quantiles": (), "store": kept, **options}
                 values = run(fn, key, num_instances, **call).values
                 if np.ndim(values) != 1:
                     checks.fail("fn", "return one number", f"returns shape {np.shape(values)[1:]}")
-                tried[x] = yield_interval(values, bound, level)
+                tried[x] = yield_interval(values, good.bound, good.level, larger_is_better=good.larger_is_better)
             return tried[x]
 
-        _check_bracket(at(low), at(high), low, high, share)
-        crossings = [_bisect(lambda x, e=end: e(at(x)) >= share, low, high, steps) for end in _ENDS]
+        _check_bracket(at(low), at(high), between, good.share)
+        crossings = [_bisect(lambda x, e=end: e(at(x)) >= good.share, low, high, steps) for end in _ENDS]
     value, safe, beyond = crossings
     curve = tuple((x, tried[x].estimate) for x in sorted(tried))
     return Tolerance(
         value,
-        safe if tried[low].low >= share else math.nan,
-        beyond if tried[high].high < share else math.inf,
+        safe if tried[low].low >= good.share else math.nan,
+        beyond if tried[high].high < good.share else math.inf,
         tried[value],
         curve,
     )
@@ -127,10 +145,13 @@ def _bisect(good: Callable[[float], bool], low: float, high: float, steps: int) 
     return low
 
 
-def _check_bracket(at_low: Interval, at_high: Interval, low: float, high: float, share: float) -> None:
+def _check_bracket(at_low: Interval, at_high: Interval, between: tuple[float, float], share: float) -> None:
+    low, high = between
     if at_low.estimate < share:
-        found = f"gives {at_low.estimate:.4g} at {low:g}"
-        checks.fail("low", f"give a share of good chips of at least {share:g}", found, "Lower it, or relax the bound.")
+        found = f"has {at_low.estimate:.4g} at {low:g}"
+        fix = "Lower the least x, or relax the bound."
+        checks.fail("between", f"have a share of good chips of at least {share:g} at its least x", found, fix)
     if at_high.estimate >= share:
-        found = f"gives {at_high.estimate:.4g} at {high:g}"
-        checks.fail("high", f"give a share of good chips below {share:g}", found, "Raise it, or tighten the bound.")
+        found = f"has {at_high.estimate:.4g} at {high:g}"
+        fix = "Raise the greatest x, or tighten the bound."
+        checks.fail("between", f"have a share of good chips below {share:g} at its greatest x", found, fix)

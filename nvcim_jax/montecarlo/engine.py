@@ -30,10 +30,11 @@ from jax.sharding import PartitionSpec as P
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo.placement import CHOSEN, Placement
+from nvcim_jax.montecarlo.program import program
 from nvcim_jax.signature import checked
-from nvcim_jax.types import Key, PyTree
+from nvcim_jax.types import Key, PyTree, Work
 
-__all__ = ["Chunk", "compiled_map", "instance_mesh", "program", "stream", "structure"]
+__all__ = ["Chunk", "compiled_map", "instance_mesh", "stream", "structure", "work"]
 
 _MOST_IN_LOOP = 4096
 _MOST_IN_VMAP = 256
@@ -61,16 +62,6 @@ def instance_mesh(devices: list[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(devices), ("instance",), axis_types=(AxisType.Auto,))
 
 
-def _check_output(shapes: PyTree) -> None:
-    leaves = jax.tree.leaves(shapes)
-    if not leaves:
-        checks.fail("fn", "return a number, an array or a tree of arrays", "returns none", "Return the metric.")
-    for leaf in leaves:
-        numeric = jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)
-        if not (numeric or leaf.dtype == jnp.bool_):
-            checks.fail("fn", "return real numbers", f"returns {leaf.dtype}", "Return e.g. its absolute value.")
-
-
 @functools.lru_cache(maxsize=32)
 def compiled_map(fn: Callable[..., PyTree], chunk: int, mapping: str, mesh: Mesh) -> Any:
     """Return the jitted map of `fn` over one chunk of instances a device.
@@ -94,7 +85,6 @@ def compiled_map(fn: Callable[..., PyTree], chunk: int, mapping: str, mesh: Mesh
             return fn(jax.random.fold_in(key, instance), *args)
 
         shapes = jax.eval_shape(one, starts[0])
-        _check_output(shapes)
         if mapping == "vmap":
             return jax.vmap(one)(starts[0] + jnp.arange(chunk, dtype=jnp.uint32))
 
@@ -224,13 +214,9 @@ def structure(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...], 
     return compiled_map(fn, plan.chunk, plan.mapping, plan.mesh).eval_shape(key, ids, ids, args)
 
 
-def program(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...]) -> Any:
-    """Return the jaxpr of one instance, `(key, id, args) -> values`, with its constants."""
-
-    def one(key: jax.Array, instance: jax.Array, args: tuple[Any, ...]) -> PyTree:
-        return fn(jax.random.fold_in(key, instance), *args)
-
-    return jax.make_jaxpr(one)(jax.random.clone(key), np.uint32(0), args)
+def work(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...]) -> Work:
+    """Return what a run computes, for a store to compare with what it holds."""
+    return Work(program(_identified(fn), key, args), key, args)
 
 
 class _Bound(NamedTuple):
@@ -320,6 +306,7 @@ def stream(
     """
     key = checks.key("key", key)
     fn, plan = _identified(fn), _plan(key, placement)
+    program(fn, key, args)  # refuses what is drawn while the metric is traced
     if placement.mesh is not None:
         key, args = _place((key, args), plan.mesh, P())
     plan = _fit(fn, plan, key, args, placement.memory_budget_mb)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.montecarlo import sketch
+from nvcim_jax.montecarlo.columns import columns
 from nvcim_jax.montecarlo.engine import Chunk
 from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.montecarlo.statistics import (
@@ -133,7 +134,7 @@ def run(
     """Run a metric over device instances: instance i is `fn(fold_in(key, i), *args)`.
 
     Its value does not depend on how many instances are asked for, on the chunk, or on the mesh: bit for bit with
-    `mapping="loop"` (a CPU's default), within float rounding with "vmap", whose products are batched.
+    mapping "loop" (a CPU's default), within float rounding with "vmap", whose products are batched.
 
     `fn` is compiled once for a shape of `args`, whatever the key, the number of instances and the numbers in `args`.
     The compiled function is found again by the identity of `fn` (a `functools.partial` by what it binds): define it
@@ -172,7 +173,7 @@ def run(
     key = checks.key("key", key)
     ids = check_run(fn, key, num_instances, args=args, quantiles=quantiles, placement=placement)
     collected = _keep_values(len(ids)) if keep_values else _keep_moments(len(ids))
-    seen = Moments(0, None, None)
+    seen: dict[str, Moments] = {}
     parts = instances(fn, key, ids, args=args, placement=placement, store=store)
     with contextlib.closing(parts), progress_bar(len(ids), progress) as advance:
         for part in parts:
@@ -182,15 +183,23 @@ def run(
     return collected.stats(tuple(quantiles))
 
 
-def _running(seen: Moments, part: Chunk) -> Moments:
-    """Follow the first value's mean for the progress bar."""
-    first = jax.tree.leaves(part.values)[0].reshape(part.num, -1)[:, 0].astype(np.float64)
-    new = moments(first[np.isfinite(first)])
-    return merge(seen, new) if seen.num else new
+def _running(seen: dict[str, Moments], part: Chunk) -> dict[str, Moments]:
+    """Follow the means of the values that are numbers, for the progress bar."""
+    found = {}
+    for name, column in columns(part.values).items():
+        if column.ndim == 1:
+            wide = column.astype(np.float64)
+            new = moments(wide[np.isfinite(wide)])
+            found[name] = merge(seen[name], new) if name in seen else new
+    return found
 
 
-def _note(seen: Moments) -> str:
-    if seen.num < 2:
-        return ""
-    error = math.sqrt(float(seen.squares) / (seen.num - 1) / seen.num)
-    return f"mean {float(seen.mean):.4g} ± {error:.2g}"
+def _note(seen: dict[str, Moments]) -> str:
+    """Return the mean of the first value that varies, by its name where it has one."""
+    for name in sorted(seen, key=lambda name: name != "value"):
+        found = seen[name]
+        if found.num >= 2 and float(found.squares) > 0:
+            error = math.sqrt(float(found.squares) / (found.num - 1) / found.num)
+            what = "mean" if name == "value" else f"mean {name}"
+            return f"{what} {float(found.mean):.4g} ± {error:.2g}"
+    return ""

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from nvcim_jax.montecarlo.columns import columns, restore
-from nvcim_jax.montecarlo.engine import Chunk, program, stream, structure
+from nvcim_jax.montecarlo.engine import Chunk, stream, structure, work
 from nvcim_jax.montecarlo.placement import CHOSEN, Placement
-from nvcim_jax.types import PyTree, Records, Store, Work
+from nvcim_jax.types import PyTree, Records, Store
 
 __all__ = ["instances"]
 
@@ -41,7 +41,7 @@ def instances(
     if store is None:
         yield from stream(fn, key, ids, args=args, placement=placement)
         return
-    with store(Work(program(fn, key, args), key, args), ids) as records:
+    with store(work(fn, key, args), ids) as records:
         shapes = structure(fn, key, args, placement) if _all(records.missing) < len(ids) else None
         position = ids.start
         for gap in [*records.missing, range(ids.stop, ids.stop)]:

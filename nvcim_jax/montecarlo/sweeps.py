@@ -158,6 +158,7 @@ def sweep(
 
 def _check_traced(axes: Mapping[str, Sequence[Any]], traced: Sequence[str]) -> None:
     for name in traced:
+        checks.choice("traced", name, axes)
         for value in axes.get(name, ()):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 checks.fail(f"axes.{name}", "hold numbers", f"holds {value!r}")

@@ -1,5 +1,6 @@
 """Figures from saved records: column width, legible in print, safe for colour-blind readers."""
 
+from nvcim_jax.plots import chips
 from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
 from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
@@ -11,6 +12,7 @@ __all__ = [
     "Panel",
     "accuracy_bars",
     "accuracy_curves",
+    "chips",
     "error_curves",
     "error_distribution",
     "error_groups",

@@ -18,7 +18,7 @@ import numpy as np
 from nvcim_jax import checks, files
 from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure, style
 
-__all__ = ["Records", "band", "ecdf", "load", "number_axes", "violin", "yield_curve"]
+__all__ = ["Records", "band", "ecdf", "larger_is_better", "load", "number_axes", "violin", "yield_curve"]
 
 _MOST_GROUPS = 24
 # From this ratio of the greatest to the least number an axis is logarithmic.
@@ -62,6 +62,8 @@ def load(path: str | Path) -> Records:
         checks.fail("path", "hold the records of a sweep", f"has no axes: {path}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"records": str(path), "sha256": digest, "command": about.get(b"command", b"").decode()}
+    if b"larger_is_better" in about:
+        source["larger_is_better"] = about[b"larger_is_better"].decode()
     columns = {name: table.column(name).to_numpy() for name in table.column_names}
     return Records(columns, _as_named(json.loads(about[b"axes"]), source["command"]), source)
 
@@ -88,14 +90,20 @@ def _values(records: Records, metric: str) -> np.ndarray:
 
 
 def _groups(records: Records, without: str | None = None) -> list[tuple[str, np.ndarray]]:
+    """Return label and rows of each combination of settings, few enough to be curves."""
+    groups = _combinations(records, without)
+    if len(groups) > _MOST_GROUPS:
+        checks.fail("records", f"have at most {_MOST_GROUPS} curves", f"have {len(groups)}", "Sweep fewer settings.")
+    return groups
+
+
+def _combinations(records: Records, without: str | None = None) -> list[tuple[str, np.ndarray]]:
     """Return label and rows of each combination of settings, in the order of the axes' values."""
     axes = [name for name in records.axes if name != without and len(set(records.columns[name].tolist())) > 1]
     keys = list(zip(*[records.columns[name].tolist() for name in axes], strict=True)) if axes else []
     if not keys:
         return [("all chips", np.ones(len(records.columns["instance"]), bool))]
     unique = sorted(set(keys), key=lambda k: [(isinstance(v, str), "" if v is None else v) for v in k])
-    if len(unique) > _MOST_GROUPS:
-        checks.fail("records", f"have at most {_MOST_GROUPS} curves", f"have {len(unique)}", "Sweep fewer settings.")
     index = np.array([unique.index(key) for key in keys])
     labels = [", ".join(f"{name} {value}" for name, value in zip(axes, key, strict=True)) for key in unique]
     return [(label, index == i) for i, label in enumerate(labels)]
@@ -216,27 +224,65 @@ def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
     return _save(figure, axes, records, Path(path), len(groups))
 
 
-def yield_curve(records: Records, metric: str, x: str, path: str | Path, *, bound: float | None = None) -> Path:
-    """Draw the share of chips with metric <= bound against a number; a failed chip counts as over the bound.
+LARGER_IS_BETTER = ("accuracy", "f1", "hit", "right", "rouge", "score", "yield")
+"""Beginnings of the names of metrics that should be large, where the records do not say."""
+
+
+def larger_is_better(records: Records, metric: str) -> bool:
+    """Return whether a metric should be large: what the records say (`io.export`), or else what its name says.
+
+    Args:
+        records: From `load`.
+        metric: Name of the value.
+    """
+    said = records.source.get("larger_is_better")
+    return metric in said.split(", ") if said else metric.startswith(LARGER_IS_BETTER)
+
+
+def yield_curve(
+    records: Records,
+    metric: str,
+    x: str,
+    path: str | Path,
+    *,
+    bound: float | None = None,
+    larger: bool | None = None,
+) -> Path:
+    """Draw the share of good chips against a number: metric <= bound, or >= where larger is better.
+
+    A chip whose metric is not finite is not good. Without a bound it is what 95 % of the chips reach at the setting
+    whose median is the best, so that the curve says what is lost from there on.
 
     Args:
         records: From `load`.
         metric: Name of the value.
         x: Name of an axis that is a number.
         path: PNG file to write.
-        bound: Largest metric of a good chip; the median over all chips when None.
+        bound: Worst metric of a good chip.
+        larger: Whether larger is better; None asks `larger_is_better`.
 
     Returns:
         The path.
     """
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
-    limit = float(np.nanmedian(values)) if bound is None else bound
+    up = larger_is_better(records, metric) if larger is None else larger
+    sign = -1.0 if up else 1.0
+    limit = sign * _reached(sign * values, records) if bound is None else bound
     figure, axes = new_figure()
     groups = _groups(records, without=x)
     for i, (label, rows) in enumerate(groups):
         at = np.unique(records.columns[x][rows])
-        share = [np.mean(values[rows & (records.columns[x] == v)] <= limit) for v in at]
+        share = [np.mean(sign * values[rows & (records.columns[x] == v)] <= sign * limit) for v in at]
         axes.plot(at, share, label=label, **_curve(i))
-    axes.set(xlabel=records.label(x), ylabel=f"share of chips with {metric} <= {limit:.3g}", ylim=(-0.02, 1.02))
+    how = ", what 95 % reach at the best" if bound is None else ""
+    good = f"{metric} {'>=' if up else '<='} {limit:.3g}{how}"
+    axes.set(xlabel=records.label(x), ylabel=f"share of chips with {good}", ylim=(-0.02, 1.02))
     return _save(figure, axes, records, Path(path), len(groups))
+
+
+def _reached(values: np.ndarray, records: Records) -> float:
+    """Return the smallest bound that 95 % of the chips keep at the setting with the lowest median."""
+    groups = [values[rows & np.isfinite(values)] for _, rows in _combinations(records)]
+    best = min((group for group in groups if len(group)), key=np.median, default=np.zeros(1))
+    return float(np.quantile(best, 0.95, method="higher"))

@@ -1,6 +1,6 @@
 """Evaluation of the pipeline: methods and baselines on streams whose domain shifts, chip by chip, and their tables."""
 
-from nvcim_jax.study.folder import read, run
+from nvcim_jax.study.folder import Incomplete, incomplete, read, run
 from nvcim_jax.study.measure import measure
 from nvcim_jax.study.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
 from nvcim_jax.study.nearest_text import nearest_text
@@ -14,6 +14,7 @@ from nvcim_jax.study.protocol import (
     make_questions,
     method_config,
     observe_stream,
+    retrieve_on_chip,
     tune_one,
 )
 from nvcim_jax.study.summary import shift_matrix, summarise
@@ -24,6 +25,7 @@ __all__ = [
     "METHODS",
     "MITIGATIONS",
     "MOST_CHIPS",
+    "Incomplete",
     "Method",
     "Observed",
     "Questions",
@@ -32,6 +34,7 @@ __all__ = [
     "chip_metric",
     "code_importance",
     "curvature",
+    "incomplete",
     "make_questions",
     "measure",
     "method_config",
@@ -40,6 +43,7 @@ __all__ = [
     "plan",
     "program_selected",
     "read",
+    "retrieve_on_chip",
     "run",
     "shift_matrix",
     "summarise",

@@ -1,11 +1,12 @@
 """A study in a folder: every finished unit is kept, and a second call goes on where the first one stopped."""
 
+import collections
 import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvcim_jax import checks, devices, files, io
 from nvcim_jax.models import LM, Text
@@ -13,10 +14,24 @@ from nvcim_jax.study.measure import Record, measure
 from nvcim_jax.study.plan import DIGITAL, Unit, plan
 from nvcim_jax.types import Key, Work
 
-__all__ = ["read", "run"]
+__all__ = ["Incomplete", "incomplete", "read", "run"]
 
-RECORDS = "records.jsonl"
+RECORDS, ABOUT = "records.jsonl", "study.json"
 _FREE = ("advance",)  # what changes no record
+
+
+class Incomplete(NamedTuple):
+    """Units of a study that are not whole.
+
+    Attributes:
+        num_found: Records that are there, of all units.
+        num_expected: Records that a finished study has.
+        units: Units that lack some or all of their records.
+    """
+
+    num_found: int
+    num_expected: int
+    units: tuple[Unit, ...]
 
 
 def read(folder: str | Path) -> list[Record]:
@@ -26,35 +41,98 @@ def read(folder: str | Path) -> list[Record]:
         folder: A folder that `run` has written, or one that holds such folders (parts of one study).
 
     Returns:
-        The records of all finished units.
+        The records of all finished units: no mean over them misses any. `incomplete` tells what is left out.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no records.
+        ValueError: If it holds no records, or a line of them is damaged.
     """
+    found = []
+    for path in _record_files(folder):
+        wanted = _wanted(path)
+        found += _whole_lines(path) if wanted is None else _finished(path, wanted)
+    return found
+
+
+def incomplete(folder: str | Path) -> Incomplete:
+    """Return what the studies in a folder lack; nothing is known of records that stand without their `study.json`.
+
+    Args:
+        folder: See `read`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no records, or a line of them is damaged.
+    """
+    num_found, num_expected, units = 0, 0, []
+    for path in _record_files(folder):
+        lines = _whole_lines(path)
+        wanted = _wanted(path) or {}
+        there = _counts(lines)
+        num_found += len(lines)
+        if not wanted and _cut(path):  # how many are missing is not known; the last unit is one of them
+            num_expected += 1
+            units += [_unit(line) for line in lines[-1:]]
+        num_expected += sum(wanted.values()) if wanted else len(lines)
+        units += [unit for unit, number in wanted.items() if there.get(unit) != number]
+    return Incomplete(num_found, num_expected, tuple(units))
+
+
+def _record_files(folder: str | Path) -> list[Path]:
     folder = checks.file("folder", folder, folder=True)
     paths = sorted(Path(folder).rglob(RECORDS))
     if not paths:
         checks.fail("folder", f"hold {RECORDS}, or folders that do", f"{folder} has none", "Run the study first.")
-    return [record for path in paths for record in _whole_lines(path)]
+    return paths
+
+
+def _wanted(path: Path) -> dict[Unit, int] | None:
+    """Return how many records each unit has, from the file beside the records; None where there is none."""
+    about = path.with_name(ABOUT)
+    return {Unit(*unit): number for *unit, number in _about_of(about)["units"]} if about.is_file() else None
+
+
+def _about_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"fingerprint": dict(found["fingerprint"]), "units": list(found["units"])}
+    except (ValueError, KeyError, TypeError):
+        fix = "Use another folder, or delete it to measure everything again."
+    return checks.fail("folder", f"hold a whole {ABOUT}", f"{path} is damaged", fix)
+
+
+def _cut(path: Path) -> bool:
+    """Return whether the last line was left half written."""
+    return path.read_bytes()[-1:] not in (b"", b"\n")
 
 
 def _whole_lines(path: Path) -> list[Record]:
     """Return the records of a file; a last line that a killed process left half written does not count."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+            _unit(record)
+        except (ValueError, KeyError, TypeError):
+            fix = "Delete that line: the same command measures its unit again."
+            checks.fail("folder", "hold whole records", f"line {number} of {path} is damaged", fix)
+        found.append(record)
+    return found
 
 
 def _unit(record: Record) -> Unit:
     return Unit(*(record[name] for name in Unit._fields))
 
 
+def _counts(records: list[Record]) -> dict[Unit, int]:
+    return dict(collections.Counter(map(_unit, records)))
+
+
 def _finished(path: Path, wanted: dict[Unit, int]) -> list[Record]:
     """Return the records of the units that are whole."""
     records = _whole_lines(path) if path.is_file() else []
-    numbers: dict[Unit, int] = {}
-    for record in records:
-        numbers[_unit(record)] = numbers.get(_unit(record), 0) + 1
+    numbers = _counts(records)
     return [record for record in records if numbers[_unit(record)] == wanted.get(_unit(record))]
 
 
@@ -80,7 +158,8 @@ def _about(
     settings["template"] = dataclasses.asdict(text.template)
     settings["baselines"] = list(settings.get("baselines", ()))
     settings["streams"] = {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams}
-    args = (lm.params, tuple(device_list), options.get("train_device"))
+    devices_used = {f"device {i} ({d.name})": d for i, d in enumerate(device_list, 1)}
+    args = {"the language model": lm.params, **devices_used, "train_device": options.get("train_device")}
     return io.fingerprint(settings, Work(None, key, args))
 
 
@@ -143,8 +222,8 @@ def run(
     folder = files.folder("folder", folder)
     path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, options)
     with io.locked(folder):
-        _same_study(folder / "study.json", about)
         wanted = _numbers(streams, device_list, options)
+        _same_study(folder / ABOUT, about, wanted)
         done = _finished(path, wanted)
         files.write(path, _lines(done))
         advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
@@ -162,10 +241,11 @@ def run(
     return records
 
 
-def _same_study(path: Path, about: Any) -> None:
+def _same_study(path: Path, about: Any, wanted: dict[Unit, int]) -> None:
     if not path.is_file():
-        files.write_json(path, about)
-    differing = io.difference(json.loads(path.read_text(encoding="utf-8")), about)
+        files.write_json(path, {"fingerprint": about, "units": [[*unit, number] for unit, number in wanted.items()]})
+    differing = io.difference(_about_of(path)["fingerprint"], about)
     if differing:
         found = f"differs in {'; '.join(differing[:6])}: {path.parent}"
-        checks.fail("folder", "hold the same study", found, "Use another folder, or go back to those settings.")
+        fix = "Use another folder, or go back to what it was made with."
+        checks.fail("folder", "hold the same study", found, fix)

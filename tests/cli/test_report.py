@@ -63,3 +63,47 @@ def test_a_folder_without_records_gets_one_line(
     assert said.err.startswith("nvcim report: ")
     assert said.err.count("\n") == 1
     assert message in said.err
+
+
+def _study(folder: Path) -> Path:
+    """Write three methods on two streams, with the file that says how many records there must be."""
+    records = [
+        {**r, "method": method, "stream": s}
+        for method in ("frozen", "NVP*(MIPS)", "NVCiM-PT")
+        for s in (0, 1)
+        for r in _records(1)
+    ]
+    place = ("kind", "stream", "device", "sigma", "trained_for", "method")
+    units = list(dict.fromkeys(tuple(r[name] for name in place) for r in records))
+    about = {"fingerprint": {}, "units": [[*unit, 6] for unit in units]}
+    (folder / "study.json").write_text(json.dumps(about), encoding="utf-8")
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 999, 3000, 5000, 7000])
+def test_a_cut_file_of_records_is_counted_and_shows_no_mean_over_what_is_missing(
+    size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _study(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    there = whole[:size].count(b"\n")
+    code = cli.main(["report", str(tmp_path), "--no-plots"])
+    said = capsys.readouterr()
+    assert f"{there} of 36 records are there" in said.out + said.err
+    finished = there // 12  # rows of the table: six records of each of two streams
+    assert code == (1 if finished else 2)
+    assert sum("FeFET3, sigma" in line for line in said.out.splitlines()) == finished
+
+
+def test_a_damaged_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _study(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    for damage in (b'{"kind": "blo', b"\xff\xfe\x00", b"[1, 2]", b"null"):
+        path.write_bytes(b"\n".join([*lines[:4], damage, *lines[5:]]))
+        assert cli.main(["report", str(tmp_path), "--no-plots"]) == 2
+        said = capsys.readouterr().err
+        assert f"line 5 of {path} is damaged. Delete that line" in said
+        assert said.count("\n") == 1

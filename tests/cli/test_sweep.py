@@ -53,7 +53,7 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: p
     _main(f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --no-plots")
     capsys.readouterr()
     assert _main(f"sweep --axis sigma=0.1 {SMALL} --set adc_bits=8 --out {tmp_path} --no-plots") == 2
-    assert "config.common.fixed.adc_bits (None there, 8 here)" in capsys.readouterr().err
+    assert "the setting adc_bits (None there, 8 here)" in capsys.readouterr().err
 
 
 def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,15 +193,16 @@ def test_error_of_gaussian_cells_is_the_closed_form() -> None:
     assert abs(stats.mean - truth) < 5 * stats.standard_error
 
 
-def test_tolerance_prints_what_the_product_stands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tolerance_prints_what_the_product_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"{SMALL} --set device=Gaussian --instances 500 --max-error 0.3 --resolution 0.01"
+    words = f"{words} --out {tmp_path}"
     assert _main(f"tolerance {words}") == 0
     out = capsys.readouterr().out
     assert "share of good chips" in out
     assert "sigma <= 0.0" in out
     assert "sure up to 0.0" in out
     assert _main(f"tolerance {words} --high 0.001") == 2
-    assert "Raise it" in capsys.readouterr().err
+    assert "Raise the greatest x" in capsys.readouterr().err
 
 
 def test_sensitivity_names_the_property_that_limits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,3 +252,80 @@ def test_a_damaged_description_of_a_shard_is_named(tmp_path: Path, capsys: pytes
         said = capsys.readouterr().err
         assert "sweep.json is damaged" in said
         assert said.count("\n") == 1
+
+
+def test_what_is_reported_is_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"{SMALL} --out {tmp_path} --no-plots --set device=Gaussian"
+    assert _main(f"sweep --axis sigma=0.1 {words} --instances 20") == 0
+    capsys.readouterr()
+    assert _main(f"sweep --axis sigma=0.1 {words} --instances 10") == 0
+    assert f"left out: {tmp_path} also holds 10 further instances of these" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "records.parquet").num_rows == 10
+    assert _main(f"sweep --axis sigma=0.2,0.1 {words} --instances 12") == 0
+    assert "also holds 8 further instances of these" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
+    assert [(row["sigma"], row["num_instances"]) for row in rows] == [("0.2", "12"), ("0.1", "12")]
+    assert _main(f"sweep --axis sigma=0.2 {words} --instances 12") == 0
+    assert "also holds 1 other points" in capsys.readouterr().out
+
+
+def test_another_seed_is_refused_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --no-plots"
+    assert _main(words) == 0
+    capsys.readouterr()
+    assert _main(f"{words} --seed 1") == 2
+    said = capsys.readouterr().err
+    assert "differs in the seed (0 there, 1 here)" in said
+    assert "sha256" not in said
+    assert said.count("\n") == 1
+
+
+def test_a_tolerance_goes_on_from_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"{SMALL} --set device=Gaussian --instances 100 --max-error 0.3 --resolution 0.1 --out {tmp_path}"
+    assert _main(f"tolerance {words}") == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr("nvcim_jax.montecarlo.engine._call", None)  # nothing is computed again
+    assert _main(f"tolerance {words}") == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("command", ["sweep --axis sigma=0.1,0.2", "tolerance --max-error 0.3 --set device=Gaussian"])
+def test_an_interrupt_says_what_is_true(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nvcim_jax.montecarlo import engine
+
+    call, calls = engine._call, []
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) > allowed:
+            raise KeyboardInterrupt
+        return call(*given)
+
+    monkeypatch.setattr(engine, "_call", interrupted)
+    words = f"{command} {SMALL} --out {tmp_path / 'out'}"
+    allowed = 0
+    assert _main(words) == 130
+    assert f"interrupted; nothing is finished yet in {tmp_path / 'out'}." in capsys.readouterr().err
+    calls.clear()
+    allowed = 2
+    assert _main(words) == 130
+    assert "and the same command goes on from there." in capsys.readouterr().err
+    assert io.holds(tmp_path / "out")
+
+
+def test_yields_know_which_way_is_good(tmp_path: Path) -> None:
+    from nvcim_jax.plots import chips
+
+    columns = {"sigma": np.repeat([0.1, 0.2], 100), "instance": np.tile(np.arange(100), 2)}
+    columns["accuracy"] = np.concatenate([np.linspace(0.8, 1.0, 100), np.linspace(0.5, 0.7, 100)])
+    records = chips.Records(columns, ("sigma",), {})
+    assert chips.larger_is_better(records, "accuracy")
+    assert not chips.larger_is_better(records, "loss")
+    assert chips.larger_is_better(records._replace(source={"larger_is_better": "loss"}), "loss")
+    # what 95 % of the chips reach at sigma 0.1, the better setting
+    assert chips._reached(-columns["accuracy"], records) == pytest.approx(-0.81, abs=0.003)
+    assert chips.yield_curve(records, "accuracy", "sigma", tmp_path / "a.png").is_file()

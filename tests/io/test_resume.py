@@ -85,15 +85,15 @@ def test_records_hold_id_and_every_value(tmp_path: Path) -> None:
 
 def test_another_run_is_refused_with_the_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(tmp_path)
-    with pytest.raises(ValueError, match=r"config.sigma \(0.1 there, 0.2 here\)") as error:
+    with pytest.raises(ValueError, match=r"the setting sigma \(0.1 there, 0.2 here\)") as error:
         _run(tmp_path, config={"sigma": 0.2})
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"args.0 \('2.0' there, '3.0' here\)"):
+    with pytest.raises(ValueError, match=r"argument 0 \(2.0 there, 3.0 here\)"):
         _run(tmp_path, scale=3.0)
-    with pytest.raises(ValueError, match=r"key.data"):
+    with pytest.raises(ValueError, match=r"differs in the seed \(4 there, 5 here\): "):
         montecarlo.run(metric, jax.random.key(5), 4, args=(2.0,), store=io.folder(tmp_path, config={"sigma": 0.1}))
     monkeypatch.setattr("nvcim_jax.__version__", "99.0")
-    with pytest.raises(ValueError, match=r"versions.nvcim-jax \('.*' there, '99.0' here\)"):
+    with pytest.raises(ValueError, match=r"the version of nvcim-jax \('.*' there, '99.0' here\)"):
         _run(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_configs_of_dataclasses_and_arrays_are_compared() -> None:
         return io.fingerprint({"sigma": jnp.asarray([sigma, 1.0])}, Work(None, jax.random.key(0), (jnp.ones(3),)))
 
     assert io.difference(of(0.5), of(0.5)) == []
-    assert io.difference(of(0.5), of(0.25)) == ["config.sigma ([0.5, 1.0] there, [0.25, 1.0] here)"]
+    assert io.difference(of(0.5), of(0.25)) == ["the setting sigma ([0.5, 1.0] there, [0.25, 1.0] here)"]
     with pytest.raises(ValueError, match="`config` must hold plain values"):
         io.fingerprint({"sigma": object()}, Work(None, jax.random.key(0), ()))
 
@@ -186,3 +186,121 @@ def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=10, num=20_000)
+
+
+def _scaled(scale: float, table: tuple[float, ...] = (1.0, 2.0)):
+    values = jnp.asarray(table)
+    return lambda key: scale * jnp.sum(values * jax.random.normal(key, (2,)))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda: _scaled(0.25), r"the metric \(a number in it: 0.5 there, 0.25 here\)"),
+        (
+            lambda: _scaled(0.5, (1.0, 3.0)),
+            r"the metric \(other values in an array that it closes over, float32\[2\]\)",
+        ),
+        (lambda: lambda key: jax.random.normal(key), r"the metric \(it computes something else\)"),  # noqa: PLW0108
+    ],
+)
+def test_another_metric_is_refused_in_words(other, words: str, tmp_path: Path) -> None:
+    first = montecarlo.run(_scaled(0.5), jax.random.key(0), 20, store=io.folder(tmp_path))
+    with pytest.raises(ValueError, match=words) as error:
+        montecarlo.run(other(), jax.random.key(0), 20, store=io.folder(tmp_path))
+    assert "sha256" not in str(error.value)
+    again = montecarlo.run(_scaled(0.5), jax.random.key(0), 20, store=io.folder(tmp_path))
+    np.testing.assert_array_equal(first.values, again.values)
+
+
+def test_every_difference_is_said_in_words(tmp_path: Path) -> None:
+    def metric(key: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(w * jax.random.normal(key, w.shape))
+
+    montecarlo.run(metric, jax.random.key(7), 4, args=(jnp.ones((3, 2)),), store=io.folder(tmp_path))
+    for key, w, words in (
+        (8, jnp.ones((3, 2)), r"differs in the seed \(7 there, 8 here\): "),
+        (7, jnp.zeros((3, 2)), r"differs in argument 0 \(other values in a float32\[3, 2\]\)"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            montecarlo.run(metric, jax.random.key(key), 4, args=(w,), store=io.folder(tmp_path))
+        assert "sha256" not in str(error.value)
+    store = io.folder(tmp_path)
+    with pytest.raises(ValueError, match=r"argument 0 \(float32\[3, 2\] there, float32\[2\] here\)"):
+        montecarlo.run(metric, jax.random.key(7), 4, args=(jnp.ones(2),), store=store)
+    with pytest.raises(ValueError, match=r"the kind of key \(threefry2x32 there, rbg here\)"):
+        montecarlo.run(metric, jax.random.key(7, impl="rbg"), 4, args=(jnp.ones((3, 2)),), store=store)
+
+
+def test_what_builds_the_metric_of_a_sweep_is_compared_too(tmp_path: Path) -> None:
+    def sweep(power: int):
+        def build(_: dict):
+            return lambda key, numbers: numbers["sigma"] * jax.random.normal(key) ** power
+
+        axes = {"sigma": [0.1, 0.2]}
+        return montecarlo.sweep(build, jax.random.key(0), axes, 8, traced=("sigma",), store=io.points(tmp_path))
+
+    sweep(1)
+    with pytest.raises(ValueError, match=r"the metric \(it computes something else\)"):
+        sweep(2)
+
+
+def test_a_bisection_goes_on_from_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spread(key: jax.Array, x: jax.Array) -> jax.Array:
+        return x * jnp.abs(jax.random.normal(key))
+
+    def found():
+        good = montecarlo.Good(bound=1.0, share=0.9)
+        how = {"good": good, "between": (0.0, 2.0), "resolution": 0.1, "store": io.points(tmp_path)}
+        return montecarlo.tolerance(spread, jax.random.key(0), 100, **how)
+
+    first = found()
+    monkeypatch.setattr("nvcim_jax.montecarlo.engine._call", None)  # nothing is computed again
+    assert found() == first
+
+
+def test_damaged_files_and_files_in_place_of_folders_are_named(tmp_path: Path) -> None:
+    _run(tmp_path / "a", 16)
+    chunk = next((tmp_path / "a" / "chunks").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    for call in (lambda: _run(tmp_path / "a", 16), lambda: io.read(tmp_path / "a")):
+        with pytest.raises(ValueError, match=r"must hold whole records, but .*parquet is damaged.*Delete it") as error:
+            call()
+        assert "\n" not in str(error.value)
+    chunk.unlink()
+    _run(tmp_path / "a", 16)
+    (tmp_path / "a" / "run.json").write_text('{"fingerprint": {')
+    with pytest.raises(ValueError, match=r"must hold a whole run.json, but .*run.json is damaged"):
+        _run(tmp_path / "a", 16)
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"`folder` must be a folder, but .*file is a file"):
+            _run(path, 4)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    _run(tmp_path, 8)
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match=r"Could not write .* \(Read-only file system\). Choose a folder"):
+        _run(tmp_path, 16)
+    monkeypatch.undo()
+    assert io.read(tmp_path).instance.tolist() == list(range(8))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_interrupt_keeps_what_is_computed(tmp_path: Path) -> None:
+    def stop(count: int, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+    store = io.folder(tmp_path, save_every_s=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        montecarlo.run(metric, jax.random.key(4), 40, args=(2.0,), placement=montecarlo.Placement(chunk=8), store=store,
+                       progress=stop)  # fmt: skip
+    assert io.read(tmp_path).instance.tolist() == list(range(8))
+    assert io.holds(tmp_path)

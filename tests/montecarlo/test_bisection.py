@@ -10,6 +10,9 @@ import pytest
 
 from nvcim_jax import montecarlo
 
+TRACES_A_PROGRAM = 3
+"""Two to compare what the metric computes, and one to compile it."""
+
 TRUTH = 1 / NormalDist().inv_cdf(0.95)  # 90 % of |x N| lie below 1
 
 
@@ -18,8 +21,8 @@ def metric(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _tolerance(num: int = 5000, seed: int = 0, fn=metric, **options) -> montecarlo.Tolerance:
-    settings = {"bound": 1.0, "low": 0.0, "high": 2.0, "share": 0.9} | options
-    return montecarlo.tolerance(fn, jax.random.key(seed), num, **settings)
+    good = montecarlo.Good(bound=1.0, share=0.9)
+    return montecarlo.tolerance(fn, jax.random.key(seed), num, good=good, **({"between": (0.0, 2.0)} | options))
 
 
 def test_tolerance_is_the_sample_quantile_to_the_resolution() -> None:
@@ -49,7 +52,7 @@ def test_one_program_serves_every_x() -> None:
         return metric(key, x)
 
     _tolerance(num=50, fn=counted)
-    assert len(traces) == 1
+    assert len(traces) == TRACES_A_PROGRAM
 
 
 def test_too_few_chips_to_be_safe_gives_nan() -> None:
@@ -58,12 +61,12 @@ def test_too_few_chips_to_be_safe_gives_nan() -> None:
 
 
 def test_a_wrong_bracket_is_named() -> None:
-    with pytest.raises(ValueError, match=r"`low` must give a share of good chips of at least 0\.9"):
-        _tolerance(low=1.5)
-    with pytest.raises(ValueError, match=r"`high` must give a share of good chips below 0.9.*Raise it"):
-        _tolerance(high=0.3)
-    with pytest.raises(ValueError, match="`high` must be above low"):
-        _tolerance(low=3.0)
+    with pytest.raises(ValueError, match=r"`between` must have a share of good chips of at least 0\.9 at its least x"):
+        _tolerance(between=(1.5, 2.0))
+    with pytest.raises(ValueError, match=r"`between` must have a share of good chips below 0.9 .*Raise the greatest"):
+        _tolerance(between=(0.0, 0.3))
+    with pytest.raises(ValueError, match="`between` must be the least and the greatest x"):
+        _tolerance(between=(3.0, 2.0))
 
 
 def test_a_failed_chip_is_not_a_good_one() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from nvcim_jax import io, montecarlo
 from nvcim_jax.montecarlo import stopping
+from nvcim_jax.montecarlo.intervals import skewness
 from nvcim_jax.montecarlo.stopping import Precision
 
 REPETITIONS = 2000
@@ -30,6 +31,10 @@ def lognormal(rng: np.random.Generator, num: int) -> np.ndarray:
     return np.exp(0.5 * rng.normal(size=num))
 
 
+def wide(rng: np.random.Generator, num: int) -> np.ndarray:
+    return np.exp(rng.normal(size=num))
+
+
 def difference(rng: np.random.Generator, num: int) -> np.ndarray:
     """Loss of two methods on the same chips: what is common cancels, what is left is skewed."""
     chip = rng.normal(size=num)
@@ -44,6 +49,9 @@ CASES = [
     ("mean of normal", normal, 0.0, Precision(half_width=0.1)),
     ("mean of exponential", exponential, 1.0, Precision(half_width=0.08)),
     ("relative mean of lognormal", lognormal, math.exp(0.125), Precision(half_width=0.04, relative=True)),
+    ("lognormal, few at first", wide, math.exp(0.5), Precision(half_width=0.2, relative=True, min_instances=30)),
+    ("lognormal, roughly", wide, math.exp(0.5), Precision(half_width=0.3, relative=True, min_instances=30)),
+    ("lognormal, half", lognormal, math.exp(0.125), Precision(half_width=0.2, relative=True, min_instances=30)),
     ("paired difference", difference, 0.1 * math.exp(0.045), Precision(half_width=0.008)),
     ("median", normal, 0.0, Precision(kind="quantile", quantile=0.5, half_width=0.08)),
     ("95 % quantile", normal, NormalDist().inv_cdf(0.95), Precision(kind="quantile", quantile=0.95, half_width=0.09)),
@@ -54,10 +62,10 @@ CASES = [
 
 
 def _run(draw: Draw, rng: np.random.Generator, precision: Precision) -> tuple[montecarlo.Interval, int]:
-    values, found, looks = np.zeros(0), None, 0
-    while (wanted := stopping.next_look(found, len(values), precision)) > len(values):
+    values, found, looks, skew = np.zeros(0), None, 0, 0.0
+    while (wanted := stopping.next_look(found, len(values), precision, skew)) > len(values):
         values = np.concatenate([values, draw(rng, wanted - len(values))])
-        found = stopping.interval(values, precision)
+        found, skew = stopping.interval(values, precision), skewness(values)
         looks += 1
     assert found is not None
     return found, looks

@@ -94,7 +94,7 @@ def test_a_grid_may_grow_and_another_setting_is_refused(tmp_path: Path) -> None:
     _sweep(tmp_path, axes={"law": ["linear"], "sigma": [0.1], "shift": [0.0]})
     _sweep(tmp_path)
     assert len(list((tmp_path / "points").iterdir())) == 12
-    with pytest.raises(ValueError, match=r"config.common.rows \(8 there, 16 here\)"):
+    with pytest.raises(ValueError, match=r"the setting rows \(8 there, 16 here\)"):
         _sweep(tmp_path, config={"rows": 16})
 
 
@@ -152,7 +152,7 @@ def test_merge_finds_conflicting_values_and_other_runs(tmp_path: Path) -> None:
         io.merge([a, b], tmp_path / "m")
     assert io.merge([a, b], tmp_path / "m2", rtol=0.01).num_duplicates == 1
     other = _part(tmp_path / "c", 0, 10, scale=2.0)
-    with pytest.raises(ValueError, match=r"c differs in args.0 \('1.0' there, '2.0' here\)"):
+    with pytest.raises(ValueError, match=r"c differs in argument 0 \(1.0 there, 2.0 here\)"):
         io.merge([a, other], tmp_path / "m3")
 
 
@@ -161,7 +161,7 @@ def test_tables_hold_every_instance_and_every_point(tmp_path: Path) -> None:
     parquet, summary = io.export(tmp_path, command="nvcim sweep")
     table = pq.read_table(parquet)
     assert table.num_rows == 12 * 40
-    assert json.loads(table.schema.metadata[b"axes"]) == ["law", "shift", "sigma"]
+    assert json.loads(table.schema.metadata[b"axes"]) == ["law", "sigma", "shift"]
     assert table.schema.metadata[b"command"] == b"nvcim sweep"
     rows = list(csv.DictReader(summary.read_text().splitlines()))
     assert len(rows) == 24
@@ -182,6 +182,7 @@ def test_tables_hold_every_instance_and_every_point(tmp_path: Path) -> None:
         ({"axes": AXES | {"sigma": [0.1, 0.1]}}, "`axes.sigma` must hold each value once"),
         ({"axes": AXES | {"sigma": ["big"]}}, "`axes.sigma` must hold numbers"),
         ({"axes": AXES | {"sigma": [float("nan")]}}, "`axes.sigma` must be finite"),
+        ({"traced": ("sigm",)}, "`traced` must be one of law, shift, sigma.*Did you mean 'sigma'"),
         ({"num": range(20), "precision": Precision(half_width=1.0)}, "`precision` must be None with a range of ids"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, l
     assert not any("latest" in note for note in seen)
     with (tmp_path / "records.csv").open() as file:
         assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [r["accuracy"] for r in found]
-    with pytest.raises(ValueError, match=r"hold the same study, but differs in config\.num_instances \(2 there, 3"):
+    with pytest.raises(ValueError, match=r"hold the same study, but differs in the setting num_instances \(2 there, 3"):
         study.run(*arguments, **options(config, num_instances=3))
 
 
