@@ -155,7 +155,7 @@ def _walk(jaxpr: Any, consts: Any, found: _Found) -> None:
 
     def name(variable: Any) -> str:
         if isinstance(variable, core.Literal):
-            found.value(variable.val)
+            found.value(np.asarray(variable.val, variable.aval.dtype))
             return f"number {variable.aval.str_short()}"
         number = names.setdefault(variable, len(names))
         return f"{number} {variable.aval.str_short()}"
