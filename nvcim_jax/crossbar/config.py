@@ -107,8 +107,13 @@ class Config:
             one slice at a time), or on neighbouring `columns` of one array, the two cells of a pair among them.
         noise: `cell`: every cell is programmed with the noise of its own level; `value`: the NVCiM-PT group's noise on
             the stored values (`devices.value_noise`), whatever cells hold them.
-        dac_bits, dac_range, dac_bits_per_cycle, adc_bits, adc_range, adc_code, adc_before_subtraction: The converters;
-            see `Converters`.
+        dac_bits: Bits of an input, its sign included; this and what follows as in `Converters`.
+        dac_range: Full scale of the inputs: `absmax`, `fixed`, `calibrated`.
+        dac_bits_per_cycle: Bits of an input applied at a time; None for all at once.
+        adc_bits: Bits of a conversion; None for no rounding.
+        adc_range: Full scale of the conversions: `absmax`, `max`, `fixed`, `calibrated`.
+        adc_code: `symmetric` or `uniform` codes.
+        adc_before_subtraction: Convert the two halves of a pair apart and subtract digitally.
 
     Raises:
         TypeError: If an option does not exist; the message suggests the nearest.
