@@ -120,7 +120,7 @@ def test_most_prompts_of_the_experiments_hold_one_answer() -> None:
     (lm, text), (stream,) = settings.language_model(chosen), settings.streams(chosen, [0])
     answers = []
     for t, block in enumerate(stream.blocks):
-        centres = pipeline.make_buffer(block.records, lm, text, config=chosen.memory).centres
+        centres = pipeline.make_buffer(block.records, lm, text, config=chosen.preset.config).centres
         _, clusters = selection.representative(jax.random.key(t), centres)
         for own in range(5):
             held = [row.output for row, k in zip(block.records, clusters.assignment, strict=True) if int(k) == own]

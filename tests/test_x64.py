@@ -57,6 +57,7 @@ CALLS = {
     ops: {
         "Transposed": "ops.understand(lambda w: jnp.ones(4) @ w.T)(Held(x))",
         "Weight": "ops.understand(lambda w: x.T @ w)(Held(x))",
+        "as_partial": "jax.jit(lambda f, x: f(x))(ops.as_partial(jnp.sqrt), x * x)",
         "centred_uniform": "[ops.centred_uniform(key, (3,), rng=rng) for rng in ops.RNGS]",
         "clip_inclusive": "ops.clip_inclusive(x, jnp.zeros(()), jnp.ones(()))",
         "descend": "__import__('optax'); ops.descend(key, x, lambda p, k, t: ((p**2).sum(), (p**2).sum()), __import__('optax').adam(0.1), num_steps=3)",
@@ -86,11 +87,14 @@ CALLS = {
         "decode": "selection.decode(codec, selection.encode(codec, x))",
         "encode": "jax.jit(selection.encode)(codec, x)",
         "fit": "selection.fit(key, codec, x, config=selection.FitConfig(num_steps=3))",
-        "fit_contrastive": "p = x.reshape(3, 2, 4); pairs = (p, p, jnp.arange(3)); selection.fit_contrastive(key, codec, *([selection.Pairs(*pairs)] if hasattr(selection, 'Pairs') else pairs), config=selection.FitConfig(num_steps=2))",
+        "fit_contrastive": "p = x.reshape(3, 2, 4); selection.fit_contrastive(key, codec, selection.Pairs(p, p, jnp.arange(3)), config=selection.FitConfig(num_steps=2))",
         "key_vector": "selection.key_vector(x, config=selection.SearchConfig(scales=(1, 2)))",
         "kmeans": "selection.kmeans(key, x, 2)",
         "num_key_rows": "selection.num_key_rows(1, 8, config=selection.SearchConfig())",
         "num_representatives": "selection.num_representatives(25)",
+        "Pairs": "p = x.reshape(3, 2, 4); on = jnp.array([True, True, False]); selection.fit_contrastive(key, codec, selection.Pairs(p, p, jnp.arange(3), on, on), config=selection.FitConfig(num_steps=2, batch=2))",
+        "Similarity": "selection.Similarity(key=jnp.ravel, query=lambda code, w: code.ravel()).key(x)",
+        "similarity": "selection.similarity(selection.SearchConfig(measure='mips')).key(x)",
         "pick": "[selection.pick(x[0], kind=kind, temperature=0.5) for kind in selection.PICKS]",
         "pick_hard": "selection.pick_hard(x[0])",
         "pick_soft": "selection.pick_soft(x[0], 0.5)",
@@ -98,7 +102,6 @@ CALLS = {
         "pool_tokens": "selection.pool_tokens(x, jnp.ones(6, bool), 2)",
         "query_vector": "selection.query_vector(x, jnp.asarray((1.0, 0.8)), config=selection.SearchConfig(scales=(1, 2)))",
         "representative": "jax.jit(lambda k, x: selection.representative(k, x))(key, x)",
-        "scores": "selection.scores(x[0], x.T)",
         "representative_soft": "selection.representative_soft(x, selection.representative(key, x, num=2)[1], temperature=0.1)",
     },
     metrics: {
@@ -146,10 +149,6 @@ NOT_CALLED = {
     "refuse",
     "Cluster",
     "Pick",
-    "Pairs",
-    "Similarity",
-    "similarity",
-    "pool",
 }
 
 

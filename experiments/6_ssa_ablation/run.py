@@ -22,15 +22,15 @@ __all__ = ["CONFIGS", "NAME"]
 NAME = "6_ssa_ablation"
 
 KEYS = {
-    "prompt": {"key": "prompt"},
-    "anchored": {"key": "anchored", "anchor": 1.0},
-    "contrastive": {"key": "contrastive", "codec": "autoencoder"},
-    "representative": {"key": "representative"},
-    "centroid": {"key": "centroid"},
-    "centroid-not-centred": {"key": "centroid", "key_centre": False},
-    "centroid-not-clipped": {"key": "centroid", "key_clip": None},
-    "centroid-by-input": {"key": "centroid", "cluster_by": "input"},
-    "centroid-by-input-not-centred": {"key": "centroid", "cluster_by": "input", "key_centre": False},
+    "prompt": {"keys": "prompt"},
+    "anchored": {"keys": "anchored", "anchor": 1.0},
+    "contrastive": {"keys": "contrastive", "codec": "autoencoder"},
+    "representative": {"keys": "representative"},
+    "centroid": {"keys": "centroid"},
+    "centroid-not-centred": {"keys": "centroid", "key_centre": False},
+    "centroid-not-clipped": {"keys": "centroid", "key_clip": None},
+    "centroid-by-input": {"keys": "centroid", "cluster_by": "input"},
+    "centroid-by-input-not-centred": {"keys": "centroid", "cluster_by": "input", "key_centre": False},
 }
 """Kinds of keys, centred and clipped; the last of them without one or the other, and of clusters by inputs alone."""
 

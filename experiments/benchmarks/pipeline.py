@@ -14,7 +14,6 @@ query as well. Every cell is drawn: FeFET3 cells are cut at 0, so one number a p
 Prints a table and writes `results/pipeline.json`; the committed file says what to expect.
 """
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -94,14 +93,16 @@ def _tuning(lm: models.LM, text: models.Text, batch: int, config: Benchmark) -> 
     records = data.builtin_users(0).blocks[0].records
     options = pipeline.Config(tuning=tuning.Options(num_steps=config.num_steps, batch=batch))
     buffer = pipeline.make_buffer(records, lm, text, config=options)
-    starts = models.embed(lm, buffer.starts[:5])
     weights = (jnp.arange(25)[None, :] % 5 == jnp.arange(5)[:, None]).astype(jnp.float32)
+    keys, adapter = jax.random.split(jax.random.key(0), 5), options.adapter()
+    starts = jnp.stack([adapter.init(jax.random.key(1), lm, buffer.examples, own) for own in weights])
+
+    def one(key: jax.Array, start: jax.Array, own: jax.Array) -> jax.Array:
+        return tuning.tune(key, start, lm, buffer.examples, own, adapter=adapter, options=options.tuning)[0]
 
     def tuned(first: int, num: int) -> jax.Array:
         here = slice(first, first + num)
-        return tuning.tune(jax.random.key(0), starts[here], lm, buffer.examples, weights[here], options=options.tuning)[
-            0
-        ]
+        return jax.vmap(one)(keys[here], starts[here], weights[here])
 
     rows = 5 * batch
     tokens = rows * (options.num_virtual + buffer.examples.ids.shape[1])
@@ -149,23 +150,29 @@ def _bare_products(lm: models.LM, tokens: int, asked: int, num_steps: int) -> Ca
     return lambda: run(x, layers)
 
 
-def _retrieval_case(width: int, options: pipeline.Config, config: Benchmark, read: bool) -> Callable[[], Any]:
+def _retrieval_case(width: int, preset: pipeline.Preset, config: Benchmark, read: bool) -> Callable[[], Any]:
     """Return a run over chips: each programs the store, finds the prompt of 50 queries, and may read it back."""
-    slots, num_queries = options.capacity, 50
+    options, slots, num_queries = preset.config, preset.config.capacity, 50
     keys = jax.random.split(jax.random.key(1), 4)
     prompts = jax.random.normal(keys[0], (slots, options.num_virtual, width))
     features = jax.random.normal(keys[1], (slots, options.search_tokens, width))
     queries = jax.random.normal(keys[2], (num_queries, options.search_tokens, width))
     shape = models.Config(vocab_size=8, width=width, num_layers=1, num_heads=4, mlp_width=8)
-    store, _ = pipeline.insert(pipeline.empty_store(shape, options), prompts, features, config=options)
-    store = store._replace(codec=selection.codec_init(keys[3], width, code=CODE))
+    empty = pipeline.init(jax.random.key(0), models.init(jax.random.key(0), config=shape), config=options).store
+    store = empty._replace(
+        prompts=prompts,
+        features=features,
+        filled=jnp.ones(slots, bool),
+        codec=selection.codec_init(keys[3], width, code=CODE),
+    )
     device = devices.get("FeFET3", sigma=0.1)
 
     def chip(key: jax.Array, store: Any, queries: jax.Array, device: Any) -> Any:
         # What is not returned is not computed: without the read-back a separate chip of prompts is never drawn.
         chip_key, read_key = jax.random.split(key)
-        arrays = pipeline.program_store(chip_key, store, device, config=options)
-        prompts, found = pipeline.retrieve(read_key, queries, store, arrays, device, config=options)
+        memory = pipeline.crossbar_memory(device, preset.arrays)
+        arrays = pipeline.program_store(chip_key, store, memory, config=options)
+        prompts, found = pipeline.retrieve(read_key, queries, store, arrays, memory, config=options)
         return (found.slots, jnp.square(prompts).sum(axis=(1, 2))) if read else found.slots
 
     return lambda: montecarlo.run(
@@ -175,9 +182,9 @@ def _retrieval_case(width: int, options: pipeline.Config, config: Benchmark, rea
 
 def _retrieval(config: Benchmark) -> dict[str, common.Samples]:
     """Time the retrieval of 50 queries over 100 stored prompts on many chips."""
-    own = pipeline.Config(capacity=100)
-    same = dataclasses.replace(own, key="prompt", unit_keys=False)
-    quiet = dataclasses.replace(own, arrays=dataclasses.replace(own.arrays, adc_bits=None))
+    own = pipeline.Preset(config=pipeline.Config(capacity=100))
+    same = own.changed(config={"keys": "prompt", "key_unit": False})
+    quiet = own.changed(arrays={"adc_bits": None})
     width = 64 if config.tiny else 256
     cases = {
         "keys of 1 x 48": _retrieval_case(width, own, config, read=False),
@@ -192,20 +199,22 @@ def _stages(lm: models.LM, text: models.Text, config: Benchmark) -> dict[str, An
     """Time `observe` and `answer`, the first call with its compiles, and then again."""
     stream = data.builtin_users(0)
     options = pipeline.Config(capacity=20, tuning=tuning.Options(num_steps=config.num_steps, batch=5))
-    device, labels = devices.get("FeFET3", sigma=0.1), list(stream.labels)
-    state = pipeline.init(jax.random.key(0), lm, device, config=options)
+    parts: Any = pipeline.Preset(config=options).parts(devices.get("FeFET3", sigma=0.1))
+    labels = list(stream.labels)
+    state = pipeline.init(jax.random.key(0), lm, config=options, **parts)
     observed, answered = [], []
     for number, block in enumerate(stream.blocks[:3]):
         start = time.perf_counter()
-        state, _ = pipeline.observe(jax.random.fold_in(jax.random.key(1), number), state, block.records, lm, text,
-                                    config=options)  # fmt: skip
+        buffer = pipeline.make_buffer(block.records, lm, text, config=options)
+        key = jax.random.fold_in(jax.random.key(1), number)
+        state, _ = pipeline.observe(key, state, buffer, lm, config=options, **parts)
         jax.block_until_ready(state)
         observed.append(round(time.perf_counter() - start, 3))
     question = next(iter(stream.test.values()))[0].input
     for number in range(config.rounds + 1):
         start = time.perf_counter()
         pipeline.answer(jax.random.fold_in(jax.random.key(2), number), state, question, lm, text,
-                        config=options, labels=labels)  # fmt: skip
+                        config=options, labels=labels, **parts)  # fmt: skip
         answered.append(round(time.perf_counter() - start, 4))
     return {"num_steps": config.num_steps, "observe_s": observed, "answer_s": answered}
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import nvcim_jax as nv
-from experiments.shift.settings import METHODS, Settings, device_list, language_model, options, streams
+from experiments.shift.settings import METHODS, Settings, design, device_list, language_model, streams
 from nvcim_jax import checks, files, pipeline, study
 
 __all__ = ["collect", "main", "measure", "read", "summaries", "table"]
@@ -39,8 +39,8 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
         (lm, text), key, places = language_model(settings), jax.random.key(settings.seed), device_list(settings)
         _save_cells(settings, lm, out / "parts" / name)
         for stream in streams(settings, seeds):
-            about = options(settings)
-            number, done = len(study.plan([stream], places, **about)), 0
+            compared = design(settings)
+            number, done = len(study.plan([stream], places, compared)), 0
 
             def advance(count: int, note: str, name: str = name, number: int = number) -> None:
                 nonlocal done
@@ -50,18 +50,17 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
                     print(f"{passed:7.0f} s  {name}: {done}/{number} of stream, {note}", flush=True)
 
             folder = out / "parts" / name / f"stream-{stream.seed}"
-            study.run(folder, key, [stream], lm, text, places, **about, advance=advance)
+            chosen: Any = {"preset": settings.preset, "design": compared, "advance": advance}
+            study.run(folder, key, [stream], lm, text, places, **chosen)
     return collect(out)
 
 
 def _save_cells(settings: Settings, lm: Any, folder: Path) -> None:
     """Write how many cells a full store of each method takes on the first device."""
     device = device_list(settings)[0]
-    memory = dataclasses.replace(
-        settings.memory, arrays=pipeline.crossbar_for(device.num_levels, settings.memory.arrays)
-    )
-    methods = {name: study.method_config(memory, METHODS[name]) for name in settings.methods}
-    cells = {name: pipeline.capacity(lm.config, config).cells for name, config in methods.items()}
+    preset = settings.preset.fitted(device)
+    configs = {name: study.method_config(preset.config, METHODS[name]) for name in settings.methods}
+    cells = {name: pipeline.capacity(lm.config, config, preset.arrays).cells for name, config in configs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "cells.json", cells)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from nvcim_jax import checks, data, devices, models, pipeline, study, tuning
+from nvcim_jax import checks, data, devices, models, pipeline, study
 
-__all__ = ["METHODS", "TINY", "Settings", "changed", "device_list", "language_model", "options", "streams"]
+__all__ = ["METHODS", "TINY", "Settings", "changed", "design", "device_list", "language_model", "streams"]
 
 
 def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> study.Method:
@@ -33,22 +33,6 @@ METHODS = {
 }
 """The methods of the main table, combinations of training and search, and every way of the scaled search."""
 
-MEMORY = pipeline.Config(
-    num_virtual=10,
-    cluster_by="record",
-    init="examples",
-    key="centroid",
-    key_centre=True,
-    key_clip=1.5,
-    noise="value",
-    codec="identity",
-    tuning=tuning.Options(num_steps=40, batch=3),
-    capacity=40,
-)
-"""The pipeline of the experiments; what is not named here is the library's default.
-
-Prompts are stored as they are; 2_nvm_table says what an autoencoder of 48 values a token costs."""
-
 
 @checks.frozen_config
 class Settings:
@@ -69,11 +53,8 @@ class Settings:
         sigmas: Programming noise, relative to full scale, of each device.
         train_sigma: The sigma that noise-aware training meets, on the first device; None: the device and sigma that are
             measured.
-        memory: Options of the pipeline.
-        learning_rate: Of prompt tuning.
-        bound: Largest entry of a prompt.
-        anchor: Weight of the distance to the representative, for anchored keys.
-        lipschitz: Weight of the penalty of CorrectNet; 0: the library's default.
+        preset: Everything about the memory and the tuning. Prompts are stored as they are; 2_nvm_table says what an
+            autoencoder of 48 values a token costs.
         methods: Names out of `METHODS`.
         baselines: Names out of `study.BASELINES`.
         end_to_end_steps: Steps of joint training through the noisy pipeline; 0 leaves it out.
@@ -96,11 +77,7 @@ class Settings:
     devices: tuple[str, ...] = ("FeFET3",)
     sigmas: tuple[float, ...] = (0.1,)
     train_sigma: float | None = None
-    memory: pipeline.Config = MEMORY
-    learning_rate: float = 5e-2
-    bound: float = 0.4
-    anchor: float = 0.0
-    lipschitz: float = 0.0
+    preset: pipeline.Preset = pipeline.presets["bundled"]
     methods: tuple[str, ...] = ("No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT", "oracle route", "random route")
     baselines: tuple[str, ...] = ()
     end_to_end_steps: int = 0
@@ -125,13 +102,14 @@ TINY = Settings(
     num_test=4,
     buffer_size=6,
     max_input=8,  # so that all streams have texts of one length
-    memory=dataclasses.replace(
-        MEMORY,
-        num_virtual=4,
-        num_prompts=1,
-        capacity=8,
-        codec="identity",
-        tuning=tuning.Options(num_steps=2, batch=2),
+    preset=pipeline.presets["bundled"].changed(
+        config={
+            "num_virtual": 4,
+            "num_prompts": 1,
+            "capacity": 8,
+            "codec": "identity",
+            "tuning": {"num_steps": 2, "batch": 2},
+        }
     ),
     methods=("No-Miti(MIPS)", "NVCiM-PT", "oracle route"),
     digital=False,
@@ -140,17 +118,14 @@ TINY = Settings(
 
 
 def changed(settings: Settings, **fields: Any) -> Settings:
-    """Return settings with some fields replaced; a name of `pipeline.Config` is replaced in `memory`.
+    """Return settings with some fields replaced; a name of the preset, or of its options, is replaced there.
 
     A dictionary replaces fields of a part: `changed(settings, search={"axis": "tokens"})`.
     """
-    memory = settings.memory
-    parts = {name: fields.pop(name) for name in [name for name in fields if hasattr(memory, name)]}
-    for name, value in parts.items():
-        if isinstance(value, dict):
-            parts[name] = dataclasses.replace(getattr(memory, name), **value)
-    memory = dataclasses.replace(memory, **parts)
-    return dataclasses.replace(settings, memory=memory, **fields)
+    preset = settings.preset
+    of_config = {name: fields.pop(name) for name in [n for n in fields if hasattr(preset.config, n)]}
+    of_preset = {name: fields.pop(name) for name in [n for n in fields if hasattr(preset, n)]}
+    return dataclasses.replace(settings, preset=preset.changed(config=of_config, **of_preset), **fields)
 
 
 def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
@@ -196,24 +171,16 @@ def device_list(settings: Settings) -> list[devices.Device]:
     return [devices.get(name, sigma=sigma) for name in settings.devices for sigma in settings.sigmas]
 
 
-def options(settings: Settings) -> dict[str, Any]:
-    """Return the options of `study.run`."""
+def design(settings: Settings) -> study.Design:
+    """Return what `study.run` compares."""
     joint, trained_on = settings.end_to_end_steps, settings.train_sigma
-    rates = tuning.Rates(
-        learning_rate=settings.learning_rate,
-        bound=settings.bound,
-        anchor=settings.anchor,
-        lipschitz=settings.lipschitz,
+    return study.Design(
+        methods={name: METHODS[name] for name in settings.methods},
+        baselines=settings.baselines,
+        num_instances=settings.num_instances,
+        every_block=settings.every_block,
+        digital=settings.digital,
+        end_to_end=pipeline.EndToEnd(num_steps=joint, batch=10) if joint else None,
+        end_to_end_rate=settings.end_to_end_rate,
+        train_device=None if trained_on is None else devices.get(settings.devices[0], sigma=trained_on),
     )
-    return {
-        "config": settings.memory,
-        "rates": rates,
-        "methods": {name: METHODS[name] for name in settings.methods},
-        "baselines": settings.baselines,
-        "num_instances": settings.num_instances,
-        "every_block": settings.every_block,
-        "digital": settings.digital,
-        "end_to_end": pipeline.EndToEnd(num_steps=joint, batch=10) if joint else None,
-        "end_to_end_rates": tuning.Rates(learning_rate=settings.end_to_end_rate, bound=settings.bound),
-        "train_device": None if trained_on is None else devices.get(settings.devices[0], sigma=trained_on),
-    }

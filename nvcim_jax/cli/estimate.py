@@ -204,13 +204,13 @@ def estimate(config: models.Config, work: Work, *, packed: bool = False) -> Memo
 
 
 def rows(
-    wanted: Mapping[str, models.Config], config: pipeline.Config, work: Work, packed: frozenset[str] = frozenset()
+    wanted: Mapping[str, models.Config], preset: pipeline.Preset, work: Work, packed: frozenset[str] = frozenset()
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the table of the memory and that of the store, one row a model.
 
     Args:
         wanted: Name -> model.
-        config: Options of the pipeline.
+        preset: Everything that is chosen.
         work: How much is done at a time; each model is also given with blocks computed again.
         packed: Names of those with packed weights.
     """
@@ -220,7 +220,7 @@ def rows(
             found = estimate(model, Work(**{**vars(work), "remat": remat}), packed=name in packed)
             mib = {key.replace("_", " "): round(value / 2**20) for key, value in found._asdict().items()}
             memory.append({"model (MiB)": name, "remat": "yes" if remat else "no", **mib})
-        room = pipeline.capacity(model, config)
+        room = pipeline.capacity(model, preset.config, preset.arrays)
         stores.append(
             {
                 "store of": name,

@@ -100,7 +100,7 @@ class Product:
     """Columns of the matrix W."""
     batch: int = 32
     """Input vectors that every chip is read with."""
-    arrays: Annotated[crossbar.Config, tyro.conf.arg(name="")] = pipeline.Config().arrays
+    arrays: Annotated[crossbar.Config, tyro.conf.arg(name="")] = pipeline.Preset().arrays
 
     def settings(self) -> Settings:
         """Return it as settings by name: numbers that are not given, and the default bits of a cell, left out."""
@@ -235,8 +235,7 @@ def _cell_bits(settings: Mapping[str, Any]) -> int | None:
     """Return the default bits of a cell: real for real weights, else no more than the device has levels for."""
     if settings["weight_bits"] is None:
         return None
-    levels = devices.get(settings["device"]).num_levels
-    return pipeline.crossbar_for(levels, pipeline.Config().arrays).cell_bits
+    return pipeline.Preset().fitted(devices.get(settings["device"])).arrays.cell_bits
 
 
 def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,7 @@ from nvcim_jax import data, metrics, models, pipeline, study
 __all__ = ["predict", "score"]
 
 ROWS = 16
-
-
-def _fitted(config: pipeline.Config, device: Any) -> pipeline.Config:
-    return dataclasses.replace(config, arrays=pipeline.crossbar_for(device.num_levels, config.arrays))
+MAIN_METHOD = "NVCiM-PT"
 
 
 def predict(
@@ -27,9 +25,7 @@ def predict(
     text: models.Text,
     device: Any,
     *,
-    config: pipeline.Config,
-    rates: Any,
-    method: study.Method,
+    preset: pipeline.Preset,
     num_chips: int,
     max_new_tokens: int,
     advance: Callable[[int, str], None],
@@ -42,9 +38,7 @@ def predict(
         lm: The language model.
         text: Its tokenizer, and the text form of the task.
         device: The memory cells.
-        config: Options of the pipeline.
-        rates: Numbers of the tuning.
-        method: What is done with a chip.
+        preset: Everything that is chosen.
         num_chips: Number of chips.
         max_new_tokens: Most tokens that the model writes.
         advance: Called after every block and chip.
@@ -54,28 +48,21 @@ def predict(
     """
     # The keys of `study.measure`, so that these are its prompts and its chips.
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(key, stream.seed), 4)
-    config = study.method_config(_fitted(config, device), method)
-    trained_on = device if method.training == "noise" else None
-    learned = study.observe_stream(
-        learn_key,
-        stream,
-        lm,
-        text,
-        trained_on,
-        config=config,
-        rates=rates,
-        with_curvature=method.mitigation == "swv",
-        advance=advance,
-    )
+    method = study.METHODS[MAIN_METHOD]
+    fitted = preset.fitted(device)
+    own = fitted.changed(config=study.method_config(fitted.config, method))
+    observed = study.observe_stream(learn_key, stream, lm, text, device, preset=own, advance=advance)
     rows = [record for name in stream.domains for record in stream.test[name]]
-    asked = study.make_questions(_labelled(stream), lm, text, config=config)
-    find = jax.jit(study.retrieve_on_chip, static_argnames=("config", "method"))
+    questions = study.make_questions(_labelled(stream), lm, text, preset=own)
+    trial, store, calibration = study.trial(own, method), observed.stores[-1], observed.calibrations[-1]
+    find = jax.jit(study.retrieve_on_chip)
     made = []
     for i in range(num_chips):
         chip = jax.random.fold_in(jax.random.clone(chip_key), i)
-        state = (learned.stores[-1], learned.curvature, learned.calibration)
-        slots, prompts = find(chip, *state, asked, device, config=config, method=method)
-        answers = _answers(jax.random.fold_in(learn_key, i), stream, lm, text, asked, prompts[slots], max_new_tokens)
+        slots, prompts = find(chip, trial, store, observed.curvatures[-1], calibration, questions, device)
+        own_key = jax.random.fold_in(learn_key, i)
+        write = partial(pipeline.write, lm=lm, text=text, adapter=own.config.adapter(), max_new_tokens=max_new_tokens)
+        answers = _answers(own_key, prompts[slots], questions.queries, list(stream.labels), lm, own, write)
         made.append({row.id: words for row, words in zip(rows, answers, strict=True)})
         advance(1, f"answers of chip {i + 1}")
     return made
@@ -89,34 +76,19 @@ def _labelled(stream: data.Stream) -> data.Stream:
     return stream._replace(test=test, candidates=dict.fromkeys(stream.candidates, ("x",)))
 
 
-_prepend = jax.jit(models.prepend)
-_generate = jax.jit(models.generate_tokens, static_argnames="max_new_tokens")
-_rank = jax.jit(models.rank)
-
-
 def _answers(
-    key: jax.Array,
-    stream: data.Stream,
-    lm: models.LM,
-    text: models.Text,
-    asked: Any,
-    prompts: jax.Array,
-    max_new_tokens: int,
+    key: jax.Array, rows: jax.Array, queries: Any, labels: list[str], lm: models.LM, preset: pipeline.Preset, write: Any
 ) -> list[str]:
     """Return the answer of every query behind its prompt, a few rows at a time."""
-    found, labels, total = [], list(stream.labels), len(asked.ids)
+    found, total, adapter = [], len(rows), preset.config.adapter()
     for start in range(0, total, ROWS):
         which = np.resize(np.arange(start, min(start + ROWS, total)), ROWS)  # one shape for all calls
-        x = models.embed(lm, asked.ids[which])
-        inputs = _prepend(prompts[which], models.Inputs(x, asked.mask[which]))
+        part = queries._replace(ids=queries.ids[which], mask=queries.mask[which])
         if labels:
-            best = jnp.argmax(_rank(lm, inputs, asked.answers), axis=1)
+            best = jnp.argmax(pipeline.rank(rows[which], part, lm, adapter=adapter), axis=1)
             found += [labels[int(i)] for i in best]
         else:
-            own = jax.random.fold_in(key, start)
-            tokens, number = _generate(own, lm, inputs, max_new_tokens=max_new_tokens)
-            texts = [row[:n] for row, n in zip(np.asarray(tokens), np.asarray(number), strict=True)]
-            found += [text.decode(row).strip() for row in texts]
+            found += write(jax.random.fold_in(key, start), rows[which], part)
         found = found[: min(start + ROWS, total)]
     return found
 

@@ -17,8 +17,6 @@ DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)"
 TYPICAL_INPUT = 32
 """Tokens of an input that an estimate without data assumes."""
 
-MAIN_METHOD = "NVCiM-PT"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -127,21 +125,21 @@ def main(options: Options) -> int:
     """Run the command and return its exit code."""
     options = _with_file(options)
     methods, baselines = _rows(options)
-    config = _config(options)
+    preset = _preset(options)
     device = _device(options)
     if options.estimate:
-        return _estimate(options, config)
+        return _estimate(options, preset)
     from nvcim_jax.cli.source import read_source
 
     source = read_source(options)
-    _check_room(options, source, config)
+    _check_room(options, source, preset.config)
     lm, text = _load(options)
     _check_memory(options, source, lm, text)
     files.folder("--out", options.out)
     started = time.perf_counter()
-    _announce(options, source, lm, text, config)
-    written = _measure(options, source, lm, text, device, config, methods, baselines)
-    written += _official(options, source, lm, text, device, config)
+    _announce(options, source, (lm, text), preset)
+    written = _measure(options, source, lm, text, device, preset, (methods, baselines))
+    written += _official(options, source, lm, text, device, preset)
     written.append(_about(options, source, lm, time.perf_counter() - started))
     from nvcim_jax.cli.report import report
 
@@ -202,8 +200,8 @@ def _rows(options: Options) -> tuple[dict[str, Any], tuple[str, ...]]:
     )
 
 
-def _config(options: Options) -> Any:
-    """Return the options of the pipeline, which checks their values."""
+def _preset(options: Options) -> Any:
+    """Return everything that is chosen about memory and tuning, which checks its values."""
     from nvcim_jax import data, pipeline, selection, study, tuning
 
     checks.integer("--instances", options.instances, high=study.MOST_CHIPS)
@@ -213,21 +211,21 @@ def _config(options: Options) -> Any:
     checks.choice("--kind", options.kind, data.KINDS)
     checks.choice("--dtype", options.dtype, ("float32", "bfloat16", "float16"))
     checks.number("--learning-rate", options.learning_rate, low=0.0, low_open=True)
-    return pipeline.Config(
+    config = pipeline.Config(
         num_virtual=options.num_virtual,
-        init=options.init or ("examples" if options.model == "bundled" else "text"),
+        start=options.init or ("examples" if options.model == "bundled" else "text"),
         cluster_by=options.cluster_by,
         train_on=options.train_on,
-        noise=options.noise,
         tuning=tuning.Options(num_steps=options.steps, batch=options.batch, remat=options.remat),
         features=options.features,
-        key=options.key,
+        keys=options.key,
         key_centre=options.key_centre,
         search=selection.SearchConfig(axis=options.search_axis, storage=options.search_storage),
         codec=options.codec,
         capacity=options.capacity,
         when_full=options.when_full,
     )
+    return pipeline.Preset(config=config, noise=options.noise, learning_rate=options.learning_rate)
 
 
 def _device(options: Options) -> Any:
@@ -313,7 +311,7 @@ def _check_memory(options: Options, source: Any, lm: Any, text: Any) -> None:
         )
 
 
-def _estimate(options: Options, config: Any) -> int:
+def _estimate(options: Options, preset: Any) -> int:
     """Print memory and room without computing anything."""
     from nvcim_jax import models
     from nvcim_jax.cli import estimate
@@ -326,7 +324,7 @@ def _estimate(options: Options, config: Any) -> int:
         wanted |= estimate.PUBLISHED
         packed |= {name for name in wanted if estimate.PACKED in name}
     work = _work(options)
-    memory, stores = estimate.rows(wanted, config, work, frozenset(packed))
+    memory, stores = estimate.rows(wanted, preset, work, frozenset(packed))
     print_table(
         memory,
         title=f"{work.prompts} prompts tuned at once, {work.batch} texts each of {work.virtual} + {work.text} tokens, "
@@ -336,11 +334,12 @@ def _estimate(options: Options, config: Any) -> int:
     return 0
 
 
-def _announce(options: Options, source: Any, lm: Any, text: Any, config: Any) -> None:
+def _announce(options: Options, source: Any, model: Any, preset: Any) -> None:
     """Say what is about to happen."""
     from nvcim_jax import pipeline
 
-    room = pipeline.capacity(lm.config, config)
+    lm, text = model
+    room = pipeline.capacity(lm.config, preset.config, preset.arrays)
     print(f"Model {options.model}: {lm.config.num_params:,} parameters.")
     print(f"Data {source.about}; {options.streams} stream(s), kind {options.kind}, buffers of {options.buffer_size}.")
     if options.max_input is not None:
@@ -357,21 +356,20 @@ def _measure(
     lm: Any,
     text: Any,
     device: Any,
-    config: Any,
-    methods: dict[str, Any],
-    baselines: tuple[str, ...],
+    preset: Any,
+    compared: tuple[dict[str, Any], tuple[str, ...]],
 ) -> list[Path]:
     """Run the study into the folder; streams of free text have nothing to choose from and are left out."""
     import jax
 
-    from nvcim_jax import study, tuning
+    from nvcim_jax import study
     from nvcim_jax.progress import progress_bar
 
     if not source.streams[0].labels:
         files.folder("--out", options.out)
         return []
-    settings: dict[str, Any] = {"methods": methods, "baselines": baselines}
-    total = len(study.plan(source.streams, [device], **settings))
+    design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
+    total = len(study.plan(source.streams, [device], design))
     with progress_bar(total, None, "rows of the table", even=False, lines=True) as advance:
         study.run(
             options.out,
@@ -380,21 +378,17 @@ def _measure(
             lm,
             text,
             [device],
-            config=config,
-            rates=tuning.Rates(learning_rate=options.learning_rate),
-            num_instances=options.instances,
-            every_block=options.every_block,
+            preset=preset,
+            design=design,
             advance=advance,
-            **settings,
         )
     return [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
 
 
-def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, config: Any) -> list[Path]:
+def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, preset: Any) -> list[Path]:
     """Write the predictions of LaMP with their official scores."""
     import jax
 
-    from nvcim_jax import study, tuning
     from nvcim_jax.cli import official
     from nvcim_jax.cli.tables import print_table
     from nvcim_jax.progress import progress_bar
@@ -411,9 +405,7 @@ def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, co
                 lm,
                 text,
                 device,
-                config=config,
-                rates=tuning.Rates(learning_rate=options.learning_rate),
-                method=study.METHODS[MAIN_METHOD],
+                preset=preset,
                 num_chips=options.predictions,
                 max_new_tokens=options.max_new_tokens,
                 advance=advance,

@@ -13,24 +13,25 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nvcim_jax import checks, devices, files, selection
-from nvcim_jax.pipeline import Arrays, Config, Correction, State, Store, program_store
+from nvcim_jax import checks, crossbar, files, selection
+from nvcim_jax.pipeline import Config, Memory, State, Store, program_store
 from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["load_state", "save_state"]
 
-FORMAT = "nvcim_jax.pipeline.State 1"
-EXACT = "exact memory"
-"""What stands in place of a device's name where there is none."""
+FORMAT = "nvcim_jax.pipeline.State 2"
+OTHER = "no crossbars"
+"""What stands in place of a device's name where no chip is held."""
 
 
 @checked
 def save_state(path: str | Path, state: State, *, config: Config) -> Path:
-    """Write a memory to one safetensors file: the store, the cells of its chips, corrections, and the options.
+    """Write a memory to one safetensors file: the store, what is programmed, and the options.
 
-    The metadata of the file hold the options as JSON, the version of this package and the name of the device; the
-    numbers of the device and the language model stay outside. The file takes its name only when it is whole.
+    Chips are kept whole: their cells, gains, corrections and the numbers of their device. The metadata of the file hold
+    the options as JSON, the version of this package, and the device and layout of the chips; the language model stays
+    outside. The file takes its name only when it is whole.
 
     Args:
         path: The file; its folder must exist.
@@ -51,10 +52,12 @@ def save_state(path: str | Path, state: State, *, config: Config) -> Path:
     checks.shape("state.store.filled", state.store.filled, (config.capacity,), "(config.capacity,)")
     from nvcim_jax import __version__
 
+    device, layout = _about(state.arrays)
     metadata = {
         "format": FORMAT,
         "version": __version__,
-        "device": _name(state.device),
+        "device": device,
+        "layout": layout,
         "config": json.dumps(dataclasses.asdict(config)),
     }
     tensors = {name: np.asarray(leaf) for name, leaf in _named({"store": state.store, "arrays": state.arrays}).items()}
@@ -64,15 +67,13 @@ def save_state(path: str | Path, state: State, *, config: Config) -> Path:
 
 
 @checked
-def load_state(
-    path: str | Path, device: devices.Device | None, *, config: Config | None = None
-) -> tuple[State, Config]:
+def load_state(path: str | Path, memory: Memory, *, config: Config | None = None) -> tuple[State, Config]:
     """Read a memory that `save_state` wrote, bit for bit: the very chips, at the time they were saved.
 
     Args:
         path: The file.
-        device: The memory cells that the chips were programmed on; None for exact memory. Its numbers serve later
-            drift and reads.
+        memory: What it was programmed into, such as `pipeline.crossbar_memory(device, arrays)`: it says what is held,
+            while all numbers come from the file.
         config: Options that the file must have; None takes whatever it has.
 
     Returns:
@@ -84,15 +85,17 @@ def load_state(
 
     Example:
         >>> import tempfile
-        >>> from nvcim_jax import io, models, pipeline
-        >>> model = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> from nvcim_jax import devices, io, models, pipeline
+        >>> lm = models.init(
+        ...     jax.random.key(0),
+        ...     config=models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64),
+        ... )
         >>> config = pipeline.Config(capacity=4, num_virtual=2, codec="identity")
-        >>> lm = models.init(jax.random.key(0), config=model)
-        >>> device = devices.get("PCM")
-        >>> state = pipeline.init(jax.random.key(1), lm, device, config=config)
+        >>> memory = pipeline.crossbar_memory(devices.get("PCM"), pipeline.Preset().arrays)
+        >>> state = pipeline.init(jax.random.key(1), lm, config=config, memory=memory)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = io.save_state(folder + "/today.safetensors", state, config=config)
-        ...     again, options = io.load_state(path, device)
+        ...     again, options = io.load_state(path, memory)
         >>> tomorrow = pipeline.drift_state(again, 86_400.0)
         >>> tomorrow = pipeline.compensate_state(jax.random.key(2), tomorrow)
         >>> print(options == config, bool((again.arrays.values.cells.g == state.arrays.values.cells.g).all()))
@@ -106,18 +109,26 @@ def load_state(
     if config is not None and config != saved:
         name, given, kept = _first_difference(config, saved)
         checks.fail("config", f"be the one in {found.name}, with {name}={kept!r}", f"has {name}={given!r}")
-    if metadata["device"] != _name(device):
-        checks.fail("device", f"be {metadata['device']!r}, as in {found.name}", f"is {_name(device)!r}")
-    template = _template(found, tensors, device, saved)
+    template = _template(found, tensors, memory, saved)
+    device, layout = _about(template["arrays"])
+    if metadata["device"] != device:
+        checks.fail("memory", f"be on {metadata['device']!r}, as in {found.name}", f"is on {device!r}")
+    if metadata["layout"] != layout:
+        checks.fail("memory", f"have the layout of {found.name}, {metadata['layout']}", f"has {layout}")
     leaves, treedef = jax.tree.flatten(template)
     names = list(_named(template))
     _check_tensors(found, tensors, dict(zip(names, leaves, strict=True)))
     whole = treedef.unflatten([jnp.asarray(tensors[name]) for name in names])
-    return State(whole["store"], whole["arrays"], device), saved
+    return State(whole["store"], whole["arrays"]), saved
 
 
-def _name(device: devices.Device | None) -> str:
-    return EXACT if device is None else device.name
+def _about(arrays: PyTree) -> tuple[str, str]:
+    """Return the name of the device that chips are on, and the options that they were written with."""
+    is_chip = lambda held: isinstance(held, crossbar.Chip)  # noqa: E731
+    chips = [held for held in jax.tree.leaves(arrays, is_leaf=is_chip) if is_chip(held)]
+    if not chips:
+        return OTHER, ""
+    return chips[0].device.name, json.dumps(dataclasses.asdict(chips[0].config))
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
@@ -169,15 +180,15 @@ def _first_difference(given: Any, kept: Any) -> tuple[str, Any, Any]:
     return f"{name}.{inner}", a, b
 
 
-def _template(path: Path, tensors: Mapping[str, np.ndarray], device: devices.Device | None, config: Config) -> PyTree:
+def _template(path: Path, tensors: Mapping[str, np.ndarray], memory: Memory, config: Config) -> PyTree:
     """Return the tree that the file must fill, with shapes in place of arrays."""
     if "store.prompts" not in tensors or tensors["store.prompts"].ndim != 3:
         _broken(path, "has no prompts")
-    width, slots = tensors["store.prompts"].shape[-1], config.capacity
+    rows, slots = tensors["store.prompts"].shape[1:], config.capacity
     form: Any = jax.ShapeDtypeStruct
     store = Store(
-        prompts=form((slots, config.num_virtual, width), jnp.float32),
-        features=form((slots, config.search_tokens, width), jnp.float32),
+        prompts=form((slots, *rows), jnp.float32),
+        features=form((slots, config.search_tokens, rows[1]), jnp.float32),
         filled=form((slots,), jnp.bool_),
         born=form((slots,), jnp.int32),
         uses=form((slots,), jnp.int32),
@@ -185,11 +196,8 @@ def _template(path: Path, tensors: Mapping[str, np.ndarray], device: devices.Dev
         codec=_codec_form(path, tensors),
         scale_weights=form((len(config.search.scales),), jnp.float32),
     )
-    arrays: Arrays = jax.eval_shape(
-        partial(program_store, config=config), jax.eval_shape(lambda: jax.random.key(0)), store, device
-    )
-    if any(name.startswith("arrays.correction.") for name in tensors):
-        arrays = arrays._replace(correction=Correction(*[form((slots,), jnp.float32)] * 3))
+    program = partial(program_store, memory=memory, config=config)
+    arrays = jax.eval_shape(program, jax.eval_shape(lambda: jax.random.key(0)), store)
     return {"store": store, "arrays": arrays}
 
 
@@ -213,9 +221,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], wanted: Mappin
     """Hold the tensors of a file against those that the device and the options ask for."""
     for names, fault in ((set(wanted) - set(tensors), "lacks"), (set(tensors) - set(wanted), "also holds")):
         if names:
-            fix = "Load it with the device that it was programmed on, its effects included."
+            fix = "Load it with the memory that it was programmed into, all effects of its device included."
             checks.fail(
-                "device", f"have the state of the cells in {path.name}", f"the file {fault} {min(names)!r}", fix
+                "memory", f"have the state of the cells in {path.name}", f"the file {fault} {min(names)!r}", fix
             )
     for name, form in wanted.items():
         if tensors[name].shape != form.shape or tensors[name].dtype != form.dtype:

@@ -3,6 +3,7 @@
 from nvcim_jax.ops.descend import Gradient, Loss, Optimiser, descend, reverse_mode
 from nvcim_jax.ops.dispatch import Transposed, Weight, refuse, register_weight, understand
 from nvcim_jax.ops.mirrored import mirror
+from nvcim_jax.ops.partials import as_partial
 from nvcim_jax.ops.patches import patches
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
 from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
@@ -16,6 +17,7 @@ __all__ = [
     "Rng",
     "Transposed",
     "Weight",
+    "as_partial",
     "centred_uniform",
     "clip_inclusive",
     "descend",

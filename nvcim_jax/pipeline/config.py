@@ -1,17 +1,17 @@
 """Every static choice of the pipeline, and which of them go together."""
 
 import dataclasses
+from typing import Any
 
-from nvcim_jax import checks, crossbar, selection
-from nvcim_jax.tuning import INITS, Options
+from nvcim_jax import checks, selection
+from nvcim_jax.tuning import STARTS, Adapter, Options, prompt, start_activations
 
-__all__ = ["SEPARATE_KEYS", "Config", "crossbar_for"]
+__all__ = ["SEPARATE_KEYS", "Config", "changed"]
 
 CODECS = ("autoencoder", "identity")
 FEATURES = ("embedding", "hidden", "last")
 KEYS = ("prompt", "anchored", "contrastive", "representative", "centroid")
 SEPARATE_KEYS = ("representative", "centroid")
-NOISES = ("none", "value", "cell", "censored")
 POLICIES = ("refuse", "oldest", "least_used")
 CLUSTER_BY = ("input", "record")
 TRAIN_ON = ("cluster", "buffer")
@@ -19,32 +19,27 @@ TRAIN_ON = ("cluster", "buffer")
 MOST_VIRTUAL, MOST_PROMPTS = 4096, 100_000
 """Largest prompt and largest store: more is a slip of the finger, and would fill the memory before it is noticed."""
 
-ARRAYS = crossbar.Config(
-    rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows", weight_scale="column", dac_bits=8, adc_bits=8
-)
-"""16-bit values on eight 2-bit cells, 384 x 128 arrays: consistent with what is known of the paper, unconfirmed [I]."""
-
 
 @checks.frozen_config
 class Config:
     """Static options of NVCiM-PT. Only `search` and the noise on virtual tokens are the paper's own words [S].
 
+    Numbers that are swept, and the memory cells, are no part of it: see `Preset`.
+
     Attributes:
         num_virtual: Virtual tokens of a prompt.
+        start: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`,
+            `activations` of that text, or all `examples` that it is tuned on, several in each virtual token, in the
+            way the model was taught to read them (see `tuning.STARTS`).
         num_prompts: Prompts a buffer; None is max(1, round(sqrt(buffer))).
         cluster_by: What the records of a buffer are clustered by: the features of the `input`, or of the whole
             `record`, input and answer side by side, each at unit length, which gathers records with alike answers.
-        init: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`,
-            `activations` of that text, or all `examples` that it is tuned on, several in each virtual token, in the
-            way the model was taught to read them (see `tuning.INITS`).
         train_on: Examples that a prompt is tuned on: those of its `cluster`, or the whole `buffer`.
-        noise: What a prompt meets in training: `none`, the `value`-level noise of the device, the noise of single
-            `cell`s of its bit-sliced mapping, or right-`censored` Gaussian noise of the device's sigma.
         tuning: Options of prompt tuning.
         features: How a text is looked at: token `embedding`s, `hidden` states after `feature_layers` blocks, or the
             hidden state of the `last` token alone.
         feature_layers: Blocks below the hidden states; None is all of them.
-        key: What is stored to be searched: the `prompt` itself (the paper's), a prompt held near its representative
+        keys: What is stored to be searched: the `prompt` itself (the paper's), a prompt held near its representative
             while it is tuned (`anchored`), the prompt through a codec trained so that queries meet it (`contrastive`),
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
@@ -53,7 +48,7 @@ class Config:
             common tells none apart, and takes room that the cells need for the rest.
         key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell
             grows with the largest entry of its column, so a few large ones drown all others. None clips nothing.
-        unit_keys: Whether a separately stored key, and a query, is brought to unit length first.
+        key_unit: Whether a separately stored key, and a query, is brought to unit length first.
         search: Options of the search.
         pick: How scores become a choice: `hard`, `soft`, `straight_through`.
         codec: What stands between prompt and memory: a per-token `autoencoder`, or nothing (`identity`).
@@ -61,26 +56,24 @@ class Config:
         codec_fit: Options of the codec's training.
         capacity: Prompts that fit the store.
         when_full: `refuse`, or replace the `oldest` or the `least_used` prompts.
-        arrays: Options of the crossbars.
 
     Raises:
         ValueError: If an option has no such value, or does not go together with another.
     """
 
     num_virtual: int = 8
+    start: str = "text"
     num_prompts: int | None = None
     cluster_by: str = "input"
-    init: str = "text"
     train_on: str = "cluster"
-    noise: str = "none"
     tuning: Options = Options()
     features: str = "embedding"
     feature_layers: int | None = None
-    key: str = "representative"
+    keys: str = "representative"
     key_tokens: int | None = None
     key_centre: bool = False
     key_clip: float | None = None
-    unit_keys: bool = True
+    key_unit: bool = True
     search: selection.SearchConfig = selection.SearchConfig()
     pick: str = "hard"
     codec: str = "autoencoder"
@@ -88,17 +81,15 @@ class Config:
     codec_fit: selection.FitConfig = selection.FitConfig()
     capacity: int = 128
     when_full: str = "refuse"
-    arrays: crossbar.Config = ARRAYS
 
     def __post_init__(self) -> None:
         """Check every option, then those that may not go together."""
         choices = {
+            "start": STARTS,
             "cluster_by": CLUSTER_BY,
-            "init": INITS,
             "train_on": TRAIN_ON,
-            "noise": NOISES,
             "features": FEATURES,
-            "key": KEYS,
+            "keys": KEYS,
             "pick": selection.PICKS,
             "codec": CODECS,
             "when_full": POLICIES,
@@ -114,37 +105,48 @@ class Config:
             checks.integer("feature_layers", self.feature_layers, low=0)
         if self.key_clip is not None:
             checks.number("key_clip", self.key_clip, low=0.0, low_open=True)
-        if self.key == "contrastive" and self.codec == "identity":
-            checks.fail("codec", "be 'autoencoder' with key='contrastive'", "is 'identity', which learns nothing")
+        if self.keys == "contrastive" and self.codec == "identity":
+            checks.fail("codec", "be 'autoencoder' with keys='contrastive'", "is 'identity', which learns nothing")
+
+    def changed(self, **fields: Any) -> "Config":
+        """Return a copy with some fields replaced; a dictionary replaces fields of a part.
+
+        Example:
+            >>> Config().changed(capacity=3, search={"axis": "tokens"}).search.axis
+            'tokens'
+        """
+        return changed(self, **fields)
+
+    def adapter(self) -> Adapter:
+        """Return what is tuned by default: a prompt of this size and start."""
+        start: Any = self.start
+        return prompt(self.num_virtual, start_activations(self.feature_layers) if start == "activations" else start)
 
     @property
     def search_tokens(self) -> int:
         """Tokens of a query and of a key."""
         if self.key_tokens is not None:
             return self.key_tokens
-        return 1 if self.key in SEPARATE_KEYS else self.num_virtual
+        return 1 if self.keys in SEPARATE_KEYS else self.num_virtual
 
     @property
     def shares_arrays(self) -> bool:
         """Whether the search runs on the very cells that hold the prompts."""
         pooled_apart = self.search.measure == "ssa" and self.search.storage == "apart"
-        changed = self.unit_keys or self.key_centre or self.key_clip is not None
-        plain = self.search.measure != "cosine" and not changed and not pooled_apart
-        return plain and self.key not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
+        altered = self.key_unit or self.key_centre or self.key_clip is not None
+        plain = self.search.measure != "cosine" and not altered and not pooled_apart
+        return plain and self.keys not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
 
 
-def crossbar_for(device_levels: int | None, config: crossbar.Config) -> crossbar.Config:
-    """Return options whose cells have as many bits as the device has levels.
-
-    Args:
-        device_levels: Levels of a cell; None or 0 for an analog cell, which keeps the options as they are.
-        config: Options of the crossbars.
+def changed(config: Any, /, **fields: Any) -> Any:
+    """Return a configuration with some fields replaced; a dictionary replaces fields of a part.
 
     Example:
-        >>> crossbar_for(2, ARRAYS).cell_bits
-        1
+        >>> changed(Config(), capacity=3, search={"axis": "tokens"}).search.axis
+        'tokens'
     """
-    if not device_levels or config.cell_bits is None:
-        return config
-    bits = max(1, device_levels.bit_length() - 1)
-    return dataclasses.replace(config, cell_bits=min(bits, config.cell_bits))
+    parts = {
+        name: changed(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+    return dataclasses.replace(config, **parts)

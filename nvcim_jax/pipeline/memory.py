@@ -1,234 +1,170 @@
-"""The memory that holds the store: programmed once, searched and read back through its noise."""
+"""What holds the stored prompts: a bundle of functions, exact, on crossbars, or the user's own simulator."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
 
-from nvcim_jax import checks, crossbar, devices, selection
-from nvcim_jax.pipeline.config import SEPARATE_KEYS, Config
-from nvcim_jax.pipeline.store import Store
+from nvcim_jax import checks, crossbar, devices
+from nvcim_jax.ops import as_partial
 from nvcim_jax.types import Key
 
 __all__ = [
-    "Arrays",
-    "Correction",
-    "Retrieved",
-    "key_matrix",
-    "program_store",
-    "read_prompts",
-    "retrieve",
-    "search",
-    "value_matrix",
+    "Memory",
+    "as_memory",
+    "compensate_state",
+    "crossbar_memory",
+    "drift_state",
+    "exact_memory",
+    "through_memory",
 ]
 
 
-class Correction(NamedTuple):
-    """Hold digital corrections of what a chip gives; see `nvcim_jax.pipeline.mitigation`.
+class Memory(NamedTuple):
+    """Say how a matrix is held, multiplied with and read.
+
+    The functions are traced; bind arrays, such as a device, with `jax.tree_util.Partial`.
 
     Attributes:
-        score_gain: Factor on the scores of each slot (slots,).
-        score_offset: Added to them afterwards (slots,).
-        value_gain: Factor on the values read from each slot (slots,).
+        program: `program(key, matrix) -> held`: write a matrix (rows, columns) into a fresh memory, any tree of arrays.
+        multiply: `multiply(key, x, held) -> (queries, columns)`: one product of x (queries, rows) with what is held.
+        read: `read(key, held) -> (rows, columns)`: one read of what is held.
     """
 
-    score_gain: jax.Array
-    score_offset: jax.Array
-    value_gain: jax.Array
+    program: Callable[[Key, jax.Array], Any]
+    multiply: Callable[[Key, jax.Array, Any], jax.Array]
+    read: Callable[[Key, Any], jax.Array]
 
 
-class Arrays(NamedTuple):
-    """Hold what is programmed: chips, or plain matrices where there is no device.
+def as_memory(memory: Memory) -> Memory:
+    """Return a memory that is an argument of `jax.jit`, whatever functions it is made of."""
+    return Memory(*map(as_partial, memory))
 
-    Attributes:
-        values: The prompts' codes, one a column.
-        keys: The keys, one a column; None where the search runs on `values`.
-        correction: Digital corrections; None for none.
+
+def _keep(key: Key, matrix: jax.Array) -> jax.Array:
+    del key
+    return matrix
+
+
+def _product(key: Key, x: jax.Array, held: jax.Array) -> jax.Array:
+    del key
+    return jnp.matmul(x, held, precision="highest")
+
+
+def exact_memory() -> Memory:
+    """Return digital memory: what is held is the matrix.
+
+    Example:
+        >>> memory = exact_memory()
+        >>> held = memory.program(jax.random.key(0), jnp.array([[1.0, 2.0]]))
+        >>> print(memory.multiply(jax.random.key(1), jnp.array([[3.0]]), held))
+        [[3. 6.]]
     """
-
-    values: Any
-    keys: Any
-    correction: Correction | None = None
+    return Memory(Partial(_keep), Partial(_product), Partial(_keep))
 
 
-class Retrieved(NamedTuple):
-    """Say what a search found.
-
-    Attributes:
-        scores: Score of every slot for every query (queries, slots), -inf for an empty slot.
-        weights: Share of every slot in the prompt that is used (queries, slots).
-        slots: The best slot of every query (queries,), int32.
-    """
-
-    scores: jax.Array
-    weights: jax.Array
-    slots: jax.Array
+def _program(config: crossbar.Config, device: devices.Device, key: Key, matrix: jax.Array) -> crossbar.Chip:
+    return crossbar.program(key, matrix, device, config=config)
 
 
-def value_matrix(store: Store) -> Float[Array, "rows slots"]:
-    """Return the codes of the stored prompts, flattened, one a column; zeros for an empty slot."""
-    codes = selection.encode(store.codec, store.prompts)
-    return jnp.where(store.filled[None, :], codes.reshape(len(codes), -1).T, 0.0)
+def _on_chip(key: Key, x: jax.Array, chip: crossbar.Chip) -> jax.Array:
+    return crossbar.matmul(key, x, chip)[0]
 
 
-def _unit(code: jax.Array) -> jax.Array:
-    return code * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(code)), 1e-12))
+def crossbar_memory(device: devices.Device, config: crossbar.Config) -> Memory:
+    """Return memory on crossbars: what is held is a chip, which knows its device and layout.
 
-
-def _common(codes: jax.Array, store: Store) -> jax.Array:
-    """Return the mean of the filled slots' codes (tokens, code)."""
-    weights = store.filled.astype(codes.dtype)
-    return jnp.einsum("s,stc->tc", weights, codes, precision="highest") / jnp.maximum(weights.sum(), 1.0)
-
-
-def key_matrix(store: Store, *, config: Config) -> Float[Array, "rows slots"]:
-    """Return what is searched, one key a column; zeros for an empty slot.
+    Slots of a store lie in columns with a scale of their own, and the noise of a cell depends on the key and its place
+    alone, so a store that grew programs its old columns to the same conductances under the same key.
 
     Args:
-        store: The store.
-        config: `key` says what is stored, `search` how it is laid out.
+        device: The memory cells; its numbers are traced.
+        config: Options of the crossbars.
+
+    Example:
+        >>> memory = crossbar_memory(devices.get("ideal"), crossbar.Config(weight_bits=16, cell_bits=2))
+        >>> chip = memory.program(jax.random.key(0), jnp.array([[1.0, -0.5]]))
+        >>> print(memory.read(jax.random.key(1), chip).round(3))
+        [[ 1.  -0.5]]
     """
-    if config.key in SEPARATE_KEYS:
-        tokens = store.features
-    else:
-        every = jnp.ones(config.num_virtual, bool)
-        tokens = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
-    codes = selection.encode(store.codec, tokens)
-    if config.key_centre:
-        codes = codes - _common(codes, store)[None]
-    if config.key_clip is not None:
-        size = jnp.sqrt(jnp.square(codes).mean(axis=(1, 2), keepdims=True))
-        codes = jnp.clip(codes, -config.key_clip * size, config.key_clip * size)
-    if config.unit_keys:
-        codes = jax.vmap(_unit)(codes)
-    columns = jax.vmap(lambda code: selection.key_vector(code, config=config.search))(codes)
-    return jnp.where(store.filled[None, :], columns.T, 0.0)
+    return Memory(Partial(_program, config, device), Partial(_on_chip), Partial(crossbar.read_back))
 
 
-def _query_rows(features: jax.Array, store: Store, config: Config) -> jax.Array:
-    codes = selection.encode(store.codec, features)
-    if config.key_centre:  # queries about the features that were stored, whatever the keys are
-        codes = codes - _common(selection.encode(store.codec, store.features), store)[None]
-    if config.unit_keys:
-        codes = jax.vmap(_unit)(codes)
-    return jax.vmap(lambda code: selection.query_vector(code, store.scale_weights, config=config.search))(codes)
+def through_memory(memory: Memory, key: Key, rows: jax.Array) -> jax.Array:
+    """Return rows as a freshly programmed memory would give them back, such as every cell with noise of its own level.
 
-
-def program_store(key: Key, store: Store, device: devices.Device | None, *, config: Config) -> Arrays:
-    """Program the store on one physical chip.
-
-    Slots lie in columns with a scale of their own, and the noise of a cell depends on the key and its place alone, so a
-    store that grew programs its old columns to the same conductances under the same key.
+    The rows are one column of the matrix; the gradient passes straight through rounding, slicing and noise. Bound to a
+    memory it is a `perturb` for `tuning.tune`: `Partial(through_memory, memory)`.
 
     Args:
-        key: Key of the chip.
-        store: What is to be held.
-        device: The memory cells; None keeps exact matrices.
-        config: `arrays` are the options of the crossbars.
+        memory: The memory.
+        key: Key of the memory and of its one read.
+        rows: What is stored, such as a prompt (virtual tokens, width).
+    """
+    write_key, read_key = jax.random.split(key)
+    held = memory.program(write_key, rows.reshape(-1, 1))
+    read = memory.read(read_key, held).reshape(rows.shape)
+    # Reading multiplies by the scale of the column, which depends on the largest entry: that part is left out.
+    return rows + jax.lax.stop_gradient(read - rows)
+
+
+def _chips(arrays: Any) -> list[crossbar.Chip]:
+    """Return the chips among what is held; there must be one that drifts."""
+    is_chip = lambda held: isinstance(held, crossbar.Chip)  # noqa: E731
+    found = [held for held in jax.tree.leaves(arrays, is_leaf=is_chip) if is_chip(held)]
+    fix = "Use crossbar_memory with a device that drifts, such as devices.get('PCM')."
+    if not found:
+        checks.fail("state.arrays", "hold chips that drift", "hold none", fix)
+    for chip in found:
+        if chip.device.drift is None:
+            checks.fail("state.arrays", "hold chips that drift", f"are on {chip.device.name!r}, which does not", fix)
+    return found
+
+
+def drift_state(state: Any, t_s: Any) -> Any:
+    """Let time pass for all chips of a memory, from the exponents sampled at programming. Draws nothing.
+
+    Args:
+        state: The memory, on crossbars of a device that drifts.
+        t_s: Seconds since programming (not since the last call), >= 0.
 
     Returns:
-        The arrays, at t = 0.
+        The same memory at time `t_s`; digital corrections stay as they were set.
+
+    Raises:
+        ValueError: If the device does not drift, or the time is negative.
+
+    Example: see `nvcim_jax.io.load_state`.
     """
-    value_key, search_key = jax.random.split(key)
-    values = value_matrix(store)
-    keys = None if config.shares_arrays else key_matrix(store, config=config)
-    if device is None:
-        return Arrays(values, keys)
-    write = partial(crossbar.program, device=device, config=config.arrays)
-    return Arrays(write(value_key, values), None if keys is None else write(search_key, keys))
+    _chips(state.arrays)
+    checks.number("t_s", t_s, low=0.0, unit="s")
+    is_chip = lambda held: isinstance(held, crossbar.Chip)  # noqa: E731
+    age = lambda held: crossbar.drift(held, t_s) if is_chip(held) else held  # noqa: E731
+    return state._replace(arrays=jax.tree.map(age, state.arrays, is_leaf=is_chip))
 
 
-def search(
-    key: Key,
-    features: Float[Array, "queries tokens width"],
-    store: Store,
-    arrays: Arrays,
-    device: devices.Device | None,
-    *,
-    config: Config,
-    every: bool = False,
-) -> Float[Array, "queries slots"]:
-    """Return the score of every slot for every query, computed in the memory.
+def compensate_state(key: Key, state: Any) -> Any:
+    """Scale the outputs of each array of all chips by what its summed conductance has lost.
 
     Args:
-        key: Key of this read.
-        features: Features of the queries, from `text_features`.
-        store: The store; its codec and the weights of the scales are digital.
-        arrays: What is programmed.
-        device: The memory cells, or None.
-        config: Options of the pipeline.
-        every: Whether empty slots are scored as well, for calibration; they score -inf otherwise.
-    """
-    checks.shape("features", features, (len(features), *store.features.shape[1:]), "(queries, key tokens, width)")
-    chip = arrays.values if arrays.keys is None else arrays.keys
-
-    def on_arrays(x: jax.Array, chip: Any) -> jax.Array:
-        return crossbar.matmul(key, x, chip)[0]
-
-    rows = _query_rows(features, store, config)
-    similarity = partial(jnp.matmul, precision="highest") if device is None else on_arrays
-    if arrays.correction is not None:
-        gain, offset, _ = arrays.correction
-        exact = similarity
-        similarity = lambda x, chip: exact(x, chip) * gain[None, :] + offset[None, :]  # noqa: E731
-    return selection.scores(rows, chip, similarity=similarity, filled=None if every else store.filled)
-
-
-def read_prompts(
-    key: Key, store: Store, arrays: Arrays, device: devices.Device | None, *, config: Config
-) -> Float[Array, "slots virtual width"]:
-    """Read all prompts back from the memory and decode them.
-
-    Args:
-        key: Key of this read.
-        store: The store; its codec is digital.
-        arrays: What is programmed.
-        device: The memory cells, or None.
-        config: Options of the pipeline.
-    """
-    values = arrays.values
-    if device is not None:
-        values = crossbar.read_back(key, values)
-    if arrays.correction is not None:
-        values = values * arrays.correction.value_gain[None, :]
-    codes = values.T.reshape(len(store.filled), config.num_virtual, -1)
-    return selection.decode(store.codec, codes)
-
-
-def retrieve(
-    key: Key,
-    features: Float[Array, "queries tokens width"],
-    store: Store,
-    arrays: Arrays,
-    device: devices.Device | None,
-    *,
-    config: Config,
-    temperature: ArrayLike = 1.0,
-) -> tuple[Float[Array, "queries virtual width"], Retrieved]:
-    """Find the prompt of every query in the memory, and read it.
-
-    Search on the arrays, choice, one read of the cells, decoding: differentiable in prompts, codec, search weights and
-    the device through `pick='soft'` or `'straight_through'`.
-
-    Args:
-        key: Key of these reads.
-        features: Features of the queries (queries, key tokens, width).
-        store: The store.
-        arrays: What is programmed.
-        device: The memory cells, or None.
-        config: Options of the pipeline.
-        temperature: Of a soft choice, in the unit of the scores.
+        key: Key of the reads that measure it.
+        state: The memory, at some time after programming.
 
     Returns:
-        The prompt of each query, and what the search found. With an empty store prompts are zero.
+        The memory with its gains set.
+
+    Raises:
+        ValueError: If the device does not drift.
+
+    Example: see `nvcim_jax.io.load_state`.
+
+    References:
+        V. Joshi et al., Nature Communications 11, 2473 (2020), "Drift compensation".
     """
-    search_key, read_key = jax.random.split(key)
-    scores = search(search_key, features, store, arrays, device, config=config)
-    weights = jax.vmap(lambda row: selection.pick(row, kind=config.pick, temperature=temperature))(scores)
-    prompts = read_prompts(read_key, store, arrays, device, config=config)
-    prompts = jnp.where(store.filled[:, None, None], prompts, 0.0)
-    chosen = jnp.einsum("qs,svw->qvw", weights, prompts, precision="highest")
-    return chosen, Retrieved(scores, weights, jnp.argmax(scores, axis=1).astype(jnp.int32))
+    chips = _chips(state.arrays)
+    keys = iter(jax.random.split(key, max(2, len(chips))))
+    is_chip = lambda held: isinstance(held, crossbar.Chip)  # noqa: E731
+    mend = lambda held: crossbar.compensate(next(keys), held) if is_chip(held) else held  # noqa: E731
+    return state._replace(arrays=jax.tree.map(mend, state.arrays, is_leaf=is_chip))

@@ -9,14 +9,28 @@ from jaxtyping import Array, Float
 from nvcim_jax import checks, crossbar, models, selection
 from nvcim_jax.pipeline.config import Config
 
-__all__ = ["Capacity", "Inserted", "Store", "capacity", "empty_store", "insert", "key_shape", "value_shape"]
+__all__ = ["Capacity", "Inserted", "Store", "Trainable", "capacity", "check_room", "empty_store", "insert"]
+
+
+class Trainable(NamedTuple):
+    """Hold what end-to-end training changes.
+
+    Attributes:
+        prompts: Stored prompts (slots, virtual tokens, width).
+        codec: Between prompt and memory.
+        scale_weights: Weights of the scaled search (scales,).
+    """
+
+    prompts: jax.Array
+    codec: selection.Codec
+    scale_weights: jax.Array
 
 
 class Store(NamedTuple):
     """Hold the prompts that the memory is to hold, with what finds them. An empty slot holds zeros.
 
     Attributes:
-        prompts: Tuned prompts (slots, virtual tokens, width).
+        prompts: Rows of each tuned adapter, such as virtual tokens (slots, rows, width).
         features: Features of each prompt's representative (slots, key tokens, width).
         filled: Which slots hold a prompt (slots,), bool.
         born: When each was stored, in prompts stored before it (slots,), int32.
@@ -35,6 +49,15 @@ class Store(NamedTuple):
     codec: selection.Codec
     scale_weights: jax.Array
 
+    def trainable(self) -> Trainable:
+        """Return the parts that end-to-end training changes."""
+        return Trainable(self.prompts, self.codec, self.scale_weights)
+
+    def with_trained(self, trained: Trainable) -> "Store":
+        """Return the store with its trainable parts replaced; empty slots stay empty."""
+        prompts = jnp.where(self.filled[:, None, None], trained.prompts, 0.0)
+        return self._replace(prompts=prompts, codec=trained.codec, scale_weights=trained.scale_weights)
+
 
 class Inserted(NamedTuple):
     """Say where new prompts went.
@@ -42,10 +65,12 @@ class Inserted(NamedTuple):
     Attributes:
         slots: Slot of each new prompt (new,), int32.
         replaced: Whether a prompt was thrown out there (new,), bool.
+        refused: Whether the store was full and refused them all, which a traced call cannot raise, bool.
     """
 
     slots: jax.Array
     replaced: jax.Array
+    refused: jax.Array
 
 
 class Capacity(NamedTuple):
@@ -64,30 +89,59 @@ class Capacity(NamedTuple):
     cells: int
 
 
-def empty_store(model: models.Config, config: Config) -> Store:
-    """Return a store without prompts, and with the identity codec until one is trained.
+def empty_store(rows: tuple[int, int], config: Config) -> Store:
+    """Return a store without prompts, and with a codec that waits for its first training.
 
     Args:
-        model: The language model, whose width the prompts have.
+        rows: Shape of one prompt, see `tuning.rows_shape`.
         config: Options of the pipeline.
     """
-    slots = config.capacity
+    slots, width = config.capacity, rows[1]
     weights = selection.SSA_WEIGHTS if len(config.search.scales) == 3 else (1.0,) * len(config.search.scales)
     return Store(
-        prompts=jnp.zeros((slots, config.num_virtual, model.width)),
-        features=jnp.zeros((slots, config.search_tokens, model.width)),
+        prompts=jnp.zeros((slots, *rows), jnp.float32),
+        features=jnp.zeros((slots, config.search_tokens, width), jnp.float32),
         filled=jnp.zeros(slots, bool),
         born=jnp.zeros(slots, jnp.int32),
         uses=jnp.zeros(slots, jnp.int32),
         block=jnp.full(slots, -1, jnp.int32),
-        codec=selection.codec_identity(),
+        codec=_first_codec(width, config),
         scale_weights=jnp.asarray(weights, jnp.float32),
     )
 
 
+def _first_codec(width: int, config: Config) -> selection.Codec:
+    """Return a codec that keeps the leading values, of the sizes that training gives it: then no buffer compiles anew.
+
+    With the identity there is none to wait for.
+    """
+    if config.codec == "identity":
+        return selection.codec_identity()
+    eye = jnp.eye(width, config.code, dtype=jnp.float32)
+    encoder, decoder = ((eye, jnp.zeros(config.code, jnp.float32)),), ((eye.T, jnp.zeros(width, jnp.float32)),)
+    return selection.Codec(encoder, decoder, jnp.zeros(width, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def check_room(store: Store, num: int, config: Config) -> None:
+    """Refuse prompts that do not fit, where that can be seen.
+
+    Raises:
+        ValueError: If the store is full and refuses, or more prompts come at once than it has slots.
+    """
+    slots = len(store.filled)
+    free = slots - int(store.filled.sum()) if checks.is_concrete(store.filled) else slots
+    if num > slots or (config.when_full == "refuse" and num > free):
+        checks.fail(
+            "config.capacity",
+            f"leave room for {num} more prompts",
+            f"{slots} slots leave {free} empty",
+            "Raise capacity, or let when_full='oldest' or 'least_used' replace prompts.",
+        )
+
+
 def insert(
     store: Store,
-    prompts: Float[Array, "new virtual width"],
+    prompts: Float[Array, "new rows width"],
     features: Float[Array, "new tokens width"],
     *,
     config: Config,
@@ -102,20 +156,13 @@ def insert(
             the `least_used` prompt (the oldest of them).
 
     Returns:
-        The store, and where the prompts went.
+        The store, and where the prompts went. A traced call that is refused stores nothing and says so.
 
     Raises:
         ValueError: If the store is full and refuses, or more prompts come at once than it has slots.
     """
     num, slots = len(prompts), len(store.filled)
-    free = slots - int(store.filled.sum())
-    if num > slots or (config.when_full == "refuse" and num > free):
-        checks.fail(
-            "config.capacity",
-            f"leave room for {num} more prompts",
-            f"{slots} slots leave {free} empty",
-            "Raise capacity, or let when_full='oldest' or 'least_used' replace prompts.",
-        )
+    check_room(store, num, config)
     uses = store.uses if config.when_full == "least_used" else jnp.zeros_like(store.uses)
     # lexsort: the last key counts most
     order = jnp.lexsort((jnp.arange(slots), store.born, uses, store.filled))[:num]
@@ -129,37 +176,32 @@ def insert(
         uses=store.uses.at[order].set(0),
         block=store.block.at[order].set(store.block.max() + 1),
     )
-    return made, Inserted(order, replaced)
+    refused = replaced.any() if config.when_full == "refuse" else jnp.zeros((), bool)
+    if config.when_full == "refuse":
+        made = jax.tree.map(lambda old, new: jnp.where(refused, old, new), store, made)
+    return made, Inserted(order, replaced, refused)
 
 
-def value_shape(width: int, config: Config) -> tuple[int, int]:
-    """Return rows and columns of the matrix that holds the prompts, one a column."""
-    code = width if config.codec == "identity" else config.code
-    return config.num_virtual * code, config.capacity
-
-
-def key_shape(width: int, config: Config) -> tuple[int, int]:
-    """Return rows and columns of the matrix that is searched, one key a column."""
-    code = width if config.codec == "identity" else config.code
-    return selection.num_key_rows(config.search_tokens, code, config=config.search), config.capacity
-
-
-def capacity(model: models.Config, config: Config) -> Capacity:
-    """Return the arrays and cells of a store, full or not.
+def capacity(model: models.Config, config: Config, arrays: crossbar.Config) -> Capacity:
+    """Return the arrays and cells of a store of prompts, full or not.
 
     Args:
         model: The language model.
         config: Options of the pipeline.
+        arrays: Options of the crossbars.
 
     Example:
         >>> from nvcim_jax import models, pipeline
         >>> model = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
-        >>> capacity(model, pipeline.Config(capacity=128)).value_arrays  # 8 tokens x 48 values: 8 pairs of arrays
+        >>> arrays = pipeline.Preset().arrays
+        >>> capacity(model, pipeline.Config(capacity=128), arrays).value_arrays  # 8 tokens x 48 values: 8 pairs
         16
     """
-    shapes = [value_shape(model.width, config)]
+    code = model.width if config.codec == "identity" else config.code
+    shapes = [(config.num_virtual * code, config.capacity)]
     if not config.shares_arrays:
-        shapes.append(key_shape(model.width, config))
-    found = [crossbar.report(shape, config.arrays) for shape in shapes]
+        rows = selection.num_key_rows(config.search_tokens, code, config=config.search)
+        shapes.append((rows, config.capacity))
+    found = [crossbar.report(shape, arrays) for shape in shapes]
     keys = found[1].num_arrays if len(found) > 1 else 0
     return Capacity(config.capacity, found[0].num_arrays, keys, sum(each.num_cells_used for each in found))

@@ -1,4 +1,4 @@
-"""From records to arrays: token ids of queries and answers, and the features by which texts are compared."""
+"""From records to arrays, once and on the host: token ids of queries and answers, and what texts are compared by."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,30 +13,40 @@ from nvcim_jax import checks, models, selection, tuning
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline.config import Config
 
-__all__ = [
-    "Queries",
-    "Words",
-    "answer_ids",
-    "label_candidates",
-    "make_examples",
-    "make_queries",
-    "make_words",
-    "pad_rows",
-    "query_ids",
-    "text_features",
-]
+__all__ = ["Buffer", "Queries", "make_buffer", "make_queries", "stack_buffers"]
+
+_EXAMPLE_TOKENS, _ANSWER_TOKENS, _QUERY_TOKENS = 16, 4, 8
+"""Lengths are rounded up to a multiple of these, so that buffers and batches share one compilation."""
+
+
+class Buffer(NamedTuple):
+    """Hold one buffer of records as arrays: all that `observe` looks at.
+
+    Attributes:
+        examples: Texts and answers, and what their words add up to where prompts start from them.
+        features: Features by which texts are searched (records, key tokens, width).
+        centres: What they are clustered by (records, width), or twice the width with `cluster_by='record'`.
+    """
+
+    examples: tuning.Examples
+    features: jax.Array
+    centres: jax.Array
 
 
 class Queries(NamedTuple):
-    """Hold queries, padded on the left so that a prompt can stand right before each.
+    """Hold queries as arrays, padded on the left so that a prompt can stand right before each.
 
     Attributes:
         ids: Tokens (queries, tokens), int32.
         mask: Which are real (queries, tokens), bool.
+        features: Features by which they are searched (queries, key tokens, width).
+        answers: The answers to choose from; None where the model writes.
     """
 
     ids: jax.Array
     mask: jax.Array
+    features: jax.Array
+    answers: models.Candidates | None = None
 
 
 def query_ids(words: str, lm: LM, text: Text) -> list[int]:
@@ -60,121 +70,36 @@ def end_id(lm: LM) -> int:
     return lm.config.eos_ids[0]
 
 
-def make_queries(texts: Sequence[str], lm: LM, text: Text, *, multiple: int = 8) -> Queries:
-    """Encode queries, padded on the left to a multiple of `multiple` tokens.
-
-    Args:
-        texts: One or more inputs.
-        lm: The model.
-        text: Its tokenizer, and the text form of the task.
-        multiple: Lengths are rounded up to it, so that batches share one compilation.
-
-    Returns:
-        The batch.
-
-    Raises:
-        ValueError: If there is no text, or the model has no tokenizer.
-    """
-    if isinstance(texts, str) or not texts:
-        checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
-    return pad_rows([query_ids(words, lm, text) for words in texts], multiple=multiple)
-
-
-def pad_rows(rows: Sequence[Sequence[int]], *, multiple: int = 8) -> Queries:
-    """Pad token ids on the left to a multiple of `multiple` tokens.
-
-    Args:
-        rows: Token ids of each text.
-        multiple: Lengths are rounded up to it, so that batches share one compilation.
-    """
-    size = -(-max(1, *map(len, rows)) // multiple) * multiple
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
+    """Pad token ids on the left to a common length, and say which are real."""
+    size = -(-max(1, *map(len, rows)) // _QUERY_TOKENS) * _QUERY_TOKENS
     ids, mask = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), bool)
     for i, row in enumerate(rows):
         if row:
             ids[i, -len(row) :], mask[i, -len(row) :] = row, True
-    return Queries(jnp.asarray(ids), jnp.asarray(mask))
+    return jnp.asarray(ids), jnp.asarray(mask)
 
 
-def make_examples(records: Sequence[Any], lm: LM, text: Text, *, multiple: int = 16) -> tuning.Examples:
-    """Encode records with their answers, for tuning; sizes are rounded up, so that buffers share one compilation.
+@checks.frozen_config
+class _Look:
+    """How texts are looked at: the part of the options that their features depend on."""
 
-    Args:
-        records: Things with `input` and `output`, such as `nvcim_jax.data.Record`.
-        lm: The model.
-        text: Its tokenizer, and the text form of the task.
-        multiple: Lengths are rounded up to it.
-
-    Returns:
-        The batch; the token that ends a text is part of each answer.
-
-    Raises:
-        ValueError: If a record has no answer.
-    """
-    for record in records:
-        if not record.output:
-            checks.fail("records", "have an output to learn from", f"record {getattr(record, 'id', '?')!r} has none")
-    texts = [query_ids(record.input, lm, text) for record in records]
-    answers = [[*answer_ids(record.output, text), end_id(lm)] for record in records]
-    lm.config.check_tokens("text.tokenizer", np.concatenate(answers))
-    longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
-    room = max(map(len, answers))
-    return tuning.examples(texts, answers, num_tokens=-(-longest // multiple) * multiple, num_answer=-(-room // 4) * 4)
-
-
-class Words(NamedTuple):
-    """Hold what the words of records add up to.
-
-    Attributes:
-        inputs: Sum of the embeddings of each input's tokens (records, width).
-        answers: The same of the answers, later tokens weighted down as the model's soft tokens have it.
-        size: Root mean square of the embeddings' entries.
-    """
-
-    inputs: jax.Array
-    answers: jax.Array
-    size: jax.Array
+    features: str
+    layers: int | None
+    num: int
 
 
 @jax.jit
-def _word_sums(lm: LM, ids: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the weighted sum of each row's embeddings, and the root mean square of those that count."""
-    x = models.embed(lm, ids).astype(jnp.float32)
-    real = (weights > 0).astype(jnp.float32)
-    mean = (jnp.square(x).mean(axis=-1) * real).sum() / jnp.maximum(real.sum(), 1.0)
-    return (x * weights[..., None]).sum(axis=1), jnp.sqrt(mean)
+def _features(lm: LM, ids: jax.Array, mask: jax.Array, look: _Look) -> jax.Array:
+    x = models.embed(lm, ids)
+    if look.features != "embedding":
+        x, _ = models.hidden(lm, models.Inputs(x, mask), stop=look.layers)
+    if look.features == "last":
+        last = jnp.argmax(jnp.where(mask, jnp.arange(mask.shape[1])[None, :], -1), axis=1)
+        mask = jnp.arange(mask.shape[1])[None, :] == last[:, None]
+    return jax.vmap(lambda x, mask: selection.pool_tokens(x, mask, look.num))(x, mask)
 
 
-def make_words(records: Sequence[Any], lm: LM, text: Text, *, multiple: int = 8) -> Words:
-    """Add up the embeddings of the words of each record: what `init="examples"` starts from.
-
-    Args:
-        records: Things with `input` and `output`.
-        lm: The model.
-        text: Its tokenizer, and the text form of the task.
-        multiple: Lengths are rounded up to it, so that buffers share one compilation.
-    """
-
-    def sums(rows: list[list[int]], decay: float) -> tuple[jax.Array, jax.Array]:
-        size = -(-max(1, *map(len, rows)) // multiple) * multiple
-        ids, weights = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), np.float32)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], weights[i, : len(row)] = row, decay ** np.arange(len(row))
-        lm.config.check_tokens("text.tokenizer", ids)
-        return _word_sums(lm, jnp.asarray(ids), jnp.asarray(weights))
-
-    inputs, size = sums([text.encode_input(record.input) for record in records], 1.0)
-    answers, _ = sums([answer_ids(record.output, text) for record in records], lm.soft_tokens.label_decay)
-    return Words(inputs, answers, size)
-
-
-def label_candidates(labels: Sequence[str], lm: LM, text: Text) -> models.Candidates:
-    """Lay out the labels among which answers are ranked."""
-    rows = [answer_ids(label, text) for label in labels]
-    lm.config.check_tokens("text.tokenizer", [token for row in rows for token in row])
-    return models.candidates(rows, end=end_id(lm))
-
-
-@partial(jax.jit, static_argnames="num")
 def text_features(
     lm: LM,
     ids: Int[Array, "texts tokens"],
@@ -195,11 +120,138 @@ def text_features(
     Returns:
         (texts, num, width).
     """
-    num = config.search_tokens if num is None else num
-    x = models.embed(lm, ids)
-    if config.features != "embedding":
-        x, _ = models.hidden(lm, models.Inputs(x, mask), stop=config.feature_layers)
-    if config.features == "last":
-        last = jnp.argmax(jnp.where(mask, jnp.arange(mask.shape[1])[None, :], -1), axis=1)
-        mask = jnp.arange(mask.shape[1])[None, :] == last[:, None]
-    return jax.vmap(lambda x, mask: selection.pool_tokens(x, mask, num))(x, mask)
+    size = config.search_tokens if num is None else num
+    return _features(lm, ids, mask, _Look(features=config.features, layers=config.feature_layers, num=size))
+
+
+def make_queries(
+    texts: Sequence[str], lm: LM, text: Text, *, config: Config, labels: Sequence[str] | None = None
+) -> Queries:
+    """Encode queries, padded on the left, with their features and the answers to choose from.
+
+    Args:
+        texts: One or more inputs.
+        lm: The language model.
+        text: Its tokenizer and the form of the task.
+        config: Options of the pipeline.
+        labels: The answers to choose from; None where the model writes.
+
+    Raises:
+        ValueError: If there is no text or no label, or the model has no tokenizer.
+    """
+    if isinstance(texts, str) or not texts:
+        checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
+    ids, mask = pad_rows([query_ids(words, lm, text) for words in texts])
+    answers = None
+    if labels is not None:
+        rows = [answer_ids(label, text) for label in labels]
+        lm.config.check_tokens("text.tokenizer", [token for row in rows for token in row])
+        answers = models.candidates(rows, end=end_id(lm))
+    return Queries(ids, mask, text_features(lm, ids, mask, config=config), answers)
+
+
+def _examples(records: Sequence[Any], lm: LM, text: Text) -> tuning.Examples:
+    """Encode records with their answers; the token that ends a text is part of each answer."""
+    for record in records:
+        if not record.output:
+            checks.fail("records", "have an output to learn from", f"record {getattr(record, 'id', '?')!r} has none")
+    texts = [query_ids(record.input, lm, text) for record in records]
+    answers = [[*answer_ids(record.output, text), end_id(lm)] for record in records]
+    lm.config.check_tokens("text.tokenizer", np.concatenate(answers))
+    longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
+    room = max(map(len, answers))
+    return tuning.examples(
+        texts,
+        answers,
+        num_tokens=-(-longest // _EXAMPLE_TOKENS) * _EXAMPLE_TOKENS,
+        num_answer=-(-room // _ANSWER_TOKENS) * _ANSWER_TOKENS,
+    )
+
+
+@jax.jit
+def _word_sums(lm: LM, ids: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the weighted sum of each row's embeddings, and the root mean square of those that count."""
+    x = models.embed(lm, ids).astype(jnp.float32)
+    real = (weights > 0).astype(jnp.float32)
+    mean = (jnp.square(x).mean(axis=-1) * real).sum() / jnp.maximum(real.sum(), 1.0)
+    return (x * weights[..., None]).sum(axis=1), jnp.sqrt(mean)
+
+
+def _words(records: Sequence[Any], lm: LM, text: Text) -> tuning.Words:
+    """Add up the embeddings of the words of each record, and number the answers in alphabetical order."""
+
+    def sums(rows: list[list[int]], decay: float) -> tuple[jax.Array, jax.Array]:
+        size = -(-max(1, *map(len, rows)) // _QUERY_TOKENS) * _QUERY_TOKENS
+        ids, weights = np.zeros((len(rows), size), np.int32), np.zeros((len(rows), size), np.float32)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], weights[i, : len(row)] = row, decay ** np.arange(len(row))
+        lm.config.check_tokens("text.tokenizer", ids)
+        return _word_sums(lm, jnp.asarray(ids), jnp.asarray(weights))
+
+    inputs, size = sums([text.encode_input(record.input) for record in records], 1.0)
+    answers, _ = sums([answer_ids(record.output, text) for record in records], lm.soft_tokens.label_decay)
+    names = sorted({record.output for record in records})
+    label = jnp.asarray([names.index(record.output) for record in records], jnp.int32)
+    return tuning.Words(inputs, answers, size, label)
+
+
+def make_buffer(records: Sequence[Any], lm: LM, text: Text, *, config: Config) -> Buffer:
+    """Turn records into arrays.
+
+    Args:
+        records: Things with `input` and `output`. Who or what they are about is never looked at.
+        lm: The language model.
+        text: Its tokenizer and the form of the task.
+        config: Options of the pipeline.
+
+    Raises:
+        ValueError: If there is no record, one has no answer, or there is no tokenizer.
+    """
+    if not records:
+        checks.fail("records", "hold at least one record", "is empty")
+    ids, mask = pad_rows([query_ids(record.input, lm, text) for record in records])
+    look = partial(text_features, lm, ids, mask, config=config)
+    examples = _examples(records, lm, text)
+    if config.start == "examples":
+        examples = examples._replace(words=_words(records, lm, text))
+    return Buffer(examples, look(), _grouped_by(records, look(num=1)[:, 0], lm, text, config))
+
+
+def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, text: Text, config: Config) -> jax.Array:
+    """Return what records are clustered by (records, width or twice the width)."""
+    if config.cluster_by == "input":
+        return inputs
+    ids, mask = pad_rows([answer_ids(record.output, text) for record in records])
+    answers = text_features(lm, ids, mask, config=config, num=1)[:, 0]
+    parts = [a / jnp.maximum(jnp.linalg.norm(a, axis=1, keepdims=True), 1e-6) for a in (inputs, answers)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def stack_buffers(buffers: Sequence[Buffer]) -> Buffer:
+    """Stack the buffers of several users for `jax.vmap`, their texts padded to a common length.
+
+    Args:
+        buffers: One or more, of as many records each.
+
+    Raises:
+        ValueError: If there is none, or they have different numbers of records.
+    """
+    sizes = sorted({len(buffer.examples.ids) for buffer in buffers})
+    if len(sizes) != 1:
+        checks.fail("buffers", "have as many records each, one or more", f"have {sizes or 'none'}")
+    tokens, room = (max(getattr(b.examples, n).shape[1] for b in buffers) for n in ("ids", "targets"))
+
+    def wide(table: jax.Array, size: int, fill: int = 0) -> jax.Array:
+        return jnp.pad(table, ((0, 0), (0, size - table.shape[1])), constant_values=fill)
+
+    padded = [
+        buffer._replace(
+            examples=buffer.examples._replace(
+                ids=wide(buffer.examples.ids, tokens),
+                where=wide(buffer.examples.where, room),
+                targets=wide(buffer.examples.targets, room, models.IGNORE),
+            )
+        )
+        for buffer in buffers
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)

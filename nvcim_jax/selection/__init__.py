@@ -1,7 +1,7 @@
 """Domain shift: which samples stand for a buffer, the codes that are stored, and the search that finds them again."""
 
 from nvcim_jax.selection.codec import Codec, codec_identity, codec_init, codec_pca, decode, encode
-from nvcim_jax.selection.contrastive import fit_contrastive
+from nvcim_jax.selection.contrastive import Pairs, fit_contrastive
 from nvcim_jax.selection.fit import FitConfig, FitInfo, fit
 from nvcim_jax.selection.pick import PICKS, pick, pick_hard, pick_soft, pick_straight_through
 from nvcim_jax.selection.representative import (
@@ -15,12 +15,12 @@ from nvcim_jax.selection.representative import (
 from nvcim_jax.selection.search import (
     SSA_WEIGHTS,
     SearchConfig,
+    Similarity,
     key_vector,
     num_key_rows,
-    pool,
     pool_tokens,
     query_vector,
-    scores,
+    similarity,
 )
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "Codec",
     "FitConfig",
     "FitInfo",
+    "Pairs",
     "SearchConfig",
+    "Similarity",
     "assignment_soft",
     "codec_identity",
     "codec_init",
@@ -47,10 +49,9 @@ __all__ = [
     "pick_hard",
     "pick_soft",
     "pick_straight_through",
-    "pool",
     "pool_tokens",
     "query_vector",
     "representative",
     "representative_soft",
-    "scores",
+    "similarity",
 ]

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nvcim_jax import checks
 from nvcim_jax.signature import checked
@@ -96,7 +96,9 @@ def codec_init(key: Key, width: int, *, code: int = 48, hidden: tuple[int, ...] 
 
 
 @checked
-def codec_pca(key: Key, codec: Codec, tokens: Float[Array, "tokens width"]) -> Codec:
+def codec_pca(
+    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], real: Bool[Array, " tokens"] | None = None
+) -> Codec:
     """Set a codec to the principal components of its tokens: code = V^T (x - mean) / scale.
 
     V holds the leading eigenvectors of the covariance. This is the linear codec of least squared error. It is exact
@@ -107,6 +109,7 @@ def codec_pca(key: Key, codec: Codec, tokens: Float[Array, "tokens width"]) -> C
         key: Key of the units beyond.
         codec: Codec of the wanted sizes; hidden layers of at least twice the code. The identity is returned as it is.
         tokens: Tokens (tokens, width), at least 1.
+        real: Which of them count; None: all.
 
     Returns:
         The codec, with the tokens' mean as shift and their root-mean-square distance from it as scale.
@@ -124,8 +127,9 @@ def codec_pca(key: Key, codec: Codec, tokens: Float[Array, "tokens width"]) -> C
     if not codec.encoder:
         return codec
     check_tokens(codec, "tokens", tokens)
-    codec = standardised(codec, tokens)
+    codec = standardised(codec, tokens, real)
     z = (tokens - codec.shift[None, :]) / codec.scale
+    z = z if real is None else jnp.where(real[:, None], z, 0.0)
     components = jnp.linalg.eigh(jnp.matmul(z.T, z, precision="highest"))[1][:, ::-1]
     components = components[:, : codec.encoder[-1][0].shape[1]]
     key_encoder, key_decoder = jax.random.split(key)
@@ -188,13 +192,21 @@ def decode(codec: Codec, z: Float[Array, "..."]) -> Float[Array, "..."]:
     return (_apply(codec.decoder, z.astype(shift.dtype)) * codec.scale + shift).astype(z.dtype)
 
 
-def standardised(codec: Codec, tokens: Float[Array, "tokens width"]) -> Codec:
-    """Return the codec with the shift and the scale of these tokens; the identity as it is."""
+def standardised(codec: Codec, tokens: Float[Array, "tokens width"], real: Bool[Array, " tokens"] | None) -> Codec:
+    """Return the codec with the shift and the scale of the tokens that count; the identity as it is."""
     if not codec.encoder:
         return codec
-    mean = tokens.mean(axis=0)
-    scale = jnp.sqrt(jnp.square(tokens - mean[None, :]).mean())
+    mean = row_mean(tokens, real)
+    scale = jnp.sqrt(row_mean(jnp.square(tokens - mean[None, :]), real).mean())
     return dataclasses.replace(codec, shift=mean, scale=jnp.where(scale > 0, scale, 1.0))
+
+
+def row_mean(rows: Float[Array, "rows ..."], real: Array | None) -> Float[Array, "..."]:
+    """Return the mean of the rows that count, or by how much each counts; None: all alike."""
+    if real is None:
+        return rows.mean(axis=0)
+    weights = real.astype(rows.dtype)
+    return jnp.tensordot(weights, rows, axes=(0, 0), precision="highest") / jnp.maximum(weights.sum(), 1.0)
 
 
 def check_tokens(codec: Codec, name: str, x: Any) -> None:

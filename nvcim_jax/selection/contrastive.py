@@ -1,21 +1,22 @@
 """Training a codec so that a query meets its own prompt, through the noise of the memory that holds the keys."""
 
-import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks
-from nvcim_jax.selection.codec import Codec, check_tokens, decode, encode
+from nvcim_jax.ops import as_partial
+from nvcim_jax.selection.codec import Codec, check_tokens, decode, encode, row_mean
 from nvcim_jax.selection.fit import (
     FitConfig,
     FitInfo,
-    as_partial,
     draw,
+    mean_square,
     mean_square_spread,
     relative_errors,
     start,
@@ -26,16 +27,32 @@ from nvcim_jax.selection.search import SSA_WEIGHTS, SearchConfig, key_vector, qu
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["fit_contrastive"]
+__all__ = ["Pairs", "fit_contrastive"]
+
+
+class Pairs(NamedTuple):
+    """Hold queries with the prompts that they are to find; a table that fills up keeps its shape.
+
+    Attributes:
+        queries: Tokens of each query (queries, num_tokens, width), such as those of `pool_tokens`.
+        prompts: Prompts (prompts, num_tokens, width), at least 2.
+        owner: Number of the prompt that belongs to each query (queries,).
+        real: Which queries count (queries,), bool; None: all.
+        filled: Which prompts there are (prompts,), bool; None: all.
+    """
+
+    queries: Float[Array, "queries num_tokens width"] | jax.Array
+    prompts: Float[Array, "prompts num_tokens width"] | jax.Array
+    owner: Int[Array, " queries"] | jax.Array
+    real: Bool[Array, " queries"] | None = None
+    filled: Bool[Array, " prompts"] | None = None
 
 
 @checked
 def fit_contrastive(
     key: Key,
     codec: Codec,
-    queries: Float[Array, "queries num_tokens width"],
-    prompts: Float[Array, "prompts num_tokens width"],
-    owner: Int[Array, " queries"],
+    pairs: Pairs,
     *,
     config: FitConfig,
     search: SearchConfig | None = None,
@@ -54,9 +71,7 @@ def fit_contrastive(
     Args:
         key: Key of the start, the batches and the noise.
         codec: Codec of the wanted sizes, from `codec_init`.
-        queries: Tokens of each query (queries, num_tokens, width), such as those of `pool_tokens`.
-        prompts: Prompts (prompts, num_tokens, width), at least 2.
-        owner: Index of the prompt that belongs to each query, (queries,).
+        pairs: Queries, prompts, and which belong together.
         config: Options.
         search: Options of the search; None for the defaults of `SearchConfig`.
         weights: Weights of the scales.
@@ -79,7 +94,7 @@ def fit_contrastive(
         >>> queries = jax.random.normal(keys[1], (3, 2, 8))[owner] + 0.1 * jax.random.normal(keys[2], (30, 2, 8))
         >>> codec = codec_init(keys[3], 8, code=4)
         >>> config = FitConfig(num_steps=200, learning_rate=1e-2)
-        >>> _, info = fit_contrastive(jax.random.key(1), codec, queries, prompts, owner, config=config)
+        >>> _, info = fit_contrastive(jax.random.key(1), codec, Pairs(queries, prompts, owner), config=config)
         >>> print(f"{info.hit_rate:.2f} of 1")  # the prompts have nothing in common with the queries
         1.00 of 1
 
@@ -89,6 +104,7 @@ def fit_contrastive(
         architectures", arXiv:2405.04700, 2024 (noise-aware contrastive training of embeddings).
     """
     search = SearchConfig() if search is None else search
+    queries, prompts, owner, real, filled = pairs
     checks.rank("queries", queries, 3, "(queries, num_tokens, width)")
     checks.rank("prompts", prompts, 3, "(prompts, num_tokens, width)")
     checks.shape("queries", queries, (queries.shape[0], *prompts.shape[1:]), "(queries, num_tokens, width)")
@@ -96,46 +112,75 @@ def fit_contrastive(
     checks.integer("the number of queries", queries.shape[0])
     checks.shape("owner", owner, (queries.shape[0],), "(queries,)")
     checks.number("owner", owner, low=0.0, high=float(prompts.shape[0] - 1))
+    for name, mask, size in (("real", real, len(queries)), ("filled", filled, len(prompts))):
+        if mask is not None:
+            checks.shape(name, mask, (size,))
     for name, value in (("queries", queries), ("prompts", prompts)):
         check_tokens(codec, name, value)
         checks.finite(name, value)
-    data = (queries.astype(jnp.float32), prompts.astype(jnp.float32), owner.astype(jnp.int32))
-    return _fit(key, codec, data, jnp.asarray(weights, jnp.float32), as_partial(perturb), config=config, search=search)
+    data = Pairs(queries.astype(jnp.float32), prompts.astype(jnp.float32), owner.astype(jnp.int32), real, filled)
+    return _fit(key, codec, data, jnp.asarray(weights, jnp.float32), as_partial(perturb), config, search)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "search"))
+def _each_token(mask: jax.Array | None, num: int) -> jax.Array | None:
+    return None if mask is None else jnp.repeat(mask, num)
+
+
+def _both(pairs: Pairs) -> tuple[jax.Array, jax.Array | None]:
+    """Return all tokens of queries and prompts, and which count."""
+    num, width = pairs.queries.shape[1:]
+    tokens = jnp.concatenate([pairs.queries.reshape(-1, width), pairs.prompts.reshape(-1, width)])
+    if pairs.real is None and pairs.filled is None:
+        return tokens, None
+    masks = [
+        jnp.ones(len(table), bool) if mask is None else mask
+        for table, mask in ((pairs.queries, pairs.real), (pairs.prompts, pairs.filled))
+    ]
+    return tokens, jnp.repeat(jnp.concatenate(masks), num)
+
+
+@jax.jit
 def _fit(
     key: Key,
     codec: Codec,
-    data: tuple[jax.Array, jax.Array, jax.Array],
+    data: Pairs,
     weights: Float[Array, " scales"],
     perturb: jax.tree_util.Partial,
-    *,
     config: FitConfig,
     search: SearchConfig,
 ) -> tuple[Codec, FitInfo]:
     """Return the trained codec; the arguments are checked."""
-    queries, prompts, owner = data
-    width = queries.shape[-1]
-    tokens = jnp.concatenate([queries.reshape(-1, width), prompts.reshape(-1, width)])
-    spread_queries, spread_prompts = (mean_square_spread(x.reshape(-1, width)) for x in (queries, prompts))
+    queries, prompts, owner, real, filled = data
+    if real is not None and filled is not None:  # a query that does not count asks for a prompt that there is
+        owner = jnp.where(real, owner, jnp.argmax(filled).astype(jnp.int32))
+    num, width = queries.shape[1:]
+    tokens, counted = _both(data)
+    spread_queries, spread_prompts = (
+        mean_square_spread(x.reshape(-1, width), _each_token(mask, num))
+        for x, mask in ((queries, real), (prompts, filled))
+    )
     key_start, key_steps, key_last = jax.random.split(key, 3)
 
     def loss(codec: Codec, key: Key) -> jax.Array:
         key_batch, key_noise = jax.random.split(key)
-        batch = draw(key_batch, jnp.arange(queries.shape[0]), config.batch)
+        batch, counts = draw(key_batch, queries.shape[0], config.batch, real)
         x, codes = queries[batch], encode(codec, queries[batch])
         found, stored = _search(key_noise, codes, encode(codec, prompts), weights, perturb, search)
-        error = jnp.square(x - decode(codec, codes)).mean() / spread_queries
-        error += jnp.square(prompts - decode(codec, stored)).mean() / spread_prompts
-        return _info_nce(found, owner[batch], config.temperature) + config.reconstruction_weight * error
+        apart = (x - decode(codec, codes)).reshape(-1, width)
+        error = mean_square(apart, _each_token(counts, num)) / spread_queries
+        back = (prompts - decode(codec, stored)).reshape(-1, width)
+        error += mean_square(back, _each_token(filled, num)) / spread_prompts
+        nce = _info_nce(found, owner[batch], config.temperature, counts, filled)
+        return nce + config.reconstruction_weight * error
 
-    codec, losses = train(key_steps, start(key_start, codec, tokens, config), loss, config)
+    codec, losses = train(key_steps, start(key_start, codec, tokens, counted, config), loss, config)
     found, _ = _search(
         key_last, encode(codec, queries), encode(codec, prompts), weights, as_partial(undisturbed), search
     )
-    hits = (jnp.argmax(found, axis=1).astype(jnp.int32) == owner).mean(dtype=jnp.float32)
-    return codec, FitInfo(losses, *relative_errors(jax.random.fold_in(key_last, 1), codec, tokens, perturb), hits)
+    found = found if filled is None else jnp.where(filled[None, :], found, -jnp.inf)
+    hits = row_mean((jnp.argmax(found, axis=1).astype(jnp.int32) == owner).astype(jnp.float32), real)
+    errors = relative_errors(jax.random.fold_in(key_last, 1), codec, tokens, counted, perturb)
+    return codec, FitInfo(losses, *errors, hits)
 
 
 def _search(
@@ -157,9 +202,26 @@ def _search(
 
 
 def _info_nce(
-    found: Float[Array, "queries prompts"], owner: Int[Array, " queries"], temperature: ArrayLike
+    found: Float[Array, "queries prompts"],
+    owner: Int[Array, " queries"],
+    temperature: ArrayLike,
+    counts: Array | None,
+    filled: Bool[Array, " prompts"] | None,
 ) -> Float[Array, ""]:
     """Return the mean cross entropy of the owners, scores taken in units of their standard deviation."""
-    deviation = jnp.sqrt(jnp.var(found) + jnp.finfo(found.dtype).tiny)
+    deviation = jnp.sqrt(_variance(found, counts, filled) + jnp.finfo(found.dtype).tiny)
     logits = found / (temperature * jnp.maximum(deviation, 1e-12))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, owner).mean()
+    logits = logits if filled is None else jnp.where(filled[None, :], logits, -jnp.inf)
+    return row_mean(optax.softmax_cross_entropy_with_integer_labels(logits, owner), counts)
+
+
+def _variance(found: jax.Array, counts: jax.Array | None, filled: jax.Array | None) -> jax.Array:
+    """Return the variance of the scores between queries and prompts that count."""
+    if counts is None and filled is None:
+        return jnp.var(found)
+    rows = jnp.ones(found.shape[0]) if counts is None else counts
+    cols = jnp.ones(found.shape[1]) if filled is None else filled.astype(found.dtype)
+    weights = rows[:, None] * cols[None, :]
+    total = jnp.maximum(weights.sum(), 1.0)
+    mean = (found * weights).sum() / total
+    return (jnp.square(found - mean) * weights).sum() / total

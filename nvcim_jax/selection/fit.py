@@ -1,16 +1,15 @@
 """Training a codec to give tokens back, through the noise of the memory that holds their codes."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float
 
 from nvcim_jax import checks
-from nvcim_jax.ops import descend
+from nvcim_jax.ops import as_partial, descend
 from nvcim_jax.selection.codec import (
     Codec,
     check_tokens,
@@ -18,6 +17,7 @@ from nvcim_jax.selection.codec import (
     codec_pca,
     decode,
     encode,
+    row_mean,
     standardised,
 )
 from nvcim_jax.signature import checked
@@ -98,6 +98,7 @@ def fit(
     *,
     config: FitConfig,
     perturb: Callable[[Key, jax.Array], jax.Array] = undisturbed,
+    real: Bool[Array, " tokens"] | None = None,
 ) -> tuple[Codec, FitInfo]:
     """Train a codec on the relative squared error of the tokens that come back, |x - x'|^2 / |x - mean|^2.
 
@@ -110,6 +111,7 @@ def fit(
         config: Options.
         perturb: Noise on a matrix of codes (batch, code), drawn afresh every step: (key, z) -> z. A
             `jax.tree_util.Partial` may hold arrays, such as a device, which are then traced and can be swept.
+        real: Which tokens count, so that a table that fills up keeps its shape; None: all.
 
     Returns:
         codec: The trained codec.
@@ -129,24 +131,32 @@ def fit(
     check_tokens(codec, "tokens", tokens)
     checks.integer("the number of tokens", tokens.shape[0])
     checks.finite("tokens", tokens)
-    return _fit(key, codec, tokens.astype(jnp.float32), as_partial(perturb), config=config)
+    if real is not None:
+        checks.shape("real", real, (tokens.shape[0],), "(tokens,)")
+    return _fit(key, codec, tokens.astype(jnp.float32), real, as_partial(perturb), config)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@jax.jit
 def _fit(
-    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], perturb: jax.tree_util.Partial, *, config: FitConfig
+    key: Key,
+    codec: Codec,
+    tokens: Float[Array, "tokens width"],
+    real: Bool[Array, " tokens"] | None,
+    perturb: jax.tree_util.Partial,
+    config: FitConfig,
 ) -> tuple[Codec, FitInfo]:
     """Return the trained codec; the arguments are checked."""
     key_start, key_steps, key_last = jax.random.split(key, 3)
-    spread = mean_square_spread(tokens)
+    spread = mean_square_spread(tokens, real)
 
     def loss(codec: Codec, key: Key) -> jax.Array:
         key_batch, key_noise = jax.random.split(key)
-        x = draw(key_batch, tokens, config.batch)
-        return jnp.square(x - decode(codec, perturb(key_noise, encode(codec, x)))).mean() / spread
+        rows, counts = draw(key_batch, tokens.shape[0], config.batch, real)
+        x = tokens[rows]
+        return mean_square(x - decode(codec, perturb(key_noise, encode(codec, x))), counts) / spread
 
-    codec, losses = train(key_steps, start(key_start, codec, tokens, config), loss, config)
-    return codec, FitInfo(losses, *relative_errors(key_last, codec, tokens, perturb))
+    codec, losses = train(key_steps, start(key_start, codec, tokens, real, config), loss, config)
+    return codec, FitInfo(losses, *relative_errors(key_last, codec, tokens, real, perturb))
 
 
 def train(
@@ -167,39 +177,60 @@ def train(
     return descend(key, codec, reported, optimiser, num_steps=config.num_steps)
 
 
-def start(key: Key, codec: Codec, tokens: Float[Array, "tokens width"], config: FitConfig) -> Codec:
+def start(
+    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], real: Bool[Array, " tokens"] | None, config: FitConfig
+) -> Codec:
     """Return the codec that a training starts from."""
     if not codec.encoder or config.start == "codec":
         return codec
     if config.start == "pca":
-        return codec_pca(key, codec, tokens)
+        return codec_pca(key, codec, tokens, real)
     hidden = tuple(w.shape[1] for w, _ in codec.encoder[:-1])
     fresh = codec_init(key, tokens.shape[1], code=codec.encoder[-1][0].shape[1], hidden=hidden)
-    return standardised(fresh, tokens)
+    return standardised(fresh, tokens, real)
 
 
 def relative_errors(
-    key: Key, codec: Codec, tokens: Float[Array, "tokens width"], perturb: Callable[[Key, jax.Array], jax.Array]
+    key: Key,
+    codec: Codec,
+    tokens: Float[Array, "tokens width"],
+    real: Bool[Array, " tokens"] | None,
+    perturb: Callable[[Key, jax.Array], jax.Array],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the relative squared error of all tokens, from undisturbed and from disturbed codes."""
-    z, spread = encode(codec, tokens), mean_square_spread(tokens)
-    clean, noisy = (jnp.square(tokens - decode(codec, codes)).mean() / spread for codes in (z, perturb(key, z)))
+    z, spread = encode(codec, tokens), mean_square_spread(tokens, real)
+    clean, noisy = (mean_square(tokens - decode(codec, codes), real) / spread for codes in (z, perturb(key, z)))
     return clean, noisy
 
 
-def mean_square_spread(tokens: Float[Array, "tokens width"]) -> Float[Array, ""]:
+def mean_square(rows: Float[Array, "rows width"], real: Array | None) -> Float[Array, ""]:
+    """Return the mean squared entry of the rows that count."""
+    if real is None:
+        return jnp.square(rows).mean()
+    return row_mean(jnp.square(rows), real).mean()
+
+
+def mean_square_spread(tokens: Float[Array, "tokens width"], real: Array | None) -> Float[Array, ""]:
     """Return the mean squared distance of an entry from the mean token; 1 where all tokens are equal."""
-    spread = jnp.square(tokens - tokens.mean(axis=0, keepdims=True)).mean()
+    mean = tokens.mean(axis=0, keepdims=True) if real is None else row_mean(tokens, real)[None]
+    spread = mean_square(tokens - mean, real)
     return jnp.where(spread > 0, spread, 1.0)
 
 
-def draw(key: Key, rows: Num[Array, "..."], batch: int | None) -> Num[Array, "..."]:
-    """Return `batch` rows drawn with replacement; all rows where that is no fewer."""
-    if batch is None or batch >= rows.shape[0]:
-        return rows
-    return rows[jax.random.randint(key, (batch,), 0, rows.shape[0])]
+def draw(
+    key: Key, num: int, batch: int | None, real: Bool[Array, " rows"] | None
+) -> tuple[jax.Array, Float[Array, " drawn"] | None]:
+    """Draw `batch` of the rows that count, with replacement; all rows where that is no fewer.
 
-
-def as_partial(function: Callable) -> jax.tree_util.Partial:
-    """Return the function as a pytree whose leaves are the arrays it holds, so that it is an argument of a jit."""
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+    Returns:
+        Their numbers, and how much each counts; None: all alike.
+    """
+    if batch is None or batch >= num:
+        return jnp.arange(num), None if real is None else real.astype(jnp.float32)
+    if real is None:
+        return jax.random.randint(key, (batch,), 0, num), None
+    order, total = jnp.argsort(~real, stable=True), real.sum(dtype=jnp.int32)
+    drawn = jax.random.randint(key, (batch,), 0, jnp.maximum(total, 1))
+    place = jnp.arange(batch, dtype=jnp.int32)
+    few = total <= batch
+    return order[jnp.where(few, place, drawn)], jnp.where(few, place < total, True).astype(jnp.float32)

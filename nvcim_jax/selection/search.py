@@ -7,10 +7,11 @@ noise, pooled copies that are stored apart meet device errors of their own.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Num
 
 from nvcim_jax import checks
@@ -19,12 +20,14 @@ from nvcim_jax.signature import checked
 __all__ = [
     "SSA_WEIGHTS",
     "SearchConfig",
+    "Similarity",
     "key_vector",
     "num_key_rows",
     "pool",
     "pool_tokens",
     "query_vector",
     "scores",
+    "similarity",
 ]
 
 SSA_WEIGHTS = (1.0, 0.8, 0.6)
@@ -247,6 +250,30 @@ def query_vector(
         for part, scale in zip(pooled, config.scales, strict=True)
     ]
     return functools.reduce(jnp.add, spread).ravel()
+
+
+class Similarity(NamedTuple):
+    """Say what a memory column stores of a code, and what drives the word lines: their inner product is the score.
+
+    Attributes:
+        key: `key(code) -> (rows,)`, of the code (tokens, features) of a key.
+        query: `query(code, weights) -> (rows,)`, of that of a query; `weights` are those of the scales, traced.
+    """
+
+    key: Callable[[jax.Array], jax.Array]
+    query: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def similarity(config: SearchConfig) -> Similarity:
+    """Return the similarity of a search's options: `key_vector` and `query_vector`.
+
+    Example:
+        >>> found = similarity(SearchConfig(measure="cosine"))
+        >>> code = jnp.array([[3.0, 4.0]])
+        >>> print(f"{found.key(code) @ found.query(2.0 * code, jnp.ones(3)):.3f}")
+        1.000
+    """
+    return Similarity(Partial(key_vector, config=config), Partial(query_vector, config=config))
 
 
 @checked

@@ -2,17 +2,14 @@
 
 from nvcim_jax.study.folder import Incomplete, incomplete, read, run
 from nvcim_jax.study.measure import measure
-from nvcim_jax.study.mitigation import MITIGATIONS, calibrated, code_importance, curvature, program_selected
+from nvcim_jax.study.methods import METHODS, MITIGATIONS, Method, method_config, trial
+from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
 from nvcim_jax.study.nearest_text import nearest_text
-from nvcim_jax.study.plan import BASELINES, END_TO_END, MOST_CHIPS, Unit, plan
+from nvcim_jax.study.plan import BASELINES, END_TO_END, MOST_CHIPS, Design, Unit, plan
 from nvcim_jax.study.protocol import (
-    METHODS,
-    Method,
-    Observed,
     Questions,
     chip_metric,
     make_questions,
-    method_config,
     observe_stream,
     retrieve_on_chip,
     tune_one,
@@ -25,14 +22,15 @@ __all__ = [
     "METHODS",
     "MITIGATIONS",
     "MOST_CHIPS",
+    "Design",
     "Incomplete",
     "Method",
-    "Observed",
     "Questions",
     "Unit",
     "calibrated",
     "chip_metric",
     "code_importance",
+    "corrected_memory",
     "curvature",
     "incomplete",
     "make_questions",
@@ -47,5 +45,6 @@ __all__ = [
     "run",
     "shift_matrix",
     "summarise",
+    "trial",
     "tune_one",
 ]

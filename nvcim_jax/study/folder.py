@@ -4,20 +4,20 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvcim_jax import checks, devices, files, io
 from nvcim_jax.models import LM, Text
+from nvcim_jax.pipeline import Preset
 from nvcim_jax.study.measure import Record, measure
-from nvcim_jax.study.plan import DIGITAL, Unit, plan
+from nvcim_jax.study.plan import DIGITAL, Design, Unit, plan
 from nvcim_jax.types import Key, Work
 
 __all__ = ["Incomplete", "incomplete", "read", "run"]
 
 RECORDS, ABOUT = "records.jsonl", "study.json"
-_FREE = ("advance",)  # what changes no record
 
 
 class Incomplete(NamedTuple):
@@ -136,30 +136,36 @@ def _finished(path: Path, wanted: dict[Unit, int]) -> list[Record]:
     return [record for record in records if numbers[_unit(record)] == wanted.get(_unit(record))]
 
 
-def _numbers(streams: Sequence[Any], device_list: Sequence[devices.Device], options: dict[str, Any]) -> dict[Unit, int]:
+def _numbers(streams: Sequence[Any], device_list: Sequence[devices.Device], design: Design) -> dict[Unit, int]:
     """Return how many records each unit has."""
     sizes = {}
     for stream in streams:
         names = len(stream.domains) + (getattr(stream, "unseen", None) is not None)
-        for unit in plan([stream], device_list, **options):
-            chips = options.get("num_instances", 10) if unit.device != DIGITAL else 1
-            sizes[unit] = names * chips * (len(stream.blocks) if options.get("every_block", False) else 1)
+        for unit in plan([stream], device_list, design):
+            chips = design.num_instances if unit.device != DIGITAL else 1
+            sizes[unit] = names * chips * (len(stream.blocks) if design.every_block else 1)
     return sizes
 
 
 def _about(
-    key: Key, streams: Sequence[Any], lm: LM, text: Text, device_list: Sequence[devices.Device], options: Any
+    key: Key,
+    streams: Sequence[Any],
+    lm: LM,
+    text: Text,
+    device_list: Sequence[devices.Device],
+    preset: Preset,
+    design: Design,
 ) -> Any:
     """Return everything that a record depends on."""
-    settings = {name: value for name, value in options.items() if name not in _FREE}
-    rates = {n: None if settings.get(n) is None else _fields(settings[n]) for n in ("rates", "end_to_end_rates")}
-    settings |= rates | {"methods": _fields_of_all(settings.get("methods"))}
-    settings["train_device"] = None if settings.get("train_device") is None else settings["train_device"].name
-    settings["template"] = dataclasses.asdict(text.template)
-    settings["baselines"] = list(settings.get("baselines", ()))
-    settings["streams"] = {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams}
+    trained_on = design.train_device
+    settings = {
+        "preset": _plain(preset),
+        "template": _plain(text.template),
+        "design": _plain(design._asdict() | {"train_device": None if trained_on is None else trained_on.name}),
+        "streams": {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams},
+    }
     devices_used = {f"device {i} ({d.name})": d for i, d in enumerate(device_list, 1)}
-    args = {"the language model": lm.params, **devices_used, "train_device": options.get("train_device")}
+    args = {"the language model": lm.params, **devices_used, "train_device": trained_on}
     return io.fingerprint(settings, Work(None, key, args))
 
 
@@ -171,17 +177,15 @@ def _digest(stream: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _fields(value: Any) -> dict[str, float]:
-    return {field.name: _number(getattr(value, field.name)) for field in dataclasses.fields(value)}
-
-
-def _number(value: Any) -> Any:
-    number = float(value)
-    return number if abs(number) != float("inf") else "infinite"
-
-
-def _fields_of_all(methods: Any) -> Any:
-    return None if methods is None else {name: dataclasses.asdict(method) for name, method in methods.items()}
+def _plain(value: Any) -> Any:
+    """Return options as plain values; JSON has no infinite number."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return "infinite" if isinstance(value, float) and abs(value) == float("inf") else value
 
 
 def _lines(records: list[Record]) -> str:
@@ -195,7 +199,10 @@ def run(
     lm: LM,
     text: Text,
     device_list: Sequence[devices.Device],
-    **options: Any,
+    *,
+    preset: Preset,
+    design: Design = Design(),  # noqa: B008  # frozen
+    advance: Callable[[int, str], None] = lambda count, note: None,
 ) -> list[Record]:
     """Run `measure` into a folder, unit by unit, and return its records in the order of `plan`.
 
@@ -208,9 +215,11 @@ def run(
         key: Key of the study.
         streams: The streams.
         lm: The language model.
-        text: Its tokenizer, and the text form of the task.
+        text: Its tokenizer and the form of the task.
         device_list: The devices.
-        **options: The options of `measure`.
+        preset: Everything that is chosen.
+        design: What is compared.
+        advance: As for `measure`.
 
     Returns:
         All records.
@@ -220,16 +229,17 @@ def run(
             of `measure` is wrong.
     """
     folder = files.folder("folder", folder)
-    path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, options)
+    path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, preset, design)
     with io.locked(folder):
-        wanted = _numbers(streams, device_list, options)
+        wanted = _numbers(streams, device_list, design)
         _same_study(folder / ABOUT, about, wanted)
         done = _finished(path, wanted)
         files.write(path, _lines(done))
-        advance, skip = options.pop("advance", lambda count, note: None), {_unit(record) for record in done}
+        skip = {_unit(record) for record in done}
         advance(len(skip), "already there")
         part: list[Record] = []
-        for record in measure(key, streams, lm, text, device_list, skip=skip, advance=advance, **options):
+        chosen: Any = {"preset": preset, "design": design, "skip": skip, "advance": advance}
+        for record in measure(key, streams, lm, text, device_list, **chosen):
             part.append(record)
             if len(part) == wanted[_unit(record)]:
                 files.append(path, _lines(part))

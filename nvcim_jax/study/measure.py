@@ -5,51 +5,26 @@ labels behind one prompt that one chip gave back. Which methods are measured tog
 interrupted, changes no record.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvcim_jax import devices, models, montecarlo, tuning
+from nvcim_jax import devices, montecarlo, pipeline, tuning
 from nvcim_jax.models import LM, Text
-from nvcim_jax.pipeline.config import Config, crossbar_for
-from nvcim_jax.pipeline.objective import Batch, EndToEnd, train, trainable, with_trained
-from nvcim_jax.pipeline.stages import make_buffer
-from nvcim_jax.pipeline.store import Store
+from nvcim_jax.pipeline import Preset, Store
+from nvcim_jax.study.methods import Method, Trial, method_config, trial
 from nvcim_jax.study.nearest_text import nearest_text
-from nvcim_jax.study.plan import (
-    DEFAULT_BASELINES,
-    END_TO_END,
-    SEARCHED,
-    Settings,
-    Unit,
-    check,
-    trainings,
-    units,
-)
-from nvcim_jax.study.protocol import (
-    METHODS,
-    Method,
-    Questions,
-    make_questions,
-    method_config,
-    observe_stream,
-    retrieve_on_chip,
-    tune_one,
-)
+from nvcim_jax.study.plan import END_TO_END, SEARCHED, Design, Unit, check, trainings, units
+from nvcim_jax.study.protocol import Questions, make_questions, observe_stream, retrieve_on_chip, tune_one
 from nvcim_jax.types import Key
 
 __all__ = ["LIPSCHITZ", "measure"]
 
 LIPSCHITZ = 0.01
 """Weight of the Lipschitz penalty for CorrectNet where the rates have none: this library's choice [I]."""
-
-UNSEEN = ("ids", "mask", "answers")
-"""Fields of the test rows that a chip does not see."""
 
 _CHIPS = 64  # chips whose prompts are held at a time
 _ROWS = 32  # queries that are ranked in one call, whatever the method: one compilation, and no row depends on others
@@ -65,9 +40,10 @@ class _Bench(NamedTuple):
     stream: Any
     lm: LM
     text: Text
-    asked: Questions
+    questions: Questions
     names: tuple[str, ...]
-    settings: Settings
+    preset: Preset
+    design: Design
     made: dict[Any, Any]
     advance: Advance
 
@@ -79,16 +55,8 @@ def measure(
     text: Text,
     device_list: Sequence[devices.Device],
     *,
-    config: Config,
-    rates: tuning.Rates,
-    methods: Mapping[str, Method] = METHODS,
-    baselines: Sequence[str] = DEFAULT_BASELINES,
-    num_instances: int = 10,
-    every_block: bool = False,
-    end_to_end: EndToEnd | None = None,
-    end_to_end_rates: tuning.Rates | None = None,
-    digital: bool = True,
-    train_device: devices.Device | None = None,
+    preset: Preset,
+    design: Design = Design(),  # noqa: B008  # frozen
     skip: Collection[Unit] = (),
     advance: Advance = lambda done, note: None,
 ) -> Iterator[Record]:
@@ -105,18 +73,10 @@ def measure(
         key: Key of the study; each stream folds in its seed.
         streams: Streams with answers to choose from, such as `nvcim_jax.data.stream`.
         lm: The language model.
-        text: Its tokenizer, and the text form of the task.
+        text: Its tokenizer and the form of the task.
         device_list: Devices to measure on; the bits of a cell are cut to each one's levels.
-        config: Options of the pipeline.
-        rates: Numbers of the tuning; `lipschitz` is used by methods with that training alone (`LIPSCHITZ` if 0).
-        methods: Name -> method.
-        baselines: Names out of `BASELINES`.
-        num_instances: Chips of a device.
-        every_block: Whether to measure after every block, or after the last alone.
-        end_to_end: Options of joint training through the noisy pipeline, a row of its own; None leaves it out.
-        end_to_end_rates: Its numbers; a tenth of the learning rate of `rates` by default.
-        digital: Whether to measure methods in exact memory, too (device "digital").
-        train_device: Device whose noise noise-aware training meets; None: the one that is measured on.
+        preset: Everything that is chosen; `lipschitz` is used by methods with that training alone (`LIPSCHITZ` if 0).
+        design: What is compared.
         skip: Units that are not measured.
         advance: Called as `advance(1, note)` for each unit finished, and `advance(0, note)` before a training.
 
@@ -126,29 +86,22 @@ def measure(
     Raises:
         ValueError: If an argument is wrong.
     """
-    slower = rates.replace(learning_rate=0.1 * rates.learning_rate) if end_to_end_rates is None else end_to_end_rates  # type: ignore[attr-defined]  # made by flax
-    options = (config, rates, methods, tuple(baselines), num_instances, every_block, end_to_end, slower)
-    settings = Settings(*options, digital, train_device)
-    check(streams, device_list, settings)
+    check(streams, device_list, design)
     for stream in streams:
-        wanted = {u: where for u, where in units(stream, device_list, settings).items() if u not in skip}
+        wanted = {u: where for u, where in units(stream, device_list, design).items() if u not in skip}
         if not wanted:
             continue
-        bench = _bench(key, stream, lm, text, settings, advance)
+        unseen = getattr(stream, "unseen", None)
+        names = (*stream.domains, *((unseen,) if unseen is not None else ()))
+        questions = make_questions(stream, lm, text, preset=preset, domains=names)
+        own = jax.random.fold_in(key, int(getattr(stream, "seed", 0)))
+        bench = _Bench(own, stream, lm, text, questions, names, preset, design, {}, advance)
         for unit, (device, trained_on) in wanted.items():
-            if unit.method in settings.baselines:
+            if unit.method in design.baselines:
                 yield from _baseline(bench, unit)
             else:
                 yield from _method(bench, unit, device, trained_on)
             advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
-
-
-def _bench(key: Key, stream: Any, lm: LM, text: Text, settings: Settings, advance: Advance) -> _Bench:
-    unseen = getattr(stream, "unseen", None)
-    names = (*stream.domains, *((unseen,) if unseen is not None else ()))
-    asked = make_questions(stream, lm, text, config=settings.config, domains=names)
-    own = jax.random.fold_in(key, int(getattr(stream, "seed", 0)))
-    return _Bench(own, stream, lm, text, asked, names, settings, {}, advance)
 
 
 def _keys(bench: _Bench) -> tuple[Key, Key, Key, Key]:
@@ -160,7 +113,7 @@ def _keys(bench: _Bench) -> tuple[Key, Key, Key, Key]:
 
 def _blocks(bench: _Bench) -> range:
     last = len(bench.stream.blocks)
-    return range(0 if bench.settings.every_block else last - 1, last)
+    return range(0 if bench.design.every_block else last - 1, last)
 
 
 def _role(stream: Any, block: int, domain: str) -> str:
@@ -173,7 +126,7 @@ def _role(stream: Any, block: int, domain: str) -> str:
 
 def _records(bench: _Bench, unit: Unit, block: int, right: np.ndarray, hit: np.ndarray | None) -> Iterator[Record]:
     """Yield the records of one block from what was right and hit, (instances, queries) each."""
-    domain = np.asarray(bench.asked.domain)
+    domain = np.asarray(bench.questions.domain)
     for instance in range(len(right)):
         for i, name in enumerate(bench.names):
             own, role = domain == i, _role(bench.stream, block, name)
@@ -191,28 +144,27 @@ def _records(bench: _Bench, unit: Unit, block: int, right: np.ndarray, hit: np.n
             }
 
 
-@jax.jit
-def _best(lm: LM, prompts: jax.Array, ids: jax.Array, mask: jax.Array, answers: models.Candidates) -> jax.Array:
-    inputs = models.prepend(prompts, models.Inputs(models.embed(lm, ids), mask))
-    return jnp.argmax(models.rank(lm, inputs, answers), axis=1)
-
-
 def _right(bench: _Bench, prompts: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Return whether the right label is ranked first, for rows of a prompt and the number of a query each."""
-    ids, mask, truth = (np.asarray(a) for a in (bench.asked.ids, bench.asked.mask, bench.asked.truth))
+    all_queries, truth, adapter = (
+        bench.questions.queries,
+        np.asarray(bench.questions.truth),
+        bench.preset.config.adapter(),
+    )
+    ids, mask = np.asarray(all_queries.ids), np.asarray(all_queries.mask)
     found = []
     for start in range(0, len(queries), _ROWS):
         rows = np.resize(np.arange(start, min(start + _ROWS, len(queries))), _ROWS)
         which = queries[rows]
-        texts = (jnp.asarray(prompts[rows]), jnp.asarray(ids[which]), jnp.asarray(mask[which]))
-        best = _best(bench.lm, *texts, bench.asked.answers)
-        found.append(np.asarray(best) == truth[which])
+        part = all_queries._replace(ids=jnp.asarray(ids[which]), mask=jnp.asarray(mask[which]))
+        logs = pipeline.rank(jnp.asarray(prompts[rows]), part, bench.lm, adapter=adapter)
+        found.append(np.asarray(jnp.argmax(logs, axis=1)) == truth[which])
     return np.concatenate(found)[: len(queries)]
 
 
 def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
     """Yield the records of a method without a memory."""
-    every = np.arange(len(bench.asked.ids))
+    every = np.arange(len(bench.questions.truth))
     if unit.method.startswith("1-NN"):
         for block in _blocks(bench):
             right, hit = _neighbour(bench, block, unit.method == "1-NN own domain")
@@ -224,12 +176,11 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
             yield from _records(bench, unit, block, right[None], None)
         return
     bench.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
-    key = _keys(bench)[3]
-    config, rates = bench.settings.config, bench.settings.rates.replace(lipschitz=0.0)  # type: ignore[attr-defined]
-    tuned = tune_one(key, bench.stream, bench.lm, bench.text, config=config, rates=rates, kind=unit.method)
+    key, preset = _keys(bench)[3], bench.preset.changed(lipschitz=0.0)
+    tuned = tune_one(key, bench.stream, bench.lm, bench.text, preset=preset, kind=unit.method)
     for block, prompt in enumerate(tuned):
         if block in _blocks(bench):
-            right = _right(bench, np.repeat(np.asarray(prompt), len(every), axis=0), every)
+            right = _right(bench, np.repeat(np.asarray(prompt)[None], len(every), axis=0), every)
             yield from _records(bench, unit, block, right[None], None)
 
 
@@ -249,118 +200,99 @@ def _neighbour(bench: _Bench, block: int, own: bool) -> tuple[np.ndarray, np.nda
     return np.asarray(right), np.asarray(hit)
 
 
-def _fitted(config: Config, device: devices.Device | None) -> Config:
-    levels = None if device is None else device.num_levels
-    return dataclasses.replace(config, arrays=crossbar_for(levels, config.arrays))
-
-
 def _stores(
     bench: _Bench, unit: Unit, method: Method, trained_on: devices.Device
 ) -> tuple[Any, tuple[Store, ...], tuple[Any, ...]]:
     """Return a name for the training, the stores after every block, and their second derivatives."""
-    settings = bench.settings
+    preset, noisy = bench.preset, method.training == "noise"
     # A codec trained contrastively knows the search; every other store serves any search.
-    searched = method if settings.config.key == "contrastive" else Method(measure=settings.config.search.measure)
+    searched = method if preset.config.keys == "contrastive" else Method(measure=preset.config.search.measure)
     name = (method.training, unit.trained_for, searched.measure, searched.axis, searched.storage)
     if name not in bench.made:
         bench.advance(0, f"stream {unit.stream}: training {method.training} {unit.trained_for}".rstrip())
-        noisy = method.training == "noise"
-        config = _fitted(settings.config, trained_on) if noisy else settings.config
-        wanted = float(settings.rates.lipschitz) or LIPSCHITZ
+        penalty = (preset.lipschitz or LIPSCHITZ) if method.training == "lipschitz" else 0.0
         bench.made[name] = observe_stream(
             _keys(bench)[0],
             bench.stream,
             bench.lm,
             bench.text,
             trained_on if noisy else None,
-            config=method_config(config, dataclasses.replace(searched, training=method.training, weights=None)),
-            rates=settings.rates.replace(lipschitz=wanted if method.training == "lipschitz" else 0.0),  # type: ignore[attr-defined]
+            preset=preset.changed(lipschitz=penalty, config=method_config(preset.config, searched)),
             with_curvature=any(
-                m.mitigation == "swv" and m.training == method.training for m in settings.methods.values()
+                m.mitigation == "swv" and m.training == method.training for m in bench.design.methods.values()
             ),
         )
-    learned = bench.made[name]
+    observed = bench.made[name]
     if unit.method != END_TO_END:
-        return name, learned.stores, learned.curvatures
+        return name, observed.stores, observed.curvatures
     joint = (END_TO_END, unit.trained_for)
     if joint not in bench.made:
-        bench.made[joint] = _jointly(bench, unit, learned.stores, trained_on)
-    return joint, bench.made[joint], learned.curvatures
+        bench.made[joint] = _jointly(bench, unit, observed.stores, trained_on)
+    return joint, bench.made[joint], observed.curvatures
 
 
 def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: devices.Device) -> tuple[Store, ...]:
     """Train prompts, codec and scale weights through the noisy pipeline, on all records that came so far."""
     bench.advance(0, f"stream {unit.stream}: training end to end, {unit.trained_for}")
-    settings = bench.settings
-    assert settings.end_to_end is not None
-    config = dataclasses.replace(method_config(_fitted(settings.config, trained_on), SEARCHED), pick="straight_through")
+    preset, design = bench.preset, bench.design
+    assert design.end_to_end is not None
+    config = method_config(preset.config, SEARCHED).changed(pick="straight_through")
     every = [record for block in bench.stream.blocks for record in block.records]
-    buffer = make_buffer(every, bench.lm, bench.text, config=config)
+    buffer = pipeline.make_buffer(every, bench.lm, bench.text, config=config)
     sizes = np.cumsum([len(block.records) for block in bench.stream.blocks])
+    rate = 0.1 * preset.learning_rate if design.end_to_end_rate is None else design.end_to_end_rate
     key, trained = _keys(bench)[2], list(stores)
     for block in _blocks(bench):
         # Records that have not come yet weigh nothing: one compilation for all blocks.
         weights = (jnp.arange(len(every)) < int(sizes[block])).astype(jnp.float32)
-        batch = Batch(buffer.examples, buffer.features, stores[block], weights)
-        changed, _ = train(
+        trained[block], _ = pipeline.train(
             jax.random.fold_in(key, block),
-            trainable(stores[block]),
-            batch,
+            pipeline.Batch(buffer.examples, buffer.features, stores[block], weights),
             bench.lm,
-            trained_on,
+            preset.memory(trained_on),
             config=config,
-            options=settings.end_to_end,
-            rates=settings.end_to_end_rates,
+            options=design.end_to_end,
+            optimiser=tuning.adam(rate, preset.clip_norm, tuning.Schedule(warmup=0.0)),
+            project=tuning.bounded(preset.bound),
         )
-        trained[block] = with_trained(stores[block], changed)
     return tuple(trained)
 
 
-@functools.cache
-def _on_chip(config: Config, method: Method) -> Callable[..., dict[str, jax.Array]]:
-    """Return the function of one chip without the language model: slots found and prompts read."""
-
-    def found(key: Key, store: Store, diagonal: Any, calibration: Any, asked: Questions, device: Any) -> dict[str, Any]:
-        slots, prompts = retrieve_on_chip(
-            key, store, diagonal, calibration, asked, device, config=config, method=method
-        )
-        return {"slots": slots, "prompts": prompts}
-
-    return found
+def _on_chip(
+    key: Key, own: Trial, store: Store, diagonal: Any, calibration: Any, questions: Questions, device: Any
+) -> dict[str, jax.Array]:
+    """Return slots found and prompts read on one chip, without the language model."""
+    slots, prompts = retrieve_on_chip(key, own, store, diagonal, calibration, questions, device)
+    return {"slots": slots, "prompts": prompts}
 
 
 def _method(bench: _Bench, unit: Unit, device: devices.Device | None, trained_on: devices.Device) -> Iterator[Record]:
     """Yield the records of a method on all chips of a device, or in exact memory."""
-    method = trainings(bench.settings)[unit.method]
-    if device is None:  # nothing to mitigate
-        method = dataclasses.replace(method, mitigation="none")
+    method = trainings(bench.design)[unit.method]
     name, stores, curvatures = _stores(bench, unit, method, trained_on)
-    config = method_config(_fitted(bench.settings.config, device), method)
+    own = trial(bench.preset.fitted(device), method)
     # Texts and labels are not looked at on the chip: without them streams share one compilation.
-    none = {
-        field: jax.tree.map(lambda a: a[:, :0] if a.ndim > 1 else a[:0], getattr(bench.asked, field))
-        for field in UNSEEN
-    }
-    asked = bench.asked._replace(**none)
-    num = 1 if device is None else bench.settings.num_instances
+    blind = bench.questions.queries._replace(ids=jnp.zeros((0, 0)), mask=jnp.zeros((0, 0)), answers=None)
+    questions = bench.questions._replace(queries=blind)
+    num = 1 if device is None else bench.design.num_instances
     for block in _blocks(bench):
         store = stores[block]
-        features = make_buffer(bench.stream.blocks[block].records, bench.lm, bench.text, config=config).features
-        # The noise of training is no part of what a chip computes: methods that differ in it share one compilation.
-        fn = _on_chip(dataclasses.replace(config, noise="none"), dataclasses.replace(method, training="plain"))
+        records = bench.stream.blocks[block].records
+        features = pipeline.make_buffer(records, bench.lm, bench.text, config=own.config).features
         parts = montecarlo.stream(
-            fn,
+            _on_chip,
             _keys(bench)[1],
             range(num),
             placement=montecarlo.Placement(chunk=min(num, _CHIPS)),
-            args=(store, curvatures[block], features, asked, device),
+            args=(own, store, curvatures[block], features, questions, device),
         )
-        known = bench.made.setdefault((name, block, unit.device, unit.sigma, method.mitigation), {})
+        mitigation = "none" if device is None else own.mitigation  # nothing to mitigate
+        known = bench.made.setdefault((name, block, unit.device, unit.sigma, mitigation), {})
         # The prompts of all chips together would fill the memory: each part is answered before the next is read.
         found = [(part.values["slots"], _answered(bench, part.first, known=known, **part.values)) for part in parts]
         slots, right = (np.concatenate(rows) for rows in zip(*found, strict=True))
-        owner = np.asarray(bench.asked.domain_of_block)[np.maximum(np.asarray(store.block)[slots], 0)]
-        yield from _records(bench, unit, block, right, owner == np.asarray(bench.asked.domain)[None, :])
+        owner = np.asarray(questions.domain_of_block)[np.maximum(np.asarray(store.block)[slots], 0)]
+        yield from _records(bench, unit, block, right, owner == np.asarray(questions.domain)[None, :])
 
 
 def _answered(

@@ -4,30 +4,34 @@ SWV, CxDNN and CorrectNet were made for the weights of neural networks. What is 
 stored prompts and keys; how exactly the paper's authors carried it over is not known [I].
 """
 
-from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from nvcim_jax import crossbar, devices, models, selection, tuning
-from nvcim_jax.pipeline.config import Config
-from nvcim_jax.pipeline.memory import Arrays, Correction, key_matrix, program_store, search, value_matrix
-from nvcim_jax.pipeline.store import Store
+from nvcim_jax import checks, crossbar, devices, pipeline, selection, tuning
+from nvcim_jax.models import LM
+from nvcim_jax.pipeline import Config, Memory, Store
 from nvcim_jax.types import Key
 
-__all__ = ["MITIGATIONS", "calibrated", "code_importance", "curvature", "program_selected"]
-
-MITIGATIONS = ("none", "swv", "cxdnn", "correctnet")
-"""No mitigation; selective write-verify; column factors; affine compensation of the scores."""
+__all__ = ["calibrated", "code_importance", "corrected_memory", "curvature", "program_selected"]
 
 
-@partial(jax.jit, static_argnames=("num_probes", "num_examples"))
+@checks.frozen_config
+class _Probing:
+    """How many draws and examples a curvature is estimated from."""
+
+    num_probes: int
+    num_examples: int | None
+
+
 def curvature(
     key: Key,
     prompts: Float[Array, "prompts virtual width"],
-    lm: models.LM,
+    lm: LM,
     batch: tuning.Examples,
     weights: Float[Array, "prompts examples"],
     *,
@@ -54,18 +58,28 @@ def curvature(
         Z. Yan et al., "SWIM", arXiv:2202.08395 (ranking by second derivatives, there by a backward pass of its own);
         C. Bekas et al., "An estimator for the diagonal of a matrix", Applied Numerical Mathematics 57 (2007).
     """
+    probing = _Probing(num_probes=num_probes, num_examples=num_examples)
+    return _curvature(key, prompts, lm, batch._replace(words=None), weights, probing)
+
+
+@jax.jit
+def _curvature(
+    key: Key, prompts: jax.Array, lm: LM, batch: tuning.Examples, weights: jax.Array, probing: _Probing
+) -> jax.Array:
+    adapter = tuning.prompt(prompts.shape[1])
 
     def one(key: Key, prompt: jax.Array, weights: jax.Array) -> jax.Array:
-        chosen = jnp.argsort(-weights, stable=True)[:num_examples]
+        chosen = jnp.argsort(-weights, stable=True)[: probing.num_examples]
         part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
-        grad = jax.grad(lambda p: tuning.prompt_loss(p, lm, part, weights[chosen]))
+        grad = jax.grad(lambda p: tuning.answer_loss(p, lm, part, weights[chosen], adapter=adapter))
 
         def probe(key: Key) -> jax.Array:
             z = jax.random.rademacher(key, prompt.shape, prompt.dtype)
             return z * jax.jvp(grad, (prompt,), (z,))[1]
 
         # Not over split keys: mapped twice, they count as used twice.
-        return jax.lax.map(lambda i: probe(jax.random.fold_in(key, i)), jnp.arange(num_probes)).mean(axis=0)
+        probes = jnp.arange(probing.num_probes)
+        return jax.lax.map(lambda i: probe(jax.random.fold_in(key, i)), probes).mean(axis=0)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
     return jax.vmap(one)(keys, prompts, weights)
@@ -97,9 +111,10 @@ def program_selected(
     device: devices.Device,
     *,
     config: Config,
+    arrays: crossbar.Config,
     share: ArrayLike = 0.1,
     residual: ArrayLike = 0.3,
-) -> Arrays:
+) -> Any:
     """Program the store with write-verify on the most important share of its values (SWV).
 
     Keys that are stored apart have no second derivative of a loss; of them the largest |values| are verified, the
@@ -111,21 +126,57 @@ def program_selected(
         importance: Importance of the stored values, from `code_importance`.
         device: The memory cells.
         config: Options of the pipeline.
+        arrays: Options of the crossbars.
         share: Share of the values that is verified.
         residual: sigma after write-verify as a part of the device's: 0.1 -> 0.03 is usual [I].
 
     Returns:
-        The arrays, at t = 0.
+        The arrays, at t = 0, as `pipeline.crossbar_memory` holds them.
     """
     value_key, search_key = jax.random.split(key)
-    write = partial(
-        crossbar.program_verified, device=device, residual_sigma=residual * device.sigma, config=config.arrays
-    )
-    values = write(value_key, value_matrix(store), crossbar.selected(importance, share))
-    if config.shares_arrays:
-        return Arrays(values, None)
-    keys = key_matrix(store, config=config)
-    return Arrays(values, write(search_key, keys, crossbar.selected(jnp.abs(keys), share)))
+    exact = pipeline.matrices(store, config=config)
+
+    def write(key: Key, matrix: jax.Array, importance: jax.Array) -> crossbar.Chip:
+        chosen, left = crossbar.selected(importance, share), residual * device.sigma
+        return crossbar.program_verified(key, matrix, chosen, device, left, config=arrays)
+
+    values = write(value_key, exact.values, importance)
+    keys = None if exact.keys is None else write(search_key, exact.keys, jnp.abs(exact.keys))
+    return exact._replace(values=values, keys=keys)
+
+
+class Corrected(NamedTuple):
+    """Hold what a memory holds, with digital corrections of what it gives.
+
+    Attributes:
+        held: What the memory holds.
+        gain: Factor on the products of each column (columns,).
+        offset: Added to them afterwards (columns,).
+        value_gain: Factor on the values read from each column (columns,).
+    """
+
+    held: Any
+    gain: jax.Array
+    offset: jax.Array
+    value_gain: jax.Array
+
+
+def _program(memory: Memory, key: Key, matrix: jax.Array) -> Corrected:
+    ones = jnp.ones(matrix.shape[1])
+    return Corrected(memory.program(key, matrix), ones, jnp.zeros_like(ones), ones)
+
+
+def _multiply(memory: Memory, key: Key, x: jax.Array, held: Corrected) -> jax.Array:
+    return memory.multiply(key, x, held.held) * held.gain[None, :] + held.offset[None, :]
+
+
+def _read(memory: Memory, key: Key, held: Corrected) -> jax.Array:
+    return memory.read(key, held.held) * held.value_gain[None, :]
+
+
+def corrected_memory(memory: Memory) -> Memory:
+    """Return a memory whose columns have digital corrections, none until `calibrated` sets them."""
+    return Memory(Partial(_program, memory), Partial(_multiply, memory), Partial(_read, memory))
 
 
 def _affine(found: jax.Array, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -139,37 +190,36 @@ def calibrated(
     key: Key,
     features: Float[Array, "queries tokens width"],
     store: Store,
-    arrays: Arrays,
-    device: devices.Device,
+    arrays: Any,
+    memory: Memory,
     *,
     config: Config,
-    kind: str,
-) -> Arrays:
-    """Measure a chip with known queries and correct it digitally.
+    affine: bool,
+) -> Any:
+    """Measure a chip with known queries and correct it digitally: CxDNN, or CorrectNet with `affine`.
 
-    `cxdnn`: one factor a column, for scores from the calibration queries and for stored values from one read of them.
-    `correctnet`: factor and offset of the scores, and the factor of the values.
+    CxDNN: one factor a column, for scores from the calibration queries and for stored values from one read of them.
+    CorrectNet: factor and offset of the scores, and the factor of the values.
 
     Args:
         key: Key of the calibration's reads.
         features: Features of the calibration queries.
         store: What was to be held.
-        arrays: The programmed chip.
-        device: The memory cells.
+        arrays: What `memory` holds of it.
+        memory: The memory.
         config: Options of the pipeline.
-        kind: "cxdnn" or "correctnet".
+        affine: Whether scores get an offset, too.
 
     Returns:
-        The arrays with their correction.
+        The arrays with their corrections, for `corrected_memory(memory)`.
     """
-    search_key, read_key, unused, unread = jax.random.split(key, 4)
-    found = search(search_key, features, store, arrays, device, config=config, every=True)
+    search_key, read_key, _, unread = jax.random.split(key, 4)
+    found = pipeline.search(search_key, features, store, arrays, memory, config=config, every=True)
     # The exact scores come from exact matrices of what was to be held: chip and reference see the same empty slots.
-    exact_arrays = program_store(unused, store, None, config=config)
-    exact = search(unread, features, store, exact_arrays, None, config=config, every=True)
-    stored = crossbar.read_back(read_key, arrays.values)
-    value_gain = crossbar.column_factors(stored, value_matrix(store))
-    if kind == "cxdnn":
-        gain = crossbar.column_factors(found, exact)
-        return arrays._replace(correction=Correction(gain, jnp.zeros_like(gain), value_gain))
-    return arrays._replace(correction=Correction(*_affine(found, exact), value_gain))
+    aim = pipeline.matrices(store, config=config)
+    exact = pipeline.search(unread, features, store, aim, pipeline.exact_memory(), config=config, every=True)
+    value_gain = crossbar.column_factors(memory.read(read_key, arrays.values), aim.values)
+    factors = crossbar.column_factors(found, exact)
+    gain, offset = _affine(found, exact) if affine else (factors, jnp.zeros_like(factors))
+    keys = None if arrays.keys is None else Corrected(arrays.keys, gain, offset, jnp.ones_like(gain))
+    return arrays._replace(values=Corrected(arrays.values, gain, offset, value_gain), keys=keys)

@@ -3,19 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nvcim_jax import checks, devices, tuning
-from nvcim_jax.pipeline.config import Config
-from nvcim_jax.pipeline.objective import EndToEnd
-from nvcim_jax.study.protocol import METHODS, Method
+from nvcim_jax import checks, devices
+from nvcim_jax.pipeline import EndToEnd
+from nvcim_jax.study.methods import METHODS, Method
 
 __all__ = [
     "BASELINES",
-    "DEFAULT_BASELINES",
     "DIGITAL",
     "END_TO_END",
     "MOST_CHIPS",
     "SEARCHED",
-    "Settings",
+    "Design",
     "Unit",
     "check",
     "plan",
@@ -61,19 +59,28 @@ class Unit(NamedTuple):
     method: str
 
 
-class Settings(NamedTuple):
-    """Hold the arguments of `measure` that stay the same for all streams."""
+class Design(NamedTuple):
+    """Say what a study compares.
 
-    config: Config
-    rates: tuning.Rates
-    methods: Mapping[str, Method]
-    baselines: tuple[str, ...]
-    num_instances: int
-    every_block: bool
-    end_to_end: EndToEnd | None
-    end_to_end_rates: tuning.Rates
-    digital: bool
-    train_device: devices.Device | None
+    Attributes:
+        methods: Name -> method, each measured on every device.
+        baselines: Names out of `BASELINES`.
+        num_instances: Chips of a device.
+        every_block: Whether to measure after every block, or after the last alone.
+        end_to_end: Options of joint training through the noisy pipeline, a row of its own; None leaves it out.
+        end_to_end_rate: Its learning rate; None: a tenth of the preset's.
+        digital: Whether to measure methods in exact memory, too (device "digital").
+        train_device: Device whose noise noise-aware training meets; None: the one that is measured on.
+    """
+
+    methods: Mapping[str, Method] = METHODS
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
+    num_instances: int = 10
+    every_block: bool = False
+    end_to_end: EndToEnd | None = None
+    end_to_end_rate: float | None = None
+    digital: bool = True
+    train_device: devices.Device | None = None
 
 
 def sigma_of(device: devices.Device) -> float:
@@ -84,21 +91,21 @@ def _label(device: devices.Device) -> str:
     return f"{device.name} {sigma_of(device):g}"
 
 
-def trainings(settings: Settings) -> dict[str, Method]:
+def trainings(design: Design) -> dict[str, Method]:
     """Return the methods that need a store, the joint training among them."""
-    extra = {END_TO_END: SEARCHED} if settings.end_to_end is not None else {}
-    return {**settings.methods, **extra}
+    extra = {END_TO_END: SEARCHED} if design.end_to_end is not None else {}
+    return {**design.methods, **extra}
 
 
-def units(stream: Any, device_list: Sequence[devices.Device], settings: Settings) -> dict[Unit, Any]:
+def units(stream: Any, device_list: Sequence[devices.Device], design: Design) -> dict[Unit, Any]:
     """Return the units of one stream in order, each with the device to measure on and the one of the training."""
     kind, seed = getattr(stream, "kind", "stream"), int(getattr(stream, "seed", 0))
-    found: dict[Unit, Any] = {Unit(kind, seed, DIGITAL, 0.0, "", name): (None, None) for name in settings.baselines}
+    found: dict[Unit, Any] = {Unit(kind, seed, DIGITAL, 0.0, "", name): (None, None) for name in design.baselines}
     for device in device_list:
-        trained_on = settings.train_device if settings.train_device is not None else device
-        for name, method in trainings(settings).items():
+        trained_on = design.train_device if design.train_device is not None else device
+        for name, method in trainings(design).items():
             trained = _label(trained_on) if method.training == "noise" else ""
-            if settings.digital:
+            if design.digital:
                 found.setdefault(Unit(kind, seed, DIGITAL, 0.0, trained, name), (None, trained_on))
             found[Unit(kind, seed, device.name, sigma_of(device), trained, name)] = (device, trained_on)
     return found
@@ -107,47 +114,32 @@ def units(stream: Any, device_list: Sequence[devices.Device], settings: Settings
 def plan(
     streams: Sequence[Any],
     device_list: Sequence[devices.Device],
-    *,
-    methods: Mapping[str, Method] = METHODS,
-    baselines: Sequence[str] = DEFAULT_BASELINES,
-    end_to_end: EndToEnd | None = None,
-    digital: bool = True,
-    train_device: devices.Device | None = None,
-    **others: Any,
+    design: Design = Design(),  # noqa: B008  # frozen
 ) -> tuple[Unit, ...]:
     """Return the units of `measure` for the same arguments, in order; `measure` advances by one for each.
 
     Args:
         streams: The streams.
         device_list: The devices.
-        methods: As for `measure`.
-        baselines: As for `measure`.
-        end_to_end: As for `measure`.
-        digital: As for `measure`.
-        train_device: As for `measure`.
-        **others: Further arguments of `measure`, which do not change the plan.
+        design: What is compared.
 
     Example:
         >>> from nvcim_jax import data, devices
-        >>> made = plan([data.builtin_users(0)], [devices.get("FeFET3")], baselines=("frozen",))
+        >>> made = plan([data.builtin_users(0)], [devices.get("FeFET3")], Design(baselines=("frozen",)))
         >>> len(made), made[0].method  # one baseline, 8 methods, each in exact memory and on one device
         (17, 'frozen')
     """
-    del others
-    settings = Settings(
-        Config(), tuning.Rates(), methods, tuple(baselines), 1, False, end_to_end, tuning.Rates(), digital, train_device
-    )
-    return tuple(unit for stream in streams for unit in units(stream, device_list, settings))
+    return tuple(unit for stream in streams for unit in units(stream, device_list, design))
 
 
-def check(streams: Sequence[Any], device_list: Sequence[devices.Device], settings: Settings) -> None:
+def check(streams: Sequence[Any], device_list: Sequence[devices.Device], design: Design) -> None:
     """Name what is wrong before anything is trained."""
     checks.integer(
-        "num_instances", settings.num_instances, high=MOST_CHIPS, fix="Split a larger study by the seed of `key`."
+        "num_instances", design.num_instances, high=MOST_CHIPS, fix="Split a larger study by the seed of `key`."
     )
-    for name in settings.baselines:
+    for name in design.baselines:
         checks.choice("baselines", name, BASELINES)
-    clash = sorted({*BASELINES, END_TO_END} & set(settings.methods))
+    clash = sorted({*BASELINES, END_TO_END} & set(design.methods))
     if clash:
         checks.fail("methods", f"not be named {', '.join(clash)}", "has one that is", "That name is a baseline's.")
     if not streams:

@@ -1,25 +1,45 @@
-"""Adapters tuned on a user's own data: soft prompts, many at a time, aware of the noise they will be stored with."""
+"""Adapters tuned on a user's own data: bundles of functions, aware of the noise they will be stored with."""
 
-from nvcim_jax.tuning.examples import Examples, draw_batch, examples
+from nvcim_jax.tuning.adapter import Adapter, as_adapter, frozen, rows_shape
+from nvcim_jax.tuning.examples import Examples, Words, draw_batch, examples
 from nvcim_jax.tuning.noise import censored_noise, right_censored_moments
-from nvcim_jax.tuning.soft_prompt import Info, Options, Rates, prompt_loss, tune
-from nvcim_jax.tuning.starts import INITS, deal_examples, init_activations, init_examples, init_text, init_vocabulary
+from nvcim_jax.tuning.optimisers import Schedule, adam, bounded, penalties
+from nvcim_jax.tuning.prompt import prompt
+from nvcim_jax.tuning.starts import (
+    STARTS,
+    assign_examples,
+    start_activations,
+    start_examples,
+    start_text,
+    start_vocabulary,
+)
+from nvcim_jax.tuning.tune import Options, Parts, TuneInfo, answer_loss, tune
 
 __all__ = [
-    "INITS",
+    "STARTS",
+    "Adapter",
     "Examples",
-    "Info",
     "Options",
-    "Rates",
+    "Parts",
+    "Schedule",
+    "TuneInfo",
+    "Words",
+    "adam",
+    "answer_loss",
+    "as_adapter",
+    "assign_examples",
+    "bounded",
     "censored_noise",
-    "deal_examples",
     "draw_batch",
     "examples",
-    "init_activations",
-    "init_examples",
-    "init_text",
-    "init_vocabulary",
-    "prompt_loss",
+    "frozen",
+    "penalties",
+    "prompt",
     "right_censored_moments",
+    "rows_shape",
+    "start_activations",
+    "start_examples",
+    "start_text",
+    "start_vocabulary",
     "tune",
 ]

@@ -12,7 +12,23 @@ from nvcim_jax import checks
 from nvcim_jax.models import IGNORE
 from nvcim_jax.types import Key
 
-__all__ = ["Examples", "draw_batch", "examples"]
+__all__ = ["Examples", "Words", "draw_batch", "examples"]
+
+
+class Words(NamedTuple):
+    """Hold what the words of examples add up to, for prompts that start from them (`start_examples`).
+
+    Attributes:
+        inputs: Sum of the embeddings of each input's tokens (examples, width).
+        answers: The same of the answers, later tokens weighted down as the model's soft tokens have it.
+        size: Root mean square of the embeddings' entries.
+        label: Number of each example's answer (examples,), int32.
+    """
+
+    inputs: jax.Array
+    answers: jax.Array
+    size: jax.Array
+    label: jax.Array
 
 
 class Examples(NamedTuple):
@@ -22,11 +38,13 @@ class Examples(NamedTuple):
         ids: Tokens of text and answer (examples, tokens), int32; what pads is never looked at.
         where: Positions that predict the answer's tokens (examples, answer tokens), int32.
         targets: The tokens they predict (examples, answer tokens), int32; negative for padding.
+        words: What their words add up to; None where nothing starts from it.
     """
 
     ids: jax.Array
     where: jax.Array
     targets: jax.Array
+    words: Words | None = None
 
 
 def examples(

@@ -1,106 +1,147 @@
-"""Where a soft prompt starts: a text, the vocabulary, hidden states, or labelled examples."""
+"""Where a soft prompt starts: a text, the vocabulary, hidden states, or labelled examples.
 
-from collections.abc import Sequence
+A start is a function `start(key, lm, examples, weights, num) -> (num, width)`; `weights` (examples,) say how much each
+example counts, and the one that counts most (the first of them) is the one whose text a start takes.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks, models
-from nvcim_jax.models import embed, hidden
-from nvcim_jax.types import Key, Scalar
+from nvcim_jax.models import LM
+from nvcim_jax.tuning.examples import Examples
+from nvcim_jax.types import Key
 
-__all__ = ["INITS", "deal_examples", "init_activations", "init_examples", "init_text", "init_vocabulary"]
+__all__ = [
+    "STARTS",
+    "assign_examples",
+    "start_activations",
+    "start_examples",
+    "start_text",
+    "start_vocabulary",
+]
 
-INITS = ("text", "vocabulary", "activations", "examples")
-"""Rows of a text's tokens, rows drawn from the vocabulary, hidden states of a text, or several examples a token."""
 
+def _text_tokens(examples: Examples, weights: jax.Array, num: int) -> jax.Array:
+    """Return `num` tokens of the example that counts most, its answer first, repeated if there are fewer.
 
-def init_text(lm: models.LM, ids: Int[Array, " tokens"], num: int) -> Float[Array, "num width"]:
-    """Return the embeddings of a text's tokens, repeated or cut to `num`.
-
-    Args:
-        lm: The model.
-        ids: Tokens of the text.
-        num: Virtual tokens.
+    The answer first: it is the part that a prompt must not lose when the text is longer than the prompt.
     """
+    ids, where, targets = (a[jnp.argmax(weights)] for a in (examples.ids, examples.where, examples.targets))
+    # The token that ends a text is predicted, but stands nowhere.
+    text, answer = where[0] + 1, (targets >= 0).sum(dtype=jnp.int32) - 1
+    place = jnp.arange(num, dtype=jnp.int32) % jnp.maximum(text + answer, 1)
+    return ids[jnp.where(place < answer, text + place, place - answer)]
+
+
+def start_text(
+    key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
+) -> Float[Array, "num width"]:
+    """Return the embeddings of the tokens of the example that counts most, answer first, repeated or cut to `num`."""
+    del key
     checks.integer("num", num)
-    return embed(lm, jnp.resize(ids, (num,)))
+    return models.embed(lm, _text_tokens(examples, weights, num))
 
 
-def init_vocabulary(key: Key, lm: models.LM, num: int) -> Float[Array, "num width"]:
+def start_vocabulary(
+    key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
+) -> Float[Array, "num width"]:
     """Return the embeddings of `num` different tokens drawn from the vocabulary.
 
-    Args:
-        key: A key.
-        lm: The model.
-        num: Virtual tokens, at most the vocabulary.
+    Raises:
+        ValueError: If there are fewer.
     """
+    del examples, weights
     checks.integer("num", num, high=lm.config.vocab_size)
-    return embed(lm, jax.random.permutation(key, lm.config.vocab_size)[:num])
+    return models.embed(lm, jax.random.permutation(key, lm.config.vocab_size)[:num])
 
 
-def init_activations(lm: models.LM, ids: Int[Array, " tokens"], num: int, *, stop: int) -> Float[Array, "num width"]:
-    """Return the residual stream of a text's first `num` tokens after `stop` blocks, at the size of its embeddings.
+@checks.frozen_config
+class _Blocks:
+    """Blocks to run; None is all of them."""
 
-    Args:
-        lm: The model.
-        ids: Tokens of the text, repeated if there are fewer than `num`.
-        num: Virtual tokens.
-        stop: Blocks to run.
-    """
-    rows = init_text(lm, ids, num)
-    states, _ = hidden(lm, rows, stop=stop)
+    stop: int | None = None
+
+
+def _activations(
+    blocks: _Blocks, key: Key, lm: LM, examples: Examples, weights: jax.Array, num: int
+) -> Float[Array, "num width"]:
+    rows = start_text(key, lm, examples, weights, num)
+    states, _ = models.hidden(lm, rows, stop=lm.config.num_layers if blocks.stop is None else blocks.stop)
     size = jnp.linalg.norm(rows, axis=-1).mean() / jnp.linalg.norm(states, axis=-1).mean()
     return states * size
 
 
-def deal_examples(answers: Sequence[str], num: int) -> np.ndarray:
-    """Deal examples out over virtual tokens, those of one answer to tokens of their own where there is room.
+def start_activations(stop: int | None = None) -> Partial:
+    """Return a start: the residual stream of `start_text` after `stop` blocks, at the size of its embeddings."""
+    return Partial(_activations, _Blocks(stop=stop))
 
-    Token j holds answer j modulo the number of answers, in alphabetical order, and its examples in turn; one that gets
-    none holds all examples of its answer. With more answers than tokens, a token holds several.
+
+def assign_examples(
+    label: Int[Array, " examples"], chosen: Bool[Array, " examples"], num: int
+) -> Float[Array, "num examples"]:
+    """Assign examples to virtual tokens, those of one answer to tokens of their own where there is room.
+
+    Token j holds answer j modulo the number of answers, in the order of their labels, and its examples in turn; one
+    that gets none holds all examples of its answer. With more answers than tokens, a token holds several.
 
     Args:
-        answers: Answer of each example, at least one.
+        label: Number of each example's answer, 0 to examples - 1.
+        chosen: Examples that take part.
         num: Virtual tokens.
 
     Returns:
         1 where a token holds an example (num, examples), float32.
 
     Example:
-        >>> deal_examples(["b", "a", "b"], 3).astype(int).tolist()  # tokens of "a", of "b", and again of "a"
+        >>> held = assign_examples(jnp.array([1, 0, 1]), jnp.ones(3, bool), 3)
+        >>> held.astype(int).tolist()  # a token of answer 0, one of 1, and again one of 0
         [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
     """
     checks.integer("num", num)
-    if not answers:
-        checks.fail("answers", "hold at least one answer", "is empty")
-    names = {name: i for i, name in enumerate(sorted(set(answers)))}
-    held = np.zeros((num, len(answers)), np.float32)
-    for name, i in names.items():
-        tokens = range(i % num, num, len(names)) if i < num else [i % num]
-        own = [j for j, answer in enumerate(answers) if answer == name]
-        for turn, token in enumerate(tokens):
-            held[token, own[turn :: len(tokens)] or own] = 1.0
-    return held
+    size = label.shape[0]
+    same = (label[:, None] == label[None, :]) & chosen[None, :]  # examples of the same answer
+    present = jnp.zeros(size, bool).at[label].max(chosen)
+    rank = (jnp.cumsum(present) - 1)[label][None, :]
+    answers = jnp.maximum(present.sum(), 1)
+    before = jnp.tril(same, -1).sum(axis=1)[None, :]
+    count = same.sum(axis=1)[None, :]
+    token = jnp.arange(num)[:, None]
+    tokens = jnp.where(rank < num, (num - 1 - rank) // answers + 1, 1)  # of the example's answer
+    own = jnp.where(rank < num, (token >= rank) & ((token - rank) % answers == 0), token == rank % num)
+    turn = jnp.where(rank < num, (token - rank) // answers, 0)
+    held = own & ((before % tokens == turn) | (turn >= count)) & chosen[None, :]
+    return held.astype(jnp.float32)
 
 
-def init_examples(
-    inputs: Float[Array, "examples width"],
-    answers: Float[Array, "examples width"],
-    held: Float[Array, "num examples"],
-    *,
-    layout: models.SoftTokens,
-    size: Scalar | float = 1.0,
+def start_examples(
+    key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
 ) -> Float[Array, "num width"]:
-    """Return virtual tokens that hold several labelled examples each, see `models.soft_tokens`.
+    """Return virtual tokens that hold the examples of positive weight, see `models.soft_tokens`.
 
-    Args:
-        inputs: Sum of the embeddings of each input's tokens.
-        answers: Sum of the embeddings of each answer's tokens, later ones weighted down as the layout says.
-        held: Which token holds which examples, see `deal_examples`.
-        layout: How the model was taught to read soft tokens.
-        size: Root mean square of the entries, where the layout names none.
+    Raises:
+        ValueError: If `examples.words` is missing.
     """
-    return models.soft_tokens(held @ inputs, held @ answers, layout=layout, size=size)
+    del key
+    words = examples.words
+    if words is None:
+        checks.fail("examples.words", "hold sums of embeddings for `start_examples`", "is None", "See `tuning.Words`.")
+    held = assign_examples(words.label, weights > 0, num)
+    return models.soft_tokens(held @ words.inputs, held @ words.answers, layout=lm.soft_tokens, size=words.size)
+
+
+STARTS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "text": start_text,
+        "vocabulary": start_vocabulary,
+        "activations": start_activations(),
+        "examples": start_examples,
+    }
+)
+"""Rows of a text's tokens, rows drawn from the vocabulary, hidden states of a text, or several examples a token."""

@@ -267,11 +267,14 @@ def test_the_formula_is_the_compilers_analysis_within_a_factor(remat: bool) -> N
     batch = tuning.Examples(_abstract((10, 24), jnp.int32), *[_abstract((10, 4), jnp.int32)] * 2)
     options = tuning.Options(num_steps=3, batch=4, remat=remat)
 
-    def tune(key: Any, prompts: Any, lm: Any, batch: Any, weights: Any) -> Any:
-        return tuning.tune(key, prompts, lm, batch, weights, options=options)
+    def tune(keys: Any, prompts: Any, lm: Any, batch: Any, weights: Any) -> Any:
+        one = lambda key, prompt, own: tuning.tune(  # noqa: E731
+            key, prompt, lm, batch, own, adapter=tuning.prompt(8), options=options
+        )
+        return jax.vmap(one)(keys, prompts, weights)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = jax.jit(tune).lower(key, _abstract((3, 8, 128)), lm, batch, _abstract((3, 10)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
+    lowered = jax.jit(tune).lower(keys, _abstract((3, 8, 128)), lm, batch, _abstract((3, 10)))
     analysis = lowered.compile().memory_analysis()
     truth = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
     found = estimate.estimate(config, work)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nvcim_jax import crossbar, devices, io, pipeline, selection
+from nvcim_jax import crossbar, devices, io, pipeline, selection, study
 
 LATER_S = 1e6
 
@@ -22,34 +22,34 @@ def equal(a, b) -> bool:
 
 
 @pytest.fixture(scope="module")
-def aged(lm, learnt, config):
+def aged(learnt, config, arrays):
     """Return a memory on PCM with a trained codec's layers, a correction, keys apart and half an hour behind it."""
     codec = selection.codec_init(jax.random.key(1), 32, code=8)
     config = dataclasses.replace(config, codec="autoencoder", code=8, tuning=config.tuning)
     store = learnt.state.store._replace(codec=codec)
-    device = devices.get("PCM", d2d_sigma=0.01, stuck_on=0.01)
-    arrays = pipeline.program_store(jax.random.key(2), store, device, config=config)
-    ones = jnp.ones(config.capacity)
-    arrays = arrays._replace(correction=pipeline.Correction(1.5 * ones, 0.5 * ones, 0.75 * ones))
-    return pipeline.drift_state(pipeline.State(store, arrays, device), 1800.0), config
+    memory = study.corrected_memory(pipeline.crossbar_memory(devices.get("PCM", d2d_sigma=0.01, stuck_on=0.01), arrays))
+    held = pipeline.program_store(jax.random.key(2), store, memory, config=config)
+    held = held._replace(keys=held.keys._replace(gain=1.5 * held.keys.gain, offset=0.5 + held.keys.offset))
+    return pipeline.drift_state(pipeline.State(store, held), 1800.0), config, memory
 
 
-def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, device, config):
+def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, memory, config):
     path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
-    state, found = io.load_state(path, device, config=config)
+    state, found = io.load_state(path, memory, config=config)
     assert found == config
     assert equal(state, learnt.state)
     assert state.arrays.values.num_rows == learnt.state.arrays.values.num_rows
     assert os.listdir(tmp_path) == ["m.safetensors"]
-    exact = learnt.state._replace(arrays=pipeline.Arrays(jnp.ones((64, 4)), jnp.ones((32, 4))), device=None)
+    held = learnt.state.arrays._replace(values=jnp.ones((64, 4)), keys=jnp.ones((32, 4)))
+    exact = learnt.state._replace(arrays=held)
     io.save_state(path, exact, config=config)  # in place of the first
-    assert equal(io.load_state(path, None)[0], exact)
+    assert equal(io.load_state(path, pipeline.exact_memory())[0], exact)
 
 
 def test_a_drifting_chip_goes_on_where_it_was(tmp_path, aged):
-    state, config = aged
+    state, config, memory = aged
     path = io.save_state(tmp_path / "m.safetensors", state, config=config)
-    loaded, found = io.load_state(path, state.device)
+    loaded, found = io.load_state(path, memory)
     assert found == config
     assert equal(loaded, state)
     later, truth = (pipeline.drift_state(s, LATER_S) for s in (loaded, state))
@@ -59,15 +59,15 @@ def test_a_drifting_chip_goes_on_where_it_was(tmp_path, aged):
 
 
 def test_drift_is_the_crossbars_and_compensation_brings_values_back(aged):
-    state, _ = aged
+    state, _, _ = aged
     later = pipeline.drift_state(state, LATER_S)
     for name in ("values", "keys"):
-        alone = crossbar.drift(getattr(state.arrays, name), LATER_S)
-        assert equal(getattr(later.arrays, name), alone)
+        assert equal(getattr(later.arrays, name).held, crossbar.drift(getattr(state.arrays, name).held, LATER_S))
     mended = pipeline.compensate_state(jax.random.key(0), later)
 
     def size(s):
-        quiet = s.arrays.values.replace(device=state.device.replace(read=None))
+        chip = s.arrays.values.held
+        quiet = dataclasses.replace(chip, device=chip.device.replace(read=None))
         return jnp.abs(crossbar.read_back(jax.random.key(1), quiet)).mean()
 
     at_once = size(pipeline.drift_state(state, 0.0))
@@ -75,28 +75,22 @@ def test_drift_is_the_crossbars_and_compensation_brings_values_back(aged):
     np.testing.assert_allclose(size(mended), at_once, rtol=0.1)
 
 
-def test_memory_that_does_not_drift_says_so(learnt, config):
-    for state in (learnt.state, learnt.state._replace(device=None)):
-        with pytest.raises(ValueError, match=r"`state\.device` must drift"):
-            pipeline.drift_state(state, 1.0)
-    pcm = learnt.state._replace(device=devices.get("PCM"))
-    with pytest.raises(ValueError, match="t_s"):
-        pipeline.drift_state(pcm, -1.0)
-
-
-def test_wrong_files_are_named_in_one_line(tmp_path, learnt, device, config):
+def test_wrong_files_are_named_in_one_line(tmp_path, learnt, memory, arrays, config):
     path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
     whole = path.read_bytes()
 
-    def fails(message: str, file: Path = path, cells=device, kind=ValueError, **wanted) -> None:
+    def fails(message: str, file: Path = path, cells=memory, kind=ValueError, **wanted) -> None:
         with pytest.raises(kind, match=message) as caught:
             io.load_state(file, cells, **wanted)
         assert "\n" not in str(caught.value)
 
     fails("there is none", tmp_path / "n.safetensors", kind=FileNotFoundError)
-    fails("`device` must be 'FeFET3', as in m.safetensors, but is 'PCM'", cells=devices.get("PCM"))
-    fails("but is 'exact memory'", cells=None)
-    fails("state of the cells", cells=devices.get("FeFET3", d2d_sigma=0.1))
+    on = lambda device, own=arrays: pipeline.crossbar_memory(device, own)  # noqa: E731
+    fails("`memory` must be on 'FeFET3', as in m.safetensors, but is on 'PCM'", cells=on(devices.get("PCM")))
+    fails("but is on 'no crossbars'", cells=pipeline.exact_memory())
+    fails("state of the cells", cells=on(devices.get("FeFET3", d2d_sigma=0.1)))
+    wider = dataclasses.replace(arrays, adc_bits=5)
+    fails("`memory` must have the layout", cells=on(devices.get("FeFET3"), wider))
     other = dataclasses.replace(config, search=selection.SearchConfig(measure="mips"))
     fails("with search.measure='ssa'", config=other)
     for size in (0, 5, 200, len(whole) - 1):
@@ -110,7 +104,7 @@ def test_wrong_files_are_named_in_one_line(tmp_path, learnt, device, config):
     fails("memory of this package", tmp_path / "model.safetensors")
 
 
-def test_a_file_of_other_shapes_or_options_is_named(tmp_path, learnt, device, config):
+def test_a_file_of_other_shapes_or_options_is_named(tmp_path, learnt, memory, config):
     from safetensors import safe_open
 
     path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
@@ -119,15 +113,15 @@ def test_a_file_of_other_shapes_or_options_is_named(tmp_path, learnt, device, co
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors | {"store.filled": np.ones(3, bool)}, tmp_path / "a.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=r"store.filled` must be bool \(4,\), but holds bool \(3,\)"):
-        io.load_state(tmp_path / "a.safetensors", device)
+        io.load_state(tmp_path / "a.safetensors", memory)
     del tensors["store.prompts"]
     save_file(tensors, tmp_path / "b.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match="no prompts"):
-        io.load_state(tmp_path / "b.safetensors", device)
+        io.load_state(tmp_path / "b.safetensors", memory)
     newer = metadata | {"config": metadata["config"].replace('"code"', '"codes"')}
     save_file(tensors, tmp_path / "c.safetensors", metadata=newer)
     with pytest.raises(ValueError, match="'codes'"):
-        io.load_state(tmp_path / "c.safetensors", device)
+        io.load_state(tmp_path / "c.safetensors", memory)
 
 
 def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, learnt, config):

@@ -124,9 +124,11 @@ def _embedded(kind: str, size: int) -> jax.Array:
         lambda lm: jax.jit(models.rank)(lm, _embedded("short", 16), ANSWERS),
         lambda lm: models.generate_tokens(jax.random.key(0), lm, _embedded("short", 12), max_new_tokens=10),
         jax.jit(lambda lm: models.forward(lm, models.Inputs(_embedded("short", 12), prefix=_prefix("short")))),
-        lambda lm: tuning.prompt_loss(jnp.zeros((8, 16)), lm, tuning.examples([[5] * 16], [[7]]), jnp.ones(1)),
+        lambda lm: tuning.answer_loss(
+            jnp.zeros((8, 16)), lm, tuning.examples([[5] * 16], [[7]]), jnp.ones(1), adapter=tuning.prompt(8)
+        ),
         lambda lm: tuning.tune(
-            jax.random.key(0), jnp.zeros((1, 8, 16)), lm, tuning.examples([[5] * 16], [[7]]), jnp.ones((1, 1))
+            jax.random.key(0), jnp.zeros((8, 16)), lm, tuning.examples([[5] * 16], [[7]]), adapter=tuning.prompt(8)
         ),
     ],
 )
@@ -168,7 +170,9 @@ def test_other_indices_without_a_row_are_refused() -> None:
         (lambda lm, x: models.prepend(jnp.zeros((2, 15)), x), r"`prompt` must have shape .* \(2, 16\)"),
         (lambda lm, x: models.prepend(jnp.zeros((3, 2, 16)), x), "`prompt` must have shape"),
         (
-            lambda lm, x: tuning.prompt_loss(jnp.zeros((2, 15)), lm, tuning.examples([[5]], [[7]]), jnp.ones(1)),
+            lambda lm, x: tuning.answer_loss(
+                jnp.zeros((2, 15)), lm, tuning.examples([[5]], [[7]]), jnp.ones(1), adapter=tuning.prompt(2)
+            ),
             "`prompt` must have shape",
         ),
         (lambda lm, x: models.rank(lm, models.Inputs(x, jnp.zeros((1, 4), bool)), ANSWERS), "a real token in each row"),
@@ -216,13 +220,13 @@ def test_every_function_runs_in_64_bits(kind) -> None:
                 )[0],
                 tuning.tune(
                     jax.random.key(0),
-                    jnp.ones((1, 2, 16), dtype),
+                    jnp.ones((2, 16), dtype),
                     lm,
                     tuning.examples(*examples),
-                    jnp.ones((1, 2)),
+                    adapter=tuning.prompt(2),
                     options=tuning.Options(num_steps=2, batch=2),
                 )[0],
-                tuning.init_activations(lm, jnp.array([3, 4]), 3, stop=1),
+                tuning.prompt(3, tuning.start_activations(1)).init(jax.random.key(0), lm, tuning.examples(*examples)),
             ]
             assert all(bool(jnp.isfinite(a).all()) for a in found)
 

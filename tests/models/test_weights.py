@@ -106,8 +106,12 @@ FUNCTIONS: dict[str, Callable[[models.LM], Any]] = {
     "remat": lambda lm: models.forward(lm, _x(lm), remat=True)[0],
     "loss": lambda lm: models.loss(lm, _x(lm), jnp.asarray(IDS), chunk=4)[0],
     "rank": lambda lm: models.rank(lm, _x(lm), ANSWERS),
-    "prompt loss": lambda lm: tuning.prompt_loss(
-        jnp.full((2, 32), 0.1), lm, tuning.examples([[1, 5], [1, 6]], [[8, 2], [9, 2]]), jnp.ones(2)
+    "answer loss": lambda lm: tuning.answer_loss(
+        jnp.full((2, 32), 0.1),
+        lm,
+        tuning.examples([[1, 5], [1, 6]], [[8, 2], [9, 2]]),
+        jnp.ones(2),
+        adapter=tuning.prompt(2),
     ),
     "gradient to the input": lambda lm: jax.grad(lambda x: models.loss(lm, x, jnp.asarray(IDS), chunk=4)[0])(_x(lm)),
     "gradient with remat": lambda lm: jax.grad(lambda x: models.loss(lm, x, jnp.asarray(IDS), chunk=4, remat=True)[0])(

@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tracing import count_traces
 
 from nvcim_jax import crossbar, devices, montecarlo, pipeline, selection, tuning
+from nvcim_jax.pipeline.store import insert
 
 TEMPERATURE = 0.3
+ARRAYS = crossbar.Config(rows=32, cols=8, weight_scale="column")
 
 
 @pytest.fixture(scope="module")
 def smooth(config):
-    """Return options under which nothing rounds: analog cells, ideal converters, a soft pick."""
-    arrays = crossbar.Config(rows=32, cols=8, weight_scale="column")
-    return dataclasses.replace(config, arrays=arrays, pick="soft", codec="autoencoder", code=8)
+    """Return options under which nothing rounds: with `ARRAYS`, ideal converters and a soft pick."""
+    return dataclasses.replace(config, pick="soft", codec="autoencoder", code=8)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,15 @@ def gaussian():
 
 
 @pytest.fixture(scope="module")
+def memory(gaussian):
+    return pipeline.crossbar_memory(gaussian, ARRAYS)
+
+
+@pytest.fixture(scope="module")
 def batch(lm, smooth):
-    store = pipeline.empty_store(lm.config, smooth)
     prompts = 0.5 * jax.random.normal(jax.random.key(1), (3, 2, 32))
     features = jax.random.normal(jax.random.key(2), (3, 1, 32))
-    store, _ = pipeline.insert(store, prompts, features, config=smooth)
+    store = insert(pipeline.init(jax.random.key(0), lm, config=smooth).store, prompts, features, config=smooth)[0]
     store = store._replace(codec=selection.codec_init(jax.random.key(3), 32, code=8))
     examples = tuning.examples([[1, 5, 6], [1, 7], [1, 8, 9]], [[10, 2], [11, 2], [12, 2]])
     noise = jax.random.normal(jax.random.key(4), (3, 1, 32))
@@ -43,19 +49,20 @@ def loss(lm, batch, smooth, gaussian):
     def of(trained, sigma, seed=5):
         device = dataclasses.replace(gaussian, sigma=jnp.asarray(sigma, jnp.float32))
         key = jax.random.key(seed)
-        return pipeline.objective(key, trained, batch, lm, device, config=smooth, temperature=TEMPERATURE)
+        memory = pipeline.crossbar_memory(device, ARRAYS)
+        return pipeline.objective(key, trained, batch, lm, memory, config=smooth, temperature=TEMPERATURE)
 
     return of
 
 
 @pytest.fixture(scope="module")
 def gradients(loss, batch):
-    return jax.grad(loss, argnums=(0, 1))(pipeline.trainable(batch.store), 0.03)
+    return jax.grad(loss, argnums=(0, 1))(batch.store.trainable(), 0.03)
 
 
 @pytest.mark.parametrize(("part", "step"), [("prompts", 1e-2), ("codec", 1e-2), ("scale_weights", 2e-2)])
 def test_gradients_agree_with_finite_differences(loss, batch, gradients, part, step):
-    trained = pipeline.trainable(batch.store)
+    trained = batch.store.trainable()
     leaves, treedef = jax.tree.flatten(getattr(trained, part))
     slopes = jax.tree.leaves(getattr(gradients[0], part))
     norm = np.sqrt(sum(float(jnp.square(s).sum()) for s in slopes))
@@ -76,7 +83,7 @@ def test_gradients_agree_with_finite_differences(loss, batch, gradients, part, s
 
 
 def test_the_gradient_by_sigma_agrees_with_finite_differences(loss, batch, gradients):
-    trained = pipeline.trainable(batch.store)
+    trained = batch.store.trainable()
     slope = (float(loss(trained, 0.032)) - float(loss(trained, 0.028))) / 0.004
     assert abs(slope) > 1e-2
     np.testing.assert_allclose(gradients[1], slope, rtol=0.03)
@@ -86,39 +93,37 @@ def test_empty_slots_get_no_gradient(gradients):
     np.testing.assert_array_equal(gradients[0].prompts[3], 0.0)
 
 
-def test_the_objective_is_its_stages_one_by_one(lm, batch, smooth, gaussian, loss):
+def test_the_objective_is_its_stages_one_by_one(lm, batch, smooth, memory, loss):
     chip_key, read_key = jax.random.split(jax.random.key(5))
-    arrays = pipeline.program_store(chip_key, batch.store, gaussian, config=smooth)
+    held = pipeline.program_store(chip_key, batch.store, memory, config=smooth)
     prompts, found = pipeline.retrieve(
-        read_key, batch.features, batch.store, arrays, gaussian, config=smooth, temperature=TEMPERATURE
+        read_key, batch.features, batch.store, held, memory, config=smooth, temperature=TEMPERATURE
     )
     np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-5)
-    loss_of = jax.jit(tuning.prompt_loss)
+    adapter = smooth.adapter()
+    loss_of = jax.jit(lambda prompt, alone: tuning.answer_loss(prompt, lm, alone, jnp.ones(1), adapter=adapter))
     truth, tokens = 0.0, 0.0
     for i, weight in enumerate([1.0, 2.0, 1.0]):
         alone = jax.tree.map(lambda a, i=i: a[i : i + 1], batch.examples)
         count = float((alone.targets >= 0).sum())
-        value = loss_of(prompts[i], lm, alone, jnp.ones(1))
-        truth, tokens = truth + weight * count * float(value), tokens + weight * count
-    np.testing.assert_allclose(loss(pipeline.trainable(batch.store), 0.03), truth / tokens, rtol=1e-5)
+        truth, tokens = truth + weight * count * float(loss_of(prompts[i], alone)), tokens + weight * count
+    np.testing.assert_allclose(loss(batch.store.trainable(), 0.03), truth / tokens, rtol=1e-5)
 
 
 def test_another_sigma_and_another_chip_compile_nothing(loss, batch):
-    trained = pipeline.trainable(batch.store)
+    trained = batch.store.trainable()
     values = [float(loss(trained, 0.03))]
-    before = pipeline.pipeline_loss._cache_size()
-    values += [float(loss(trained, 0.1)), float(loss(trained, 0.03, seed=6))]
-    assert pipeline.pipeline_loss._cache_size() == before
+    with count_traces() as traced:
+        values += [float(loss(trained, 0.1)), float(loss(trained, 0.03, seed=6))]
+    assert traced == []
     assert len(set(values)) == 3
 
 
-def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, gaussian, loss):
-    trained = pipeline.trainable(batch.store)
+def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, memory):
+    def chip(key, trained, batch, lm, memory):
+        return pipeline.objective(key, trained, batch, lm, memory, config=smooth, temperature=TEMPERATURE)
 
-    def chip(key, trained, batch, lm, device):
-        return pipeline.pipeline_loss(key, trained, batch, lm, device, TEMPERATURE, config=smooth)
-
-    args = (trained, batch, lm, gaussian)
+    args = (batch.store.trainable(), batch, lm, memory)
     loop, many = (
         montecarlo.run(chip, jax.random.key(9), 3, args=args, placement=montecarlo.Placement(mapping=mapping))
         for mapping in ("loop", "vmap")
@@ -129,14 +134,14 @@ def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, gaussian, loss):
     assert loop.values.std() > 1e-3
 
 
-def test_straight_through_runs_forward_as_hard_and_passes_a_gradient(batch, smooth, gaussian):
-    arrays = pipeline.program_store(jax.random.key(0), batch.store, gaussian, config=smooth)
+def test_straight_through_runs_forward_as_hard_and_passes_a_gradient(batch, smooth, memory):
+    held = pipeline.program_store(jax.random.key(0), batch.store, memory, config=smooth)
 
     def prompts(weights, pick):
         options = dataclasses.replace(smooth, pick=pick)
         store = batch.store._replace(scale_weights=weights)
         return pipeline.retrieve(
-            jax.random.key(1), batch.features, store, arrays, gaussian, config=options, temperature=TEMPERATURE
+            jax.random.key(1), batch.features, store, held, memory, config=options, temperature=TEMPERATURE
         )[0]
 
     weights = batch.store.scale_weights
@@ -150,28 +155,27 @@ def test_straight_through_runs_forward_as_hard_and_passes_a_gradient(batch, smoo
     assert float(jnp.abs(slope["straight_through"]).min()) > 0
 
 
-def test_training_lowers_the_loss_and_leaves_empty_slots_empty(lm, batch, smooth, gaussian):
+def test_training_lowers_the_loss_and_leaves_empty_slots_empty(lm, batch, smooth, memory):
     options = pipeline.EndToEnd(num_steps=30, batch=4)
     config = dataclasses.replace(smooth, pick="straight_through")
-    trained, losses = pipeline.train(
-        jax.random.key(0), pipeline.trainable(batch.store), batch, lm, gaussian, config=config, options=options,
-        rates=tuning.Rates(learning_rate=0.05, bound=2.0), temperature=TEMPERATURE,
+    store, losses = pipeline.train(
+        jax.random.key(0), batch, lm, memory, config=config, options=options, temperature=TEMPERATURE,
+        optimiser=tuning.adam(0.05, schedule=tuning.Schedule(warmup=0.0)), project=tuning.bounded(2.0),
     )  # fmt: skip
     assert losses.shape == (30,)
     assert float(losses[-8:].mean()) < 0.6 * float(losses[:8].mean())
-    assert float(jnp.abs(trained.prompts).max()) <= 2.0
-    store = pipeline.with_trained(batch.store, trained)
+    assert float(jnp.abs(store.prompts).max()) <= 2.0
     np.testing.assert_array_equal(store.prompts[3], 0.0)
-    assert not jnp.array_equal(trained.scale_weights, batch.store.scale_weights)
-    assert not jnp.array_equal(trained.codec.encoder[0][0], batch.store.codec.encoder[0][0])
+    assert not jnp.array_equal(store.scale_weights, batch.store.scale_weights)
+    assert not jnp.array_equal(store.codec.encoder[0][0], batch.store.codec.encoder[0][0])
 
 
-def test_what_cannot_be_trained_is_named(lm, batch, smooth, gaussian):
+def test_what_cannot_be_trained_is_named(lm, batch, smooth, memory):
     config = dataclasses.replace(smooth, pick="hard")
     with pytest.raises(ValueError, match="passes no gradient"):
-        pipeline.train(jax.random.key(0), pipeline.trainable(batch.store), batch, lm, gaussian, config=config)
+        pipeline.train(jax.random.key(0), batch, lm, memory, config=config)
     with pytest.raises(ValueError, match="num_steps"):
         pipeline.EndToEnd(num_steps=0)
     wrong = batch._replace(features=batch.features[:2])
     with pytest.raises(ValueError, match=r"batch\.features"):
-        pipeline.objective(jax.random.key(0), pipeline.trainable(batch.store), wrong, lm, gaussian, config=smooth)
+        pipeline.objective(jax.random.key(0), batch.store.trainable(), wrong, lm, memory, config=smooth)

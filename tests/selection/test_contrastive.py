@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nvcim_jax import selection
+from nvcim_jax.selection.search import scores
 
 NUM, TOKENS, WIDTH, CODE = 4, 2, 16, 8
 
@@ -37,7 +38,7 @@ def _hits(
     @jax.jit
     @jax.vmap
     def one(key: jax.Array) -> jax.Array:
-        found = selection.scores(vectors, _additive(jnp.array(sigma), key, keys))
+        found = scores(vectors, _additive(jnp.array(sigma), key, keys))
         return (jnp.argmax(found, axis=1) == owner).mean(dtype=jnp.float32)
 
     return np.asarray(one(jax.random.split(key, num)))
@@ -52,7 +53,11 @@ def test_queries_learn_to_find_prompts_they_have_nothing_in_common_with(measure:
     for i, steps in enumerate((0, 200)):
         config = selection.FitConfig(num_steps=steps, learning_rate=1e-2)
         fit_key = jax.random.fold_in(key, 1 + i)
-        fitted.append(selection.fit_contrastive(fit_key, codec, queries, prompts, owner, config=config, search=search))
+        fitted.append(
+            selection.fit_contrastive(
+                fit_key, codec, selection.Pairs(queries, prompts, owner), config=config, search=search
+            )
+        )
     (_, before), (trained, after) = fitted
     assert float(before.hit_rate) < 0.7
     assert float(after.hit_rate) == 1.0
@@ -67,7 +72,7 @@ def test_first_loss_is_cross_entropy_plus_relative_errors(storage: str, key: jax
     codec = selection.codec_init(jax.random.fold_in(key, 0), WIDTH, code=CODE)
     config = selection.FitConfig(num_steps=1, start="codec", temperature=0.5, reconstruction_weight=0.3)
     _, info = selection.fit_contrastive(
-        jax.random.fold_in(key, 1), codec, queries, prompts, owner, config=config, search=search
+        jax.random.fold_in(key, 1), codec, selection.Pairs(queries, prompts, owner), config=config, search=search
     )
 
     def codes(x: jax.Array) -> np.ndarray:
@@ -102,9 +107,7 @@ def test_training_through_the_noise_finds_more_prompts_through_it(key: jax.Array
         fitted, _ = selection.fit_contrastive(
             jax.random.fold_in(key, 1 + i),
             codec,
-            queries,
-            prompts,
-            owner,
+            selection.Pairs(queries, prompts, owner),
             config=config,
             search=search,
             perturb=perturb,
@@ -131,9 +134,7 @@ def test_one_trace_over_weights_and_the_same_seed_gives_the_same_codec(key: jax.
             selection.fit_contrastive(
                 jax.random.fold_in(key, 1),
                 codec,
-                queries,
-                prompts,
-                owner,
+                selection.Pairs(queries, prompts, owner),
                 config=config,
                 weights=weights,
                 perturb=counted,
@@ -152,6 +153,10 @@ def test_bad_input_is_named(key: jax.Array) -> None:
     codec = selection.codec_init(jax.random.fold_in(key, 0), WIDTH, code=CODE)
     config = selection.FitConfig()
     with pytest.raises(ValueError, match=r"`owner` must lie in \[0, 3\], but is 4"):
-        selection.fit_contrastive(jax.random.fold_in(key, 1), codec, queries, prompts, owner + 1, config=config)
+        selection.fit_contrastive(
+            jax.random.fold_in(key, 1), codec, selection.Pairs(queries, prompts, owner + 1), config=config
+        )
     with pytest.raises(ValueError, match=r"`the number of prompts` must be an integer of at least 2"):
-        selection.fit_contrastive(jax.random.fold_in(key, 1), codec, queries, prompts[:1], owner, config=config)
+        selection.fit_contrastive(
+            jax.random.fold_in(key, 1), codec, selection.Pairs(queries, prompts[:1], owner), config=config
+        )

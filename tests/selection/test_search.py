@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nvcim_jax import selection
+from nvcim_jax.selection.search import pool, scores
 
 MEASURES = ("mips", "cosine", "ssa")
 SSA = [
@@ -26,9 +27,7 @@ def _pool_numpy(x: np.ndarray, window: int, axis: str) -> np.ndarray:
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 100])
 def test_pool_averages_windows_and_what_remains(window: int, axis: str) -> None:
     x = np.random.default_rng(0).normal(size=(6, 11)).astype(np.float32)
-    np.testing.assert_allclose(
-        selection.pool(jnp.asarray(x), window, axis), _pool_numpy(x, window, axis), rtol=1e-6, atol=1e-7
-    )
+    np.testing.assert_allclose(pool(jnp.asarray(x), window, axis), _pool_numpy(x, window, axis), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 8])
@@ -98,7 +97,7 @@ def test_score_is_the_weighted_sum_of_pooled_products(config: selection.SearchCo
     keys = jax.vmap(lambda code: selection.key_vector(code, config=config), out_axes=1)(jnp.asarray(stored))
     assert keys.shape == (selection.num_key_rows(*shape, config=config), 4)
     vector = selection.query_vector(jnp.asarray(query), weights, config=config)
-    np.testing.assert_allclose(selection.scores(vector, keys), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores(vector, keys), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("axis", ["tokens", "features"])
@@ -137,7 +136,7 @@ def test_mips_is_the_inner_product_whatever_the_storage() -> None:
 def test_scores_go_through_the_injected_product_and_mark_empty_slots() -> None:
     queries = jnp.arange(6.0).reshape(2, 3)
     chip = {"stored": jnp.ones((3, 4)), "gain": jnp.array(2.0)}
-    found = selection.scores(
+    found = scores(
         queries,
         chip,
         similarity=lambda x, chip: chip["gain"] * (x @ chip["stored"]),
@@ -157,7 +156,7 @@ def test_contracts_of_the_search(config: selection.SearchConfig, key: jax.Array)
     def one(code: jax.Array, weights: jax.Array) -> jax.Array:
         traces.append(1)
         keys = jax.vmap(lambda code: selection.key_vector(code, config=config), out_axes=1)(stored)
-        return selection.scores(selection.query_vector(code, weights, config=config), keys)
+        return scores(selection.query_vector(code, weights, config=config), keys)
 
     weights = jnp.asarray(selection.SSA_WEIGHTS)
     eager = jnp.stack([one(query, weights) for query in queries])
@@ -191,8 +190,8 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"`weights` must have shape \(scales,\) = \(3,\)"):
         selection.query_vector(jnp.ones((2, 2)), (1.0, 0.8), config=config)
     with pytest.raises(ValueError, match=r"`keys` must have shape"):
-        selection.scores(jnp.ones(3), jnp.ones((4, 2)))
+        scores(jnp.ones(3), jnp.ones((4, 2)))
     with pytest.raises(ValueError, match=r"`similarity` must return an array"):
-        selection.scores(jnp.ones(3), jnp.ones((3, 2)), similarity=lambda x, w: (x @ w, None))  # type: ignore[arg-type]
+        scores(jnp.ones(3), jnp.ones((3, 2)), similarity=lambda x, w: (x @ w, None))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`filled` must have shape \(slots,\) = \(2,\)"):
-        selection.scores(jnp.ones(3), jnp.ones((3, 2)), filled=jnp.ones(3, bool))
+        scores(jnp.ones(3), jnp.ones((3, 2)), filled=jnp.ones(3, bool))

@@ -1,5 +1,5 @@
 """A small language model, a device, two buffers, and a memory made of them."""
 
-from support.small import buffers, config, device, learnt, lm, make_learnt, text
+from support.small import arrays, buffers, config, device, learnt, lm, make_learnt, memory, text
 
-__all__ = ["buffers", "config", "device", "learnt", "lm", "make_learnt", "text"]
+__all__ = ["arrays", "buffers", "config", "device", "learnt", "lm", "make_learnt", "memory", "text"]

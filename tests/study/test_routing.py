@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from nvcim_jax import devices, models, montecarlo, pipeline, study, tuning
+from nvcim_jax.pipeline.store import empty_store, insert
+from nvcim_jax.pipeline.text import Queries
 
 EACH = 12  # queries of each of two domains
 CHIPS = 20
@@ -20,20 +22,18 @@ def options(config):
 
 
 @pytest.fixture(scope="module")
-def store(lm, text, options):
+def store(lm, options):
     """Return two prompts, tuned to say token 10 in domain 0 and token 11 in domain 1, whatever the text."""
     texts = [[1, 5, 6], [1, 7, 8]] * 2
     batch = tuning.examples(texts, [[10, 2]] * 2 + [[11, 2]] * 2)
     weights = jnp.array([[1.0, 1, 0, 0], [0, 0, 1, 1]])
-    starts = models.embed(lm, jnp.array([[3, 4], [3, 4]]))
-    prompts, _ = tuning.tune(
-        jax.random.key(1), starts, lm, batch, weights, tuning.Rates(learning_rate=0.1),
-        options=tuning.Options(num_steps=40),
-    )  # fmt: skip
-    empty = pipeline.empty_store(lm.config, options)
-    made = empty
+    start = models.embed(lm, jnp.array([3, 4]))
+    how = {"adapter": options.adapter(), "options": tuning.Options(num_steps=40), "optimiser": tuning.adam(0.1)}
+    tune = lambda key, own: tuning.tune(key, start, lm, batch, own, **how)[0]  # noqa: E731
+    prompts = jax.vmap(tune)(jax.random.split(jax.random.key(1), 2), weights)
+    made = empty_store((2, 32), options)
     for prompt, features in zip(prompts, jnp.eye(2, 32), strict=True):
-        made, _ = pipeline.insert(made, prompt[None], features[None, None], config=options)
+        made, _ = insert(made, prompt[None], features[None, None], config=options)
     return made
 
 
@@ -41,28 +41,27 @@ def asked(noise: float) -> study.Questions:
     """Return queries near the features of their domain's prompt."""
     domain = jnp.repeat(jnp.arange(2), EACH)
     features = jnp.eye(2, 32)[domain][:, None] + noise * jax.random.normal(jax.random.key(2), (2 * EACH, 1, 32))
+    ids = jax.random.randint(jax.random.key(3), (2 * EACH, 3), 5, 9).at[:, 0].set(1)
+    answers = models.candidates([[10], [11]], end=2)
     return study.Questions(
-        ids=jax.random.randint(jax.random.key(3), (2 * EACH, 3), 5, 9).at[:, 0].set(1),
-        mask=jnp.ones((2 * EACH, 3), bool),
-        features=features,
+        queries=Queries(ids, jnp.ones((2 * EACH, 3), bool), features, answers),
         truth=domain,
         domain=domain,
         counts=jnp.full(2, float(EACH)),
-        answers=models.candidates([[10], [11]], end=2),
         domain_of_block=jnp.arange(2),
     )
 
 
 @pytest.fixture(scope="module")
-def ask(lm, options):
+def ask(lm, options, arrays):
     """Return a function that asks all queries on `CHIPS` chips; values are (chips, domains)."""
 
     def run(route: str, store, questions, sigma: float = 0.1) -> dict[str, np.ndarray]:
-        metric = study.chip_metric(options, study.Method(measure="ssa", route=route))
-        device = devices.get("FeFET3", sigma=sigma)
-        unused = jnp.zeros_like(store.prompts), questions.features
-        args = (lm, store, *unused, questions, device)
-        return montecarlo.run(metric, jax.random.key(4), CHIPS, args=args).values
+        preset = pipeline.Preset(config=options, arrays=arrays)
+        own = study.trial(preset, study.Method(measure="ssa", route=route))
+        unused = jnp.zeros_like(store.prompts), questions.queries.features
+        args = (own, lm, store, *unused, questions, devices.get("FeFET3", sigma=sigma))
+        return montecarlo.run(study.chip_metric, jax.random.key(4), CHIPS, args=args).values
 
     return run
 

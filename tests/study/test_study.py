@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tracing import count_traces
 
-from nvcim_jax import devices, models, montecarlo, pipeline, study, tuning
+from nvcim_jax import crossbar, devices, models, montecarlo, pipeline, study
 from nvcim_jax.data import Record
-from nvcim_jax.study.measure import _on_chip
-from nvcim_jax.study.protocol import chip_metric
 
 BANK = ("pay card", "bank loan", "card bank", "pay loan", "loan card", "pay bank")
 FOOD = ("oven soup", "salt cook", "soup salt", "cook oven", "cook soup", "oven salt")
-RATES = tuning.Rates(learning_rate=0.1, bound=1.0)
 METHODS = {
     "plain": study.Method(),
     "oracle route": study.Method(route="oracle"),
@@ -57,9 +55,18 @@ def stream(seed: int) -> Stream:
     )
 
 
-def options(config: pipeline.Config, **others: Any) -> dict[str, Any]:
-    found = {"config": config, "rates": RATES, "methods": METHODS, "baselines": BASELINES}
-    return found | {"num_instances": 2, "every_block": True} | others
+DESIGN = study.Design(methods=METHODS, baselines=BASELINES, num_instances=2, every_block=True)
+
+
+@pytest.fixture(scope="module")
+def preset(config: pipeline.Config, arrays: crossbar.Config) -> pipeline.Preset:
+    return pipeline.Preset(config=config, arrays=arrays, learning_rate=0.1, bound=1.0)
+
+
+@pytest.fixture(scope="module")
+def options(preset):
+    """Return the keywords of `measure`, with some fields of the design replaced."""
+    return lambda **others: {"preset": preset, "design": DESIGN._replace(**others)}
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +80,8 @@ def places() -> list[devices.Device]:
 
 
 @pytest.fixture(scope="module")
-def records(lm, text, streams, places, config) -> list[dict[str, Any]]:
-    return list(study.measure(jax.random.key(5), streams, lm, text, places, **options(config)))
+def records(lm, text, streams, places, options) -> list[dict[str, Any]]:
+    return list(study.measure(jax.random.key(5), streams, lm, text, places, **options()))
 
 
 def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
@@ -82,7 +89,7 @@ def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]
 
 
 def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams, places) -> None:
-    plan = study.plan(streams, places, methods=METHODS, baselines=BASELINES)
+    plan = study.plan(streams, places, DESIGN)
     assert len(plan) == 2 * (4 + 3 + 2 * 3)
     found = [study.Unit(*(r[name] for name in study.Unit._fields)) for r in records]
     assert list(dict.fromkeys(found)) == list(plan)
@@ -97,10 +104,10 @@ def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams,
 
 
 def test_how_many_chips_are_held_at_a_time_changes_nothing(
-    streams, places, config, lm, text, monkeypatch: pytest.MonkeyPatch
+    streams, places, options, lm, text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("nvcim_jax.study.measure")  # the face of the room hides the module
-    own = options(config, methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
+    own = options(methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
     rank, ranked = module._right, []
     monkeypatch.setattr(
         module, "_right", lambda bench, prompts, queries: (ranked.append(prompts), rank(bench, prompts, queries))[1]
@@ -116,33 +123,33 @@ def test_how_many_chips_are_held_at_a_time_changes_nothing(
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, config, lm, text) -> None:
+def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, options, lm, text) -> None:
     with pytest.raises(ValueError, match=r"num_instances.*at most 100000"):
-        next(study.measure(jax.random.key(5), streams, lm, text, places, **options(config, num_instances=10**11)))
+        next(study.measure(jax.random.key(5), streams, lm, text, places, **options(num_instances=10**11)))
 
 
-def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, config, lm, text) -> None:
+def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, preset, lm, text) -> None:
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(5), 4), 4)
-    learned = study.observe_stream(learn_key, streams[1], lm, text, None, config=config, rates=RATES)
+    observed = study.observe_stream(learn_key, streams[1], lm, text, None, preset=preset)
     for name in ("oracle route", "CxDNN"):
         method = METHODS[name]
-        own = study.method_config(config, method)
-        asked = study.make_questions(streams[1], lm, text, config=own)
-        args = (lm, learned.stores[-1], learned.curvature, learned.calibration, asked, places[0])
-        stats = montecarlo.run(chip_metric(own, method), chip_key, 2, args=args)
+        questions = study.make_questions(streams[1], lm, text, preset=preset)
+        known = (observed.stores[-1], observed.curvatures[-1], observed.calibrations[-1])
+        args = (study.trial(preset, method), lm, *known, questions, places[0])
+        stats = montecarlo.run(study.chip_metric, chip_key, 2, args=args)
         chips = chosen(records, stream=4, method=name, device="FeFET3", sigma=0.1, block=1)
         for value in ("accuracy", "hit"):
             np.testing.assert_array_equal(np.array([r[value] for r in chips]), stats.values[value].ravel())
 
 
-def test_the_frozen_model_is_asked_without_a_prompt(records, streams, config, lm, text) -> None:
-    asked = study.make_questions(streams[0], lm, text, config=config)
+def test_the_frozen_model_is_asked_without_a_prompt(records, streams, preset, lm, text) -> None:
+    questions = study.make_questions(streams[0], lm, text, preset=preset)
 
     @jax.jit
     def rank(lm: models.LM, asked: Any) -> jax.Array:
         return models.rank(lm, models.Inputs(models.embed(lm, asked.ids), asked.mask), asked.answers)
 
-    right = np.asarray(jnp.argmax(rank(lm, asked), axis=1) == asked.truth)
+    right = np.asarray(jnp.argmax(rank(lm, questions.queries), axis=1) == questions.truth)
     found = [r["accuracy"] for r in chosen(records, stream=3, method="frozen", block=1)]
     assert found == [right[:2].mean(), right[2:].mean()]
     assert {r["hit"] for r in chosen(records, method="frozen")} == {None}
@@ -161,49 +168,49 @@ def test_the_nearest_text_has_the_words_of_the_query(records) -> None:
     assert {r["accuracy"] for r in chosen(records, method="1-NN text", role="later")} == {0.0}
 
 
-def test_what_else_is_measured_changes_nothing(records, streams, places, config, lm, text) -> None:
-    alone = options(config, methods={"oracle route": METHODS["oracle route"]}, baselines=("latest",))
+def test_what_else_is_measured_changes_nothing(records, streams, places, options, lm, text) -> None:
+    alone = options(methods={"oracle route": METHODS["oracle route"]}, baselines=("latest",))
     found = list(study.measure(jax.random.key(5), streams[1:], lm, text, places[:1], **alone))
     assert found == [r for r in records if r in found]
     assert len(found) == 2 * 2 * (1 + 1 + 2)
 
 
-def test_a_sweep_of_sigma_is_compiled_once(records, config) -> None:
+def test_a_sweep_of_sigma_compiles_no_chip_anew(records, streams, places, options, lm, text) -> None:
     assert len({r["sigma"] for r in records}) == 3
-    fn = _on_chip(study.method_config(config, METHODS["plain"]), METHODS["plain"])
-    kept = montecarlo.engine.compiled_map(
-        fn, 2, "loop", montecarlo.engine._plan(jax.random.key(0), montecarlo.Placement(chunk=2, mapping="loop")).mesh
-    )
-    assert kept._cache_size() == 1
+    alone = options(methods={"plain": METHODS["plain"]}, baselines=(), digital=False)
+    list(study.measure(jax.random.key(5), streams[:1], lm, text, places[:1], **alone))
+    with count_traces() as traced:
+        list(study.measure(jax.random.key(5), streams[:1], lm, text, places[1:], **alone))
+    assert not [name for name in traced if "chip" in name or "observe" in name or "rank" in name]
 
 
 class Stop(Exception):
     """The process is killed."""
 
 
-def test_a_broken_study_goes_on_where_it_was(records, streams, places, config, lm, text, tmp_path) -> None:
+def test_a_broken_study_goes_on_where_it_was(records, streams, places, options, lm, text, tmp_path) -> None:
     def kill(count: int, note: str) -> None:
         if "oracle route, FeFET3 0.1" in note and count:
             raise Stop
 
     arguments = (tmp_path, jax.random.key(5), streams[:1], lm, text, places)
     with pytest.raises(Stop):
-        study.run(*arguments, **options(config), advance=kill)
+        study.run(*arguments, **options(), advance=kill)
     kept = study.read(tmp_path)
     assert 0 < len(kept) < len(records) / 2
     with (tmp_path / "records.jsonl").open("a") as file:  # a unit that was half written, and half a line
         file.write(json.dumps(kept[-1] | {"method": "CxDNN"}) + '\n{"kind": "blo')
     seen: list[str] = []
-    found = study.run(*arguments, **options(config), advance=lambda count, note: seen.append(note))
+    found = study.run(*arguments, **options(), advance=lambda count, note: seen.append(note))
     assert found == chosen(records, stream=3) == study.read(tmp_path)
     assert not any("latest" in note for note in seen)
     with (tmp_path / "records.csv").open() as file:
         assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [r["accuracy"] for r in found]
-    with pytest.raises(ValueError, match=r"hold the same study, but differs in the setting num_instances \(2 there, 3"):
-        study.run(*arguments, **options(config, num_instances=3))
+    with pytest.raises(ValueError, match=r"differs in the setting design\.num_instances \(2 there, 3"):
+        study.run(*arguments, **options(num_instances=3))
 
 
-def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, lm, text) -> None:
+def test_noise_aware_and_joint_training_are_told_apart(streams, places, options, lm, text) -> None:
     trained_on = {"noisy": study.Method(training="noise")}
     others = {"methods": trained_on, "baselines": (), "every_block": False, "num_instances": 1}
     joint = pipeline.EndToEnd(num_steps=1, batch=2)
@@ -214,7 +221,7 @@ def test_noise_aware_and_joint_training_are_told_apart(streams, places, config, 
             lm,
             text,
             places,
-            **options(config, **others, end_to_end=joint, train_device=places[0]),
+            **options(**others, end_to_end=joint, train_device=places[0]),
         )
     )
     assert {r["trained_for"] for r in found} == {"FeFET3 0.1"}
@@ -275,9 +282,9 @@ def test_the_nearest_text_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(scores[np.arange(20), found], scores.max(axis=1), rtol=1e-12)
 
 
-def test_wrong_arguments_are_named(streams, places, config, lm, text) -> None:
+def test_wrong_arguments_are_named(streams, places, options, lm, text) -> None:
     def run(streams: list[Any] = streams, places: list[Any] = places, **others: Any) -> None:
-        next(study.measure(jax.random.key(0), streams, lm, text, places, **options(config, **others)))
+        next(study.measure(jax.random.key(0), streams, lm, text, places, **options(**others)))
 
     with pytest.raises(ValueError, match=r"`baselines` must be one of .*Did you mean 'frozen'"):
         run(baselines=("frozn",))

@@ -1,11 +1,13 @@
 """A random language model of width 32, a tokenizer of a few words, two buffers, and a memory made of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 
 from nvcim_jax import crossbar, devices, models, pipeline, selection, tuning
+from nvcim_jax.pipeline.store import insert
+from support.tracing import count_traces
 
 MODEL = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64, bos_id=1, eos_ids=(2,))
 WORDS = ("=", "pay", "card", "bank", "loan", "oven", "soup", "salt", "cook", "yes", "no", "maybe")
@@ -44,16 +46,16 @@ CONFIG = pipeline.Config(
     codec="identity",
     tuning=tuning.Options(num_steps=4),
     codec_fit=selection.FitConfig(num_steps=4),
-    arrays=crossbar.Config(rows=32, cols=8, weight_bits=4, cell_bits=2, weight_scale="column"),
 )
+ARRAYS = crossbar.Config(rows=32, cols=8, weight_bits=4, cell_bits=2, weight_scale="column")
 
 
 class Learnt(NamedTuple):
     """What two buffers made of an empty memory on FeFET3 at sigma 0.1, the seed being 7."""
 
     state: pipeline.State
-    info: tuple[pipeline.ObserveInfo, ...]
-    num_compiled: tuple[int, ...]
+    info: tuple[Any, ...]
+    traced: tuple[list[str], ...]
 
 
 @pytest.fixture(scope="session")
@@ -77,24 +79,34 @@ def config() -> pipeline.Config:
 
 
 @pytest.fixture(scope="session")
+def arrays() -> crossbar.Config:
+    return ARRAYS
+
+
+@pytest.fixture(scope="session")
+def memory(device) -> pipeline.Memory:
+    return pipeline.crossbar_memory(device, ARRAYS)
+
+
+@pytest.fixture(scope="session")
 def buffers() -> tuple[list[Record], list[Record]]:
     return records(BANK, "yes"), records(FOOD, "no")
 
 
 @pytest.fixture(scope="session")
-def make_learnt(lm, text, device, buffers):
+def make_learnt(lm, text, memory, buffers):
     """Return a function of a seed that shows both buffers to an empty memory."""
-    from nvcim_jax.pipeline.stages import _program
-    from nvcim_jax.tuning.soft_prompt import _tune_all
 
     def make(seed: int) -> Learnt:
         init_key, *keys = jax.random.split(jax.random.key(seed), 3)
-        state, infos, counts = pipeline.init(init_key, lm, device, config=CONFIG), [], []
-        for key, buffer in zip(keys, buffers, strict=True):
-            state, info = pipeline.observe(key, state, buffer, lm, text, config=CONFIG)
+        state, infos, traced = pipeline.init(init_key, lm, config=CONFIG, memory=memory), [], []
+        for key, rows in zip(keys, buffers, strict=True):
+            with count_traces() as found:
+                buffer = pipeline.make_buffer(rows, lm, text, config=CONFIG)
+                state, info = pipeline.observe(key, state, buffer, lm, config=CONFIG, memory=memory)
             infos.append(info)
-            counts.append(_tune_all._cache_size() + _program._cache_size())
-        return Learnt(state, tuple(infos), tuple(counts))
+            traced.append(found)
+        return Learnt(state, tuple(infos), tuple(traced))
 
     return make
 
@@ -102,3 +114,12 @@ def make_learnt(lm, text, device, buffers):
 @pytest.fixture(scope="session")
 def learnt(make_learnt) -> Learnt:
     return make_learnt(7)
+
+
+def filled_store(lm, config, num: int = 3, codec=None) -> pipeline.Store:
+    """Return a store of some random prompts, the other slots empty."""
+    prompts = jax.random.normal(jax.random.key(0), (num, config.num_virtual, lm.config.width))
+    features = jax.random.normal(jax.random.key(1), (num, config.search_tokens, lm.config.width))
+    empty = pipeline.init(jax.random.key(2), lm, config=config).store
+    store, _ = insert(empty, prompts, features, config=config)
+    return store if codec is None else store._replace(codec=codec)

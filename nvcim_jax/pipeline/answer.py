@@ -1,0 +1,215 @@
+"""A query becomes an answer: the prompt that the memory finds, the model adapted by it, a label or text."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, models, tuning
+from nvcim_jax.models import LM, Inputs, Text
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.observe import Chosen, Parts, State, complete
+from nvcim_jax.pipeline.retrieval import Retrieved, retrieve
+from nvcim_jax.pipeline.text import Queries, make_queries
+from nvcim_jax.tuning import Adapter
+from nvcim_jax.types import Key
+
+__all__ = ["AnswerInfo", "answer", "choose", "rank", "write"]
+
+
+class AnswerInfo(NamedTuple):
+    """Say how queries were answered.
+
+    Attributes:
+        found: What the search found.
+        log_probabilities: Of every label (queries, labels), nats; None where text was generated.
+        state: The state with these uses counted.
+    """
+
+    found: Retrieved
+    log_probabilities: jax.Array | None
+    state: State
+
+
+def _adapted(rows: jax.Array, queries: Queries, lm: LM, adapter: Adapter) -> tuple[LM | None, Inputs]:
+    """Return the inputs of every query as its own rows adapt them, and the models where those are changed too.
+
+    The models have a leading axis of queries; None: all queries share the model as it is.
+    """
+
+    def one(rows: jax.Array, x: jax.Array, mask: jax.Array) -> tuple[LM | None, Inputs]:
+        found, inputs = adapter.apply(adapter.from_rows(rows), lm, Inputs(x[None], mask[None]))
+        return (None if found is lm else found), inputs
+
+    return jax.vmap(one)(rows, models.embed(lm, queries.ids), queries.mask)
+
+
+def _as_batch(inputs: Inputs) -> Inputs:
+    """Turn inputs of one text each, stacked, into one batch."""
+    x, mask, positions = (None if a is None else a[:, 0] for a in inputs[:3])
+    prefix = None if inputs.prefix is None else jax.tree.map(lambda a: jnp.moveaxis(a[:, :, 0], 0, 1), inputs.prefix)
+    assert x is not None
+    return Inputs(x, mask, positions, prefix)
+
+
+@jax.jit
+def _rank(rows: jax.Array, queries: Queries, lm: LM, adapter: Adapter) -> jax.Array:
+    answers: Any = queries.answers
+    found, inputs = _adapted(rows, queries, lm, adapter)
+    if found is None:
+        return models.rank(lm, _as_batch(inputs), answers)
+    return jax.vmap(lambda lm, inputs: models.rank(lm, inputs, answers)[0])(found, inputs)
+
+
+def rank(
+    rows: Float[Array, "queries rows width"], queries: Queries, lm: LM, *, adapter: Adapter
+) -> Float[Array, "queries answers"]:
+    """Return the log-probability of every answer to every query, each with the prompt that was found for it.
+
+    Args:
+        rows: What the memory gave for each query, from `retrieve`.
+        queries: The queries, with their answers.
+        lm: The language model.
+        adapter: What the rows belong to.
+
+    Raises:
+        ValueError: If the queries have no answers to choose from.
+    """
+    if queries.answers is None:
+        checks.fail("queries.answers", "hold the answers to choose from", "is None", "Pass labels= to make_queries.")
+    return _rank(rows, queries._replace(features=jnp.zeros(0)), lm, tuning.as_adapter(adapter))
+
+
+@checks.frozen_config
+class _Room:
+    """Most tokens that are written."""
+
+    tokens: int
+
+
+@jax.jit
+def _write(
+    key: Key, rows: jax.Array, queries: Queries, lm: LM, adapter: Adapter, room: _Room
+) -> tuple[jax.Array, jax.Array]:
+    found, inputs = _adapted(rows, queries, lm, adapter)
+    if found is None:
+        return models.generate_tokens(key, lm, _as_batch(inputs), max_new_tokens=room.tokens)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(rows)))
+
+    def one(key: Key, lm: LM, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        tokens, number = models.generate_tokens(key, lm, inputs, max_new_tokens=room.tokens)
+        return tokens[0], number[0]
+
+    return jax.vmap(one)(keys, found, inputs)
+
+
+def write(
+    key: Key,
+    rows: Float[Array, "queries rows width"],
+    queries: Queries,
+    lm: LM,
+    text: Text,
+    *,
+    adapter: Adapter,
+    max_new_tokens: int = 16,
+) -> list[str]:
+    """Let the model write an answer to every query, each with the prompt that was found for it.
+
+    Args:
+        key: A key.
+        rows: What the memory gave for each query, from `retrieve`.
+        queries: The queries.
+        lm: The language model.
+        text: Its tokenizer.
+        adapter: What the rows belong to.
+        max_new_tokens: Most tokens of an answer.
+    """
+    checks.integer("max_new_tokens", max_new_tokens)
+    bare = Queries(queries.ids, queries.mask, jnp.zeros(0))
+    found = _write(key, rows, bare, lm, tuning.as_adapter(adapter), _Room(tokens=max_new_tokens))
+    tokens, number = (np.asarray(a) for a in found)
+    return [text.decode(row[:n]).strip() for row, n in zip(tokens, number, strict=True)]
+
+
+@jax.jit
+def _retrieve(
+    key: Key, features: jax.Array, state: State, config: Config, chosen: Chosen
+) -> tuple[jax.Array, Retrieved, State]:
+    """Return the rows of every query, what was found, and the state with the uses counted."""
+    rows, found = retrieve(
+        key, features, state.store, state.arrays, chosen.memory, config=config, similarity=chosen.similarity
+    )
+    count = jnp.bincount(found.slots, length=len(state.store.filled)).astype(jnp.int32)
+    uses = state.store.uses + jnp.where(state.store.filled.any(), count, 0)
+    return rows, found, state._replace(store=state.store._replace(uses=uses))
+
+
+def choose(
+    key: Key, state: State, queries: Queries, lm: LM, *, config: Config, **parts: Unpack[Parts]
+) -> tuple[Float[Array, "queries answers"], AnswerInfo]:
+    """Rank the answers to queries as arrays, traced: search -> read back -> decode -> the adapted language model.
+
+    Args:
+        key: Key of these reads.
+        state: The memory.
+        queries: The queries, from `make_queries` with labels.
+        lm: The language model.
+        config: Options of the pipeline, those of `init`.
+        **parts: As for `observe`.
+
+    Returns:
+        Log-probability of every answer, nats, and the info. An empty store gives prompts of zeros; see `answer`.
+    """
+    chosen = complete(config, parts)
+    rows, found, state = _retrieve(key, queries.features, state, config, chosen)
+    logs = rank(rows, queries, lm, adapter=chosen.adapter)
+    return logs, AnswerInfo(found, logs, state)
+
+
+def answer(
+    key: Key,
+    state: State,
+    query: str | Sequence[str],
+    lm: LM,
+    text: Text,
+    *,
+    config: Config,
+    labels: Sequence[str] | None = None,
+    max_new_tokens: int = 16,
+    **parts: Unpack[Parts],
+) -> tuple[Any, AnswerInfo]:
+    """Answer questions in words: `choose` among labels, or `write`, between text on the host.
+
+    Args:
+        key: Key of these reads.
+        state: The memory.
+        query: One text, or several.
+        lm: The language model.
+        text: Its tokenizer and the form of the task.
+        config: Options of the pipeline, those of `init`.
+        labels: The answers to choose from, by their probability; None lets the model write.
+        max_new_tokens: Most tokens that it writes.
+        **parts: As for `observe`.
+
+    Returns:
+        The answer (of one text) or list of answers, and the info. With an empty store the model answers by itself.
+
+    Raises:
+        ValueError: If there is no text, or no label.
+    """
+    texts = [query] if isinstance(query, str) else list(query)
+    queries = make_queries(texts, lm, text, config=config, labels=labels)
+    chosen = complete(config, parts)
+    found_key, text_key = jax.random.split(key)
+    rows, found, state = _retrieve(found_key, queries.features, state, config, chosen)
+    adapter = chosen.adapter if bool(state.store.filled.any()) else tuning.frozen()
+    if labels is not None:
+        logs = rank(rows, queries, lm, adapter=adapter)
+        written = [labels[int(i)] for i in jnp.argmax(logs, axis=1)]
+    else:
+        logs = None
+        written = write(text_key, rows, queries, lm, text, adapter=adapter, max_new_tokens=max_new_tokens)
+    return (written[0] if isinstance(query, str) else written), AnswerInfo(found, logs, state)

@@ -1,0 +1,253 @@
+"""A buffer becomes stored prompts: representatives, prompts tuned side by side, store, codec, memory. All traced."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Int
+
+from nvcim_jax import checks, selection, tuning
+from nvcim_jax.models import LM
+from nvcim_jax.ops import as_partial
+from nvcim_jax.pipeline.config import Config
+from nvcim_jax.pipeline.memory import Memory, as_memory, exact_memory
+from nvcim_jax.pipeline.retrieval import Arrays, program_store
+from nvcim_jax.pipeline.store import Inserted, Store, check_room, empty_store, insert
+from nvcim_jax.pipeline.text import Buffer
+from nvcim_jax.selection import Similarity
+from nvcim_jax.tuning import Adapter
+from nvcim_jax.types import Key
+
+__all__ = ["Chosen", "ObserveInfo", "Parts", "State", "complete", "init", "observe"]
+
+
+class State(NamedTuple):
+    """Hold a personalised memory.
+
+    Attributes:
+        store: The prompts and what finds them.
+        arrays: What is programmed, in whatever form the memory keeps it.
+    """
+
+    store: Store
+    arrays: Arrays
+
+
+class Parts(TypedDict, total=False):
+    """Functions that the stages take as keywords; what is left out is as the options say.
+
+    Attributes:
+        adapter: What is tuned: `tuning.prompt` by default.
+        memory: What holds the store: exact by default.
+        similarity: What is stored of a code, and what drives a search: a `selection.Similarity`.
+        cluster: `cluster(key, centres, num)`: the cluster of each record (records,), see `selection.representative`;
+            `selection.kmeans` by default.
+        codec: `codec(key, store, features, owner) -> (codec, info)`: what stands between prompt and memory, made anew
+            for every buffer; `features` (records, key tokens, width) of its texts, `owner` (records,) their slots.
+        optimiser: As for `tuning.tune`, and so are the others.
+        gradient: How the slope is found.
+        perturb: What the memory does to rows while they are tuned.
+        penalty: Added to the loss.
+        project: Applied after every update.
+    """
+
+    adapter: Adapter
+    memory: Memory
+    similarity: Similarity | None
+    cluster: Callable[..., Any]
+    codec: Callable[..., Any]
+    optimiser: Callable[..., Any]
+    gradient: Callable[..., Any]
+    perturb: Callable[..., Any]
+    penalty: Callable[..., Any]
+    project: Callable[..., Any]
+
+
+class Chosen(NamedTuple):
+    """Hold all parts of a call, each a tree."""
+
+    adapter: Adapter
+    memory: Memory
+    similarity: Similarity | None
+    cluster: Partial
+    codec: Partial
+    tuning: dict[str, Partial]
+
+
+class ObserveInfo(NamedTuple):
+    """Say what became of a buffer.
+
+    Attributes:
+        clusters: Its clusters; `clusters.assignment` (records,) is the number of each record's prompt.
+        representatives: Index of each cluster's representative (prompts,).
+        tuned: How the prompts were tuned, with a leading axis of prompts.
+        inserted: Slots that they went to.
+        codec: How the codec was trained; None without one.
+    """
+
+    clusters: selection.Clusters
+    representatives: jax.Array
+    tuned: tuning.TuneInfo
+    inserted: Inserted
+    codec: Any
+
+
+def complete(config: Config, given: Parts) -> Chosen:
+    """Return all parts of a call, those of the options where none was given.
+
+    Raises:
+        TypeError: If there is no such part; the message suggests the nearest.
+    """
+    checks.options("the pipeline", given.keys() - Parts.__annotations__.keys(), Parts.__annotations__)
+    adapter, similarity = given.get("adapter", config.adapter()), given.get("similarity")
+    return Chosen(
+        Adapter(*map(as_partial, adapter)),
+        as_memory(given.get("memory", exact_memory())),
+        None if similarity is None else Similarity(*map(as_partial, similarity)),
+        as_partial(given.get("cluster", selection.kmeans)),
+        as_partial(given.get("codec", Partial(fit_codec, config))),
+        {name: as_partial(given[name]) for name in tuning.Parts.__annotations__ if name in given},  # type: ignore[literal-required]
+    )
+
+
+@jax.jit
+def _program(key: Key, store: Store, config: Config, chosen: Chosen) -> Arrays:
+    return program_store(key, store, chosen.memory, config=config, similarity=chosen.similarity)
+
+
+def init(key: Key, lm: LM, *, config: Config, **parts: Unpack[Parts]) -> State:
+    """Return an empty memory, programmed.
+
+    Args:
+        key: Key of the memory's chips.
+        lm: The language model.
+        config: Options of the pipeline.
+        **parts: As for `observe`, which takes the same ones afterwards.
+    """
+    chosen = complete(config, parts)
+    store = empty_store(tuning.rows_shape(chosen.adapter, lm), config)
+    return State(store, _program(key, store, config, chosen))
+
+
+def _anchors(buffer: Buffer, representatives: jax.Array, num: int) -> jax.Array:
+    """Return what an anchored prompt is held to: its representative as a query sees it."""
+    every = jnp.ones(buffer.features.shape[1], bool)
+    return jax.vmap(lambda f: selection.pool_tokens(f, every, num))(buffer.features[representatives])
+
+
+def _tuned(
+    keys: tuple[Key, Key], buffer: Buffer, members: tuple[jax.Array, jax.Array], lm: LM, config: Config, chosen: Chosen
+) -> tuple[jax.Array, tuning.TuneInfo]:
+    """Return the rows of every prompt of a buffer, tuned side by side, and the info."""
+    representatives, member = members
+    adapter, num = chosen.adapter, len(representatives)
+    weights = member if config.train_on == "cluster" else jnp.ones_like(member)
+    start_keys, tune_keys = (jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in keys)
+    if config.keys == "anchored":
+        rows, _ = tuning.rows_shape(adapter, lm)
+        starts = jax.vmap(adapter.from_rows)(_anchors(buffer, representatives, rows))
+    else:
+        # The representative counts most: it is the text that a prompt may start from.
+        first = weights.at[jnp.arange(num), representatives].add(1.0)
+        starts = jax.vmap(lambda key, counts: adapter.init(key, lm, buffer.examples, counts))(start_keys, first)
+
+    def one(key: Key, start: Any, weights: jax.Array) -> tuple[Any, tuning.TuneInfo]:
+        options: Any = chosen.tuning
+        return tuning.tune(key, start, lm, buffer.examples, weights, adapter=adapter, options=config.tuning, **options)
+
+    states, info = jax.vmap(one)(tune_keys, starts, weights)
+    return jax.vmap(adapter.rows)(states), info
+
+
+def _observe(
+    key: Key, state: State, buffer: Buffer, lm: LM, config: Config, chosen: Chosen
+) -> tuple[State, ObserveInfo]:
+    """Take in a buffer; the arguments are checked."""
+    cluster_key, start_key, tune_key, codec_key, chip_key = jax.random.split(key, 5)
+    representatives, clusters = selection.representative(
+        cluster_key, buffer.centres, num=config.num_prompts, cluster=chosen.cluster
+    )
+    member = (clusters.assignment[None, :] == jnp.arange(len(representatives))[:, None]).astype(jnp.float32)
+    rows, tuned = _tuned((start_key, tune_key), buffer, (representatives, member), lm, config, chosen)
+    found_by = buffer.features[representatives]
+    if config.keys == "centroid":
+        found_by = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)
+    store, inserted = insert(state.store, rows, found_by, config=config)
+    codec, fitted = chosen.codec(codec_key, store, buffer.features, inserted.slots[clusters.assignment])
+    store = store._replace(codec=codec)
+    arrays = program_store(chip_key, store, chosen.memory, config=config, similarity=chosen.similarity)
+    return State(store, arrays), ObserveInfo(clusters, representatives, tuned, inserted, fitted)
+
+
+_observe_jitted = jax.jit(_observe)
+
+
+def observe(
+    key: Key, state: State, buffer: Buffer, lm: LM, *, config: Config, **parts: Unpack[Parts]
+) -> tuple[State, ObserveInfo]:
+    """Take in one full buffer: representatives -> prompts tuned side by side -> store -> codec -> memory.
+
+    Everything is traced: users, seeds and chips are axes of `jax.vmap`. The codec is trained anew on all stored prompts
+    and on this buffer's texts, so every call writes the whole memory. A second buffer of the same shapes compiles
+    nothing.
+
+    Args:
+        key: A key.
+        state: The memory so far, from `init` or `observe`.
+        buffer: The buffer, from `make_buffer`.
+        lm: The language model.
+        config: Options of the pipeline, those of `init`.
+        **parts: Functions in place of those that the options name, see `Parts`: `adapter`, `memory`, `optimiser`,
+            `similarity`, `cluster`, `codec`, `perturb` and others. A `Preset` gives its own for a device.
+
+    Returns:
+        The memory with the buffer's prompts in it, and what happened.
+
+    Raises:
+        TypeError: If there is no such part.
+        ValueError: If the store is full and refuses; a traced call stores nothing and says so in `inserted.refused`.
+
+    Example: see the README; `nvcim run` calls it for every buffer of a stream.
+    """
+    chosen = complete(config, parts)
+    if config.when_full == "refuse" and checks.is_concrete(state.store.filled):
+        check_room(state.store, config.num_prompts or selection.num_representatives(len(buffer.centres)), config)
+    return _observe_jitted(key, state, buffer, lm, config, chosen)
+
+
+def fit_codec(
+    config: Config, key: Key, store: Store, features: jax.Array, owner: Int[Array, " records"]
+) -> tuple[selection.Codec, Any]:
+    """Train the codec of the options on all stored prompts and on a buffer's texts.
+
+    Args:
+        config: `codec` and `keys` say how.
+        key: A key.
+        store: The store.
+        features: Features of the texts; those of earlier buffers are represented by their representatives.
+        owner: Slot of the prompt that each text belongs to (records,).
+
+    Returns:
+        The codec, and the info of the training; None with the identity.
+    """
+    if config.codec == "identity":
+        return store.codec, None
+    width, slots = store.prompts.shape[-1], len(store.filled)
+    init_key, fit_key = jax.random.split(key)
+    codec = selection.codec_init(init_key, width, code=config.code)
+    queries = jnp.concatenate([features, store.features])
+    real = jnp.concatenate([jnp.ones(len(features), bool), store.filled])
+    if config.keys != "contrastive":
+        tokens = jnp.concatenate([store.prompts.reshape(-1, width), queries.reshape(-1, width)])
+        counts = [jnp.repeat(store.filled, store.prompts.shape[1]), jnp.repeat(real, queries.shape[1])]
+        return selection.fit(fit_key, codec, tokens, config=config.codec_fit, real=jnp.concatenate(counts))
+    every = jnp.ones(store.prompts.shape[1], bool)
+    pooled = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
+    pairs = selection.Pairs(
+        queries, pooled, jnp.concatenate([owner, jnp.arange(slots, dtype=jnp.int32)]), real, store.filled
+    )
+    return selection.fit_contrastive(
+        fit_key, codec, pairs, config=config.codec_fit, search=config.search, weights=store.scale_weights
+    )

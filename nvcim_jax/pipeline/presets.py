@@ -1,0 +1,175 @@
+"""Named presets: one place for the defaults that the README, `nvcim run`, the experiments and the notebook use."""
+
+import dataclasses
+from types import MappingProxyType
+from typing import Any
+
+from jax.tree_util import Partial
+
+from nvcim_jax import checks, crossbar, devices, tuning
+from nvcim_jax.pipeline.config import Config, changed
+from nvcim_jax.pipeline.memory import Memory, crossbar_memory, exact_memory, through_memory
+from nvcim_jax.types import Key
+
+__all__ = ["Preset", "presets", "training_noise"]
+
+NOISES = ("none", "value", "cell", "censored")
+
+ARRAYS = crossbar.Config(
+    rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows", weight_scale="column", dac_bits=8, adc_bits=8
+)
+"""16-bit values on eight 2-bit cells, 384 x 128 arrays: consistent with what is known of the paper, unconfirmed [I]."""
+
+CENSORED_AT = 1.0
+"""Largest noise of right-censored training, in standard deviations: this library's choice [I]."""
+
+
+def _nothing(key: Key, rows: Any) -> Any:
+    del key
+    return rows
+
+
+def training_noise(kind: str, device: devices.Device | None, arrays: crossbar.Config) -> Partial:
+    """Return what rows meet while they are tuned, as a `perturb` of `observe`; a new sigma compiles nothing.
+
+    Args:
+        kind: `none`, the `value`-level noise of the device, the noise of single `cell`s of its bit-sliced mapping, or
+            right-`censored` Gaussian noise of the device's sigma.
+        device: The memory cells; None: no noise.
+        arrays: Options of the crossbars, for the noise of cells.
+
+    Raises:
+        ValueError: If there is no such kind.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from nvcim_jax import devices, pipeline
+        >>> device = devices.get("FeFET3", sigma=0.1)
+        >>> perturb = training_noise("cell", device, pipeline.Preset().arrays)
+        >>> noise = perturb(jax.random.key(0), jnp.ones((8, 256))) - 1.0
+        >>> bool(0.03 < noise.std() < 0.3)
+        True
+    """
+    checks.choice("kind", kind, NOISES)
+    if kind == "none" or device is None:
+        return Partial(_nothing)
+    if kind == "value":
+        return Partial(devices.value_noise, device=device)
+    if kind == "censored":
+        return Partial(tuning.censored_noise, sigma=device.sigma, threshold=CENSORED_AT)
+    return Partial(through_memory, crossbar_memory(device, arrays))
+
+
+@checks.frozen_config
+class Preset:
+    """Hold everything that is chosen before a memory is used: options, and the numbers and functions made of them.
+
+    Attributes:
+        config: Options of the pipeline.
+        arrays: Options of the crossbars.
+        noise: What a prompt meets in training, see `training_noise`.
+        learning_rate: Of prompt tuning.
+        clip_norm: Largest norm of a gradient.
+        schedule: How the learning rate changes.
+        bound: Largest entry that a prompt may have: the noise of a memory grows with it.
+        largest: Weight of the largest entry in the loss, a soft bound.
+        anchor: Weight of the distance to where a prompt started, for anchored keys.
+        lipschitz: Weight of the excess of a prompt's Lipschitz constant, see `tuning.penalties`.
+        lipschitz_limit: See there.
+
+    Raises:
+        ValueError: If an option has no such value, or a number is negative.
+    """
+
+    config: Config = Config()
+    arrays: crossbar.Config = ARRAYS
+    noise: str = "none"
+    learning_rate: float = 1e-2
+    clip_norm: float = 1.0
+    schedule: tuning.Schedule = tuning.Schedule()
+    bound: float = float("inf")
+    largest: float = 0.0
+    anchor: float = 0.0
+    lipschitz: float = 0.0
+    lipschitz_limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the name and the numbers."""
+        checks.choice("noise", self.noise, NOISES)
+        for name in ("learning_rate", "largest", "anchor", "lipschitz", "lipschitz_limit"):
+            checks.number(name, getattr(self, name), low=0.0)
+        for name in ("clip_norm", "bound"):
+            checks.number(name, getattr(self, name), low=0.0, low_open=True)
+
+    def changed(self, **fields: Any) -> "Preset":
+        """Return a copy with some fields replaced; a dictionary replaces fields of a part.
+
+        Example:
+            >>> presets["bundled"].changed(bound=1.0, config={"capacity": 3, "search": {"axis": "tokens"}}).bound
+            1.0
+        """
+        return changed(self, **fields)
+
+    def fitted(self, device: devices.Device | None) -> "Preset":
+        """Return the preset with as many bits in a cell as the device has levels; analog cells keep the options.
+
+        Example:
+            >>> Preset().fitted(devices.get("RRAM1")).arrays.cell_bits
+            1
+        """
+        levels = None if device is None else device.num_levels
+        if not levels or self.arrays.cell_bits is None:
+            return self
+        bits = min(max(1, levels.bit_length() - 1), self.arrays.cell_bits)
+        return dataclasses.replace(self, arrays=dataclasses.replace(self.arrays, cell_bits=bits))
+
+    def memory(self, device: devices.Device | None) -> Memory:
+        """Return crossbars of a device, with as many bits in a cell as it has levels; None: exact memory."""
+        return exact_memory() if device is None else crossbar_memory(device, self.fitted(device).arrays)
+
+    def parts(self, device: devices.Device | None) -> dict[str, Any]:
+        """Return what `observe` takes besides arrays: the memory on a device and everything that tuning meets.
+
+        Example: `observe(key, state, buffer, lm, config=preset.config, **preset.parts(device))`.
+        """
+        return {
+            "memory": self.memory(device),
+            "perturb": training_noise(self.noise, device, self.fitted(device).arrays),
+            "optimiser": tuning.adam(self.learning_rate, self.clip_norm, self.schedule),
+            "project": tuning.bounded(self.bound),
+            "penalty": tuning.penalties(
+                largest=self.largest,
+                lipschitz=self.lipschitz,
+                lipschitz_limit=self.lipschitz_limit,
+                anchor=self.anchor if self.config.keys == "anchored" else 0.0,
+            ),
+        }
+
+
+BUNDLED = Preset(
+    config=Config(
+        num_virtual=10,
+        cluster_by="record",
+        start="examples",
+        keys="centroid",
+        key_centre=True,
+        key_clip=1.5,
+        codec="identity",
+        tuning=tuning.Options(num_steps=40, batch=3),
+        capacity=40,
+    ),
+    noise="value",
+    learning_rate=5e-2,
+    bound=0.4,
+)
+
+presets: MappingProxyType[str, Preset] = MappingProxyType(
+    {
+        "bundled": BUNDLED,
+        "any": BUNDLED.changed(bound=float("inf"), config={"start": "text"}),
+        "paper": Preset(noise="value", config=Config(keys="prompt", key_unit=False)),
+    }
+)
+"""`bundled`: for the bundled model, which was taught to read prompts that hold examples; its numbers are those of the
+experiments. `any`: for any other checkpoint. `paper`: what is known of the paper, the rest inferred [I]."""

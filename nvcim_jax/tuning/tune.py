@@ -1,0 +1,265 @@
+"""Tuning an adapter on labelled texts before a frozen model, through the noise that it will be stored with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nvcim_jax import checks, models
+from nvcim_jax.models import LM, Inputs
+from nvcim_jax.ops import Gradient, Optimiser, as_partial, descend, reverse_mode
+from nvcim_jax.tuning.adapter import Adapter, as_adapter
+from nvcim_jax.tuning.examples import Examples, draw_batch
+from nvcim_jax.tuning.optimisers import adam
+from nvcim_jax.types import Key, PyTree, Scalar
+
+__all__ = ["Options", "Parts", "TuneInfo", "answer_loss", "tune"]
+
+_UNROLL = 4
+"""Blocks compiled as one piece: less is copied between them, and a deep model still compiles few of them."""
+
+
+@checks.frozen_config
+class Options:
+    """Static options of tuning.
+
+    Attributes:
+        num_steps: Updates.
+        batch: Examples drawn each step; None takes all of them, weighted.
+        noise_rise: Share of the updates over which the noise rises from nothing to its full size, in [0, 1].
+        remat: Whether the backward pass computes each block of the model again: the same result, in less memory (one
+            block's activations and, for packed weights, one block's floats instead of all) and more time.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    num_steps: int = 100
+    batch: int | None = None
+    noise_rise: float = 0.5
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        checks.integer("num_steps", self.num_steps)
+        if self.batch is not None:
+            checks.integer("batch", self.batch)
+        checks.number("noise_rise", self.noise_rise, low=0.0, high=1.0)
+
+
+class Parts(TypedDict, total=False):
+    """Functions that `tune` takes as keywords; each has a default.
+
+    Attributes:
+        optimiser: `optimiser(num_steps)` -> an Optax transformation; `adam()` by default.
+        gradient: How the slope is found, see `nvcim_jax.ops.Gradient`; one backward pass by default.
+        perturb: `perturb(key, rows)`: what the memory does to the stored rows; its gradient should be the identity's.
+        penalty: `penalty(rows, start)`: a number that is added to the loss, see `penalties`.
+        project: `project(state)`, at the start and after every update, see `bounded`.
+    """
+
+    optimiser: Callable[[int], Optimiser]
+    gradient: Gradient
+    perturb: Callable[[Key, jax.Array], jax.Array]
+    penalty: Callable[[jax.Array, jax.Array], jax.Array]
+    project: Callable[[PyTree], PyTree]
+
+
+class TuneInfo(NamedTuple):
+    """What happened while a state was tuned.
+
+    Attributes:
+        losses: Loss before every update, nats a token of the answers, noise included (steps,).
+        largest: Largest absolute value of the rows that a memory would store.
+    """
+
+    losses: jax.Array
+    largest: jax.Array
+
+
+def answer_loss(
+    state: PyTree,
+    lm: LM,
+    batch: Examples,
+    weights: Float[Array, " examples"],
+    *,
+    adapter: Adapter,
+    remat: bool = False,
+) -> Scalar:
+    """Return the loss of the answers under an adapted model.
+
+    `L(S) = sum_i w_i sum_t -log p(a_it | S, text_i, a_i<t) / sum_i w_i |a_i|`, in nats a token of the answers. Logits
+    exist for the tokens of the answers alone.
+
+    Args:
+        state: State of the adapter, such as a prompt (virtual tokens, width).
+        lm: The frozen model.
+        batch: Texts and answers.
+        weights: Weight of each example, >= 0.
+        adapter: The adapter.
+        remat: Whether the backward pass computes each block again, see `Options`.
+
+    Returns:
+        The loss, float32; 0 where all weights are 0.
+
+    Example:
+        >>> from nvcim_jax import models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
+        >>> lm = models.init(jax.random.key(0), config=config, scale=1e-4)
+        >>> batch = tuning.examples([[1, 5, 6]], [[8, 2]])
+        >>> loss = answer_loss(jnp.zeros((4, 32)), lm, batch, jnp.ones(1), adapter=tuning.prompt(4))
+        >>> round(float(loss), 2)  # log 64 = 4.16
+        4.16
+    """
+    weights = weights.astype(jnp.float32)
+    text = models.embed(lm, batch.ids)
+    lm, inputs = adapter.apply(state, lm, Inputs(text))
+    at = batch.where + (inputs.x.shape[1] - text.shape[1])
+    # Where memory is short, one block at a time.
+    unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)
+    states, _ = models.hidden(lm, inputs, at=at, remat=remat, unroll=unroll)
+    losses = models.token_losses(models.head(lm, states), batch.targets)
+    count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
+    return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)
+
+
+def _as_it_is(key: Key, rows: jax.Array) -> jax.Array:
+    """Return what is stored as it is: the noise-free default."""
+    del key
+    return rows
+
+
+def _free(rows: jax.Array, start: jax.Array) -> jax.Array:
+    del rows, start
+    return jnp.zeros((), jnp.float32)
+
+
+def _anywhere(state: PyTree) -> PyTree:
+    return state
+
+
+class _How(NamedTuple):
+    """Hold everything that is not data, each part a tree."""
+
+    adapter: Adapter
+    options: Options
+    optimiser: Any
+    gradient: Any
+    perturb: Any
+    penalty: Any
+    project: Any
+
+
+def _how(adapter: Adapter, options: Options, given: Parts) -> _How:
+    """Return all parts, the default where none was given."""
+    checks.options("tune", given.keys() - Parts.__annotations__.keys(), Parts.__annotations__)
+    defaults: dict[str, Any] = {
+        "optimiser": adam(),
+        "gradient": reverse_mode,
+        "perturb": _as_it_is,
+        "penalty": _free,
+        "project": _anywhere,
+    }
+    parts = {name: as_partial(part) for name, part in {**defaults, **given}.items()}
+    return _How(as_adapter(adapter), options, **parts)
+
+
+def _loss(state: PyTree, key: Key, step: jax.Array, data: tuple[Any, ...], how: _How) -> tuple[jax.Array, jax.Array]:
+    """Return the loss with its penalties, and without them, of one draw of noise and (with `batch`) of examples."""
+    lm, batch, weights, start = data
+    options, adapter = how.options, how.adapter
+    noise_key, batch_key = jax.random.split(key)
+    share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
+    rows = adapter.rows(state)
+    noisy = adapter.from_rows(rows + share * (how.perturb(noise_key, rows) - rows))
+    if options.batch is not None:
+        chosen = draw_batch(batch_key, weights, options.batch)
+        batch, weights = (
+            jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch),
+            jnp.ones(options.batch, jnp.float32),
+        )
+    value = answer_loss(noisy, lm, batch, weights, adapter=adapter, remat=options.remat)
+    return value + how.penalty(rows, start), value
+
+
+@jax.jit
+def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, how: _How) -> tuple[PyTree, TuneInfo]:
+    """Run the loop; the arguments are checked."""
+    data = (lm, batch._replace(words=None), weights, how.adapter.rows(state))
+    tuned, losses = descend(
+        key,
+        state,
+        lambda state, key, step: _loss(state, key, step, data, how),
+        how.optimiser(how.options.num_steps),
+        num_steps=how.options.num_steps,
+        gradient=how.gradient,
+        project=how.project,
+    )
+    return tuned, TuneInfo(losses, jnp.abs(how.adapter.rows(tuned)).max())
+
+
+def tune(
+    key: Key,
+    state: PyTree,
+    lm: LM,
+    examples: Examples,
+    weights: Float[Array, "..."] | None = None,
+    *,
+    adapter: Adapter,
+    options: Options = Options(),  # noqa: B008  # frozen
+    **parts: Unpack[Parts],
+) -> tuple[PyTree, TuneInfo]:
+    """Tune the state of an adapter on weighted examples; the model stays frozen.
+
+    Step t: S <- project(S + optimiser(grad [L(S + s_t (perturb(S) - S)) + penalty(S)])), with noise drawn afresh every
+    step and s_t rising to 1. A second call with arrays of the same shapes compiles nothing, new numbers included.
+
+    Many states are tuned side by side by `jax.vmap` over keys, states and weights; with `jax.random.fold_in(key, j)`
+    as the key of state j, each is tuned as if alone.
+
+    Args:
+        key: A key; without noise and batches it decides nothing.
+        state: Where it starts, from `adapter.init`; tuned in float32.
+        lm: The model.
+        examples: Texts and answers.
+        weights: How much each example counts (examples,), >= 0, not all 0; None: all alike.
+        adapter: What is tuned, such as `prompt()`.
+        options: Number of steps and the like.
+        **parts: Functions in place of the defaults, see `Parts`: `optimiser`, `gradient`, `perturb`, `penalty`,
+            `project`. Bind arrays with `jax.tree_util.Partial`, so that a new sigma compiles nothing:
+            `perturb=Partial(devices.value_noise, device=device)`.
+
+    Returns:
+        The tuned state, and the info.
+
+    Raises:
+        TypeError: If there is no such part.
+        ValueError: If shapes do not fit, weights are negative or missing, or the state is not finite.
+
+    Example:
+        >>> from nvcim_jax import models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
+        >>> lm, adapter = models.init(jax.random.key(0), config=config), tuning.prompt(4)
+        >>> batch = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
+        >>> start = adapter.init(jax.random.key(1), lm, batch)
+        >>> tuned, info = tune(jax.random.key(2), start, lm, batch, adapter=adapter)
+        >>> bool(info.losses[-1] < info.losses[0])
+        True
+
+    References:
+        B. Lester et al., "The power of scale for parameter-efficient prompt tuning", arXiv:2104.08691; noise-aware
+        tuning of the stored tokens: Qin et al., arXiv:2411.08244 (the clean form of the noise is in
+        `nvcim_jax.devices.value_noise`).
+    """
+    checks.key("key", key)
+    for leaf in jax.tree.leaves(state):
+        checks.finite("state", leaf)
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
+    counts = jnp.ones(len(examples.ids), jnp.float32) if weights is None else weights
+    checks.shape("weights", counts, (len(examples.ids),), "(examples,)", "Use jax.vmap for many states.")
+    checks.number("weights", counts, low=0.0)
+    if checks.is_concrete(counts) and not bool((jnp.asarray(counts) > 0).any()):
+        checks.fail("weights", "give the state at least one example", "are all zero")
+    return _tune(key, state, lm, examples, counts, _how(adapter, options, parts))
