@@ -312,3 +312,16 @@ def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> Non
     assert made.streams[0].labels == ("c 0", "c 1", "a 0", "a 1")
     with pytest.raises(ValueError, match="`--domains` must be one of a, b, c"):
         read_source(dataclasses.replace(options, domains=("d",)))
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_what_is_cut_of_inputs_is_counted_and_said(most: int | None, tiny: Path, capsys: Any) -> None:
+    from nvcim_jax.cli import run
+    from nvcim_jax.cli.source import read_source
+
+    options = run.Options(model=str(tiny), max_input=most, buffer_size=4, num_users=2, num_test=4)
+    source = read_source(options)
+    run._announce(options, source, run._load(options), run._preset(options))
+    every = len(run._inputs(source))
+    cut = f"{every} of {every} inputs are cut to their first 2 tokens, for every method."
+    assert (cut in capsys.readouterr().out) is (most is not None)

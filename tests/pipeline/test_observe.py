@@ -208,3 +208,11 @@ def test_a_codec_meets_the_same_shapes_however_full_the_store_is(lm, text, buffe
         assert bool(jnp.isfinite(info.codec.losses).all())
         assert float(info.codec.relative_error) < 1.0
     assert traced[1] == []
+
+
+def test_texts_that_differ_late_are_told_apart(lm, text, config):
+    alike = "pay " * 50
+    queries = pipeline.make_queries([alike + "card", alike + "bank"], lm, text, config=config)
+    ids = np.asarray(queries.ids)
+    assert (ids[0] != ids[1]).sum() == 1
+    assert queries.mask.sum(axis=1).tolist() == [53, 53]  # start, 51 words, the sign before the answer
