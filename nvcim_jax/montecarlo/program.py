@@ -5,6 +5,7 @@ written into it, and the arrays that it closes over. Names, source lines, addres
 they change no value.
 """
 
+import dataclasses
 import enum
 import functools
 import hashlib
@@ -188,10 +189,15 @@ def _setting(value: Any, found: _Found) -> None:
         for name in sorted(value, key=str):
             found.say(name)
             _setting(value[name], found)
-    elif isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+    elif isinstance(value, tuple | list):
         found.say("several", len(value))
         for part in value:
             _setting(part, found)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found.say(type(value).__name__)
+        for field in dataclasses.fields(value):
+            if not _FREE.fullmatch(field.name):
+                _setting(getattr(value, field.name), found)
     elif isinstance(value, enum.Enum):
         found.say(value.name)
     elif callable(value) and not isinstance(value, type):

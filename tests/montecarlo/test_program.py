@@ -117,3 +117,31 @@ def test_partials_of_equal_settings_are_one_program() -> None:
     for scale in (2.0, 2.0, 3.0):
         montecarlo.run(functools.partial(metric, scale=scale), KEY, 5)
     assert traces == [2.0] * 3 + [3.0] * 3
+
+
+def _solved(key: jax.Array) -> jax.Array:
+    a = jnp.eye(3) + 0.1 * jax.random.normal(key, (3, 3))
+    return jnp.linalg.solve(a, jnp.ones(3)).sum() + jnp.linalg.eigvalsh(a @ a.T)[0]
+
+
+def _rooted(key: jax.Array) -> jax.Array:
+    x = jax.random.normal(key)
+    return jax.lax.custom_root(lambda y: y - x, 0.0, lambda f, y: y - f(y), lambda g, y: y / g(1.0))
+
+
+def _branched(key: jax.Array) -> jax.Array:
+    first, second = jax.random.split(key)
+    x = jnp.sort(jax.random.normal(first, (4, 4)))
+    y = jax.vmap(lambda row: jax.lax.switch(jnp.argmax(row) % 2, [jnp.sum, jnp.max], row))(x)
+    convolved = jax.scipy.signal.convolve(y, jnp.ones(2), mode="same")
+    return jnp.quantile(jax.checkpoint(jnp.tanh)(convolved), 0.3) + jax.random.gamma(second, 2.0)
+
+
+def _with_gradient(key: jax.Array) -> jax.Array:
+    return jax.grad(lambda x: jnp.sum(jnp.linalg.inv(jnp.eye(2) + x * jax.random.normal(key, (2, 2)))))(0.1)
+
+
+@pytest.mark.parametrize("metric", [_solved, _rooted, _branched, _with_gradient])
+def test_what_jax_offers_is_the_same_at_every_trace(metric) -> None:
+    with jax.debug_key_reuse(False):
+        assert np.isfinite(montecarlo.run(metric, KEY, 3).values).all()
