@@ -20,6 +20,8 @@ __all__ = ["call", "command_line", "load", "parse"]
 
 T = TypeVar("T")
 
+_MAY_BE_REPEATED = tyro.conf.UseAppendAction[Any].__metadata__[0]  # type: ignore[attr-defined]
+
 
 def load(name: str) -> Any:
     """Return the module of a command with everything that it computes with, or the exit code 2 after a line."""
@@ -34,12 +36,13 @@ def load(name: str) -> Any:
 
 
 def call(name: str, module: Any, words: Sequence[str], *, traceback: bool = False) -> int:
-    """Run the command `name`, of a module with `Options` and `main(options) -> int`."""
-    options = parse(module.Options, f"nvcim {name}", words)
-    if isinstance(options, int):
-        return options
+    """Run the command `name`, of a module with `Options` and `main(options) -> int`.
+
+    A module that has `read(words)` reads its own options.
+    """
     try:
-        return module.main(options)
+        options = module.read(words) if hasattr(module, "read") else parse(module.Options, f"nvcim {name}", words)
+        return options if isinstance(options, int) else module.main(options)
     except BrokenPipeError:  # whoever read the output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -103,8 +106,13 @@ def _words(options: Any, made: Any, positional: Sequence[str], in_full: bool, pr
         elif isinstance(value, bool):
             words.append(flag if value else f"--{prefix}no-{field.name.replace('_', '-')}")
         elif value is not None or in_full:
-            given = value if isinstance(value, tuple) else (value,)
-            words += [w for v in given for w in ([str(v)] if field.name in positional else [flag, str(v)])]
+            given = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+            if field.name in positional:
+                words += given
+            elif _MAY_BE_REPEATED in getattr(hints[field.name], "__metadata__", ()):
+                words += [word for part in given for word in (flag, part)]
+            else:
+                words += [flag, *given]
     return words
 
 
@@ -125,10 +133,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
-def parse(options: type[T], program: str, words: Sequence[str]) -> T | int:
-    """Return the options, or the exit code: 0 after help was printed, 2 after one line about bad words."""
+def parse(options: type[T], program: str, words: Sequence[str], *, default: T | None = None) -> T | int:
+    """Return the options, or the exit code: 0 after help was printed, 2 after one line about bad words.
+
+    Args:
+        options: Their class.
+        program: What the user calls.
+        words: What stands behind it.
+        default: What holds where the words say nothing; the defaults of the class when None.
+    """
     said = io.StringIO()
     arguments: dict[str, Any] = {"prog": program, "args": list(words)}
+    if default is not None:
+        arguments["default"] = default
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(options, **arguments)

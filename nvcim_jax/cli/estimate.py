@@ -11,6 +11,7 @@ computed again (`tuning.Options.remat`). The factors a are fits to the compiler'
 test holds the sum against that analysis within a factor of 1.5.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, models, pipeline
 
-__all__ = ["PUBLISHED", "Memory", "Work", "estimate", "rows"]
+__all__ = ["PUBLISHED", "Memory", "Work", "estimate", "memory_of_the_machine", "rows"]
 
 PUBLISHED: Mapping[str, models.Config] = {
     "Gemma-2B": models.Config(
@@ -237,3 +238,11 @@ def rows(
 def default_backend_is_cpu() -> bool:
     """Return whether JAX computes on a CPU here."""
     return jax.default_backend() == "cpu"
+
+
+def memory_of_the_machine() -> int:
+    """Return the bytes that computations can take here: the accelerator's, or those of the machine."""
+    found = jax.devices()[0].memory_stats() if not default_backend_is_cpu() else None
+    if found and "bytes_limit" in found:
+        return int(found["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

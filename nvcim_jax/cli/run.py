@@ -1,17 +1,31 @@
 """`nvcim run`: NVCiM-PT on a stream of users, from buffers to answers, on noisy chips."""
 
 import dataclasses
+import json
 import platform
 import time
-import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import tyro
 
-from nvcim_jax import checks, files
+import nvcim_jax
+from nvcim_jax import checks, data, devices, files, models, pipeline, selection, study
+from nvcim_jax.cli import estimate, official
+from nvcim_jax.cli.entry import command_line, parse
+from nvcim_jax.cli.options_file import words_of
+from nvcim_jax.cli.report import report
+from nvcim_jax.cli.source import Source, read_source
+from nvcim_jax.cli.tables import print_table
+from nvcim_jax.progress import progress_bar
 
-__all__ = ["Options", "main"]
+__all__ = ["Options", "main", "read"]
+
+MOST_STREAMS, MOST_ROWS = 1000, 10**6
+"""More is a slip of the finger, and would fill the memory before it is noticed."""
 
 DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
 TYPICAL_INPUT = 32
@@ -27,7 +41,8 @@ class Options:
     """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """TOML file with any of these options by name; words on the command line come first."""
+    """TOML file with any of these options by name, [config] for those of config; words on the command line count
+    more."""
     data: Path | None = None
     """LaMP folder or questions file, or JSON lines (.jsonl, .jsonl.gz) of {id, user_or_domain, task, input, output,
     split}. None: built-in users."""
@@ -69,49 +84,19 @@ class Options:
     """Measure after every buffer: a matrix of what is forgotten."""
     seed: int = 0
     """Seed of streams, tuning and chips."""
-    steps: int = 40
-    """Updates of a prompt."""
-    batch: int | None = 4
-    """Examples a step. None: all of the buffer."""
-    learning_rate: float = 2e-2
-    """Of Adam."""
-    num_virtual: int = 8
-    """Virtual tokens of a prompt."""
-    noise: str = "value"
-    """Noise in noise-aware training: value, cell, censored, none."""
-    init: str | None = None
-    """Where a prompt starts: text, vocabulary, activations, examples. None: examples, which the bundled model was
-    taught to read; text with any other model."""
-    cluster_by: str = "input"
-    """What the records of a buffer are clustered by: input, or record (input and answer)."""
-    train_on: str = "cluster"
-    """Examples of a prompt: those of its cluster, or the whole buffer."""
-    features: str = "last"
-    """How texts are compared: embedding, hidden, last."""
-    key: str = "centroid"
-    """What is searched: prompt, anchored, contrastive, representative, centroid."""
-    key_centre: bool = True
-    """Take keys and queries relative to the mean of what is stored."""
-    codec: str = "identity"
-    """Between prompt and memory: autoencoder, identity."""
-    search_axis: str = "features"
-    """What the scaled search pools: features, tokens."""
-    search_storage: str = "shared"
-    """Pooled copies: shared, apart."""
-    capacity: int = 32
-    """Prompts that the memory holds."""
-    when_full: str = "refuse"
-    """A full memory: refuse, oldest, least_used."""
+    preset: str | None = None
+    """Where the options of the memory below start from: bundled, any, paper. None: bundled with the bundled model,
+    any with another."""
+    chosen: Annotated[pipeline.Preset, tyro.conf.arg(name="")] = pipeline.presets["bundled"]
     max_input: int | None = None
     """Tokens of an input that are kept, from its beginning; all of them by default."""
     max_new_tokens: int = 24
     """Tokens that the model may write, for tasks without labels."""
     predictions: int = 1
     """LaMP: chips whose predictions are written and scored officially."""
-    remat: bool = False
-    """Compute blocks again in the backward pass: less memory, more time."""
     memory_budget_mb: float | None = None
-    """MiB that tuning and answering may take; more is refused before anything is computed."""
+    """MiB that tuning and answering may take; more is refused before anything is computed. None: all that the machine
+    has."""
     estimate: bool = False
     """Only print what the run would take: memory, arrays, cells. Without --model also for Gemma-2B, Phi-2 and
     Mistral-7B-GPTQ, without their weights."""
@@ -121,28 +106,39 @@ class Options:
     """Whether to draw the figures."""
 
 
+def read(words: Sequence[str]) -> Options | int:
+    """Return the options that words, a file and a preset give together, or an exit code."""
+    found = parse(Options, "nvcim run", words)
+    if isinstance(found, int):
+        return found
+    if found.file is not None:
+        words = [*words_of(found.file), *words]
+        found = parse(Options, "nvcim run", words)
+        if isinstance(found, int):
+            return found
+    name = found.preset or ("bundled" if found.model == "bundled" else "any")
+    checks.choice("--preset", name, pipeline.presets)
+    if name == "bundled":
+        return found
+    return parse(Options, "nvcim run", words, default=Options(chosen=pipeline.presets[name]))
+
+
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    options = _with_file(options)
-    methods, baselines = _rows(options)
-    preset = _preset(options)
-    device = _device(options)
+    _check(options)
+    compared, device = _compared(options), _device(options)
     if options.estimate:
-        return _estimate(options, preset)
-    from nvcim_jax.cli.source import read_source
-
+        return _estimate(options)
     source = read_source(options)
-    _check_room(options, source, preset.config)
+    _check_capacity(options, source)
     lm, text = _load(options)
     _check_memory(options, source, lm, text)
     files.folder("--out", options.out)
     started = time.perf_counter()
-    _announce(options, source, (lm, text), preset)
-    written = _measure(options, source, lm, text, device, preset, (methods, baselines))
-    written += _official(options, source, lm, text, device, preset)
+    _announce(options, source, lm, text, device)
+    written = _measure(options, source, lm, text, device, compared)
+    written += _official(options, source, lm, text, device)
     written.append(_about(options, source, lm, time.perf_counter() - started))
-    from nvcim_jax.cli.report import report
-
     if source.streams[0].labels:
         written += report(options.out, plots=options.plots)
     print("Written:")
@@ -151,43 +147,8 @@ def main(options: Options) -> int:
     return 0
 
 
-def _with_file(options: Options) -> Options:
-    """Return the options with those of the file where the command line says nothing."""
-    if options.file is None:
-        return options
-    path = checks.file("file", options.file)
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        checks.fail("file", "be a TOML file", f"{path} is not: {error}")
-    fields = {field.name: field for field in dataclasses.fields(options) if field.name != "file"}
-    given = {}
-    for name, value in found.items():
-        plain = name.replace("-", "_")
-        if plain not in fields:
-            checks.fail(name, "be an option of `nvcim run`", f"stands in {path}", checks.suggestion(plain, fields))
-        if getattr(options, plain) == fields[plain].default:
-            given[plain] = _as_option(plain, value, fields[plain].default)
-    return dataclasses.replace(options, **given)
-
-
-def _as_option(name: str, value: Any, default: Any) -> Any:
-    """Return a value of a TOML file as the option holds it."""
-    if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, list) else (str(value),)
-    if name in ("data", "out"):
-        return Path(str(value))
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if default is not None and type(value) is not type(default):
-        checks.fail(name, f"be {type(default).__name__}", f"is {value!r}")
-    return value
-
-
-def _rows(options: Options) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _compared(options: Options) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the methods with a memory and the baselines that were asked for."""
-    from nvcim_jax import study
-
     words = tuple(word.strip() for given in options.methods for word in given.split(",")) or DEFAULT_METHODS
     known = [*study.METHODS, *study.BASELINES]
     if words == ("all",):
@@ -200,81 +161,57 @@ def _rows(options: Options) -> tuple[dict[str, Any], tuple[str, ...]]:
     )
 
 
-def _preset(options: Options) -> Any:
-    """Return everything that is chosen about memory and tuning, which checks its values."""
-    from nvcim_jax import data, pipeline, selection, study, tuning
-
+def _check(options: Options) -> None:
+    """Check the options that are this command's own; those of a preset have checked themselves."""
     checks.integer("--instances", options.instances, high=study.MOST_CHIPS)
-    for name in ("num_users", "buffer_size", "streams", "max_new_tokens", "predictions"):
-        checks.integer(f"--{name.replace('_', '-')}", getattr(options, name))
+    checks.integer("--streams", options.streams, high=MOST_STREAMS)
+    for name in ("num_users", "buffer_size", "max_new_tokens", "predictions"):
+        checks.integer(f"--{name.replace('_', '-')}", getattr(options, name), high=MOST_ROWS)
+    for name in ("max_input", "num_test", "num_labels"):
+        if getattr(options, name) is not None:
+            checks.integer(f"--{name.replace('_', '-')}", getattr(options, name), high=MOST_ROWS)
     checks.integer("--seed", options.seed, low=0, high=2**31)
     checks.choice("--kind", options.kind, data.KINDS)
     checks.choice("--dtype", options.dtype, ("float32", "bfloat16", "float16"))
-    checks.number("--learning-rate", options.learning_rate, low=0.0, low_open=True)
-    config = pipeline.Config(
-        num_virtual=options.num_virtual,
-        start=options.init or ("examples" if options.model == "bundled" else "text"),
-        cluster_by=options.cluster_by,
-        train_on=options.train_on,
-        tuning=tuning.Options(num_steps=options.steps, batch=options.batch, remat=options.remat),
-        features=options.features,
-        keys=options.key,
-        key_centre=options.key_centre,
-        search=selection.SearchConfig(axis=options.search_axis, storage=options.search_storage),
-        codec=options.codec,
-        capacity=options.capacity,
-        when_full=options.when_full,
-    )
-    return pipeline.Preset(config=config, noise=options.noise, learning_rate=options.learning_rate)
 
 
 def _device(options: Options) -> Any:
-    from nvcim_jax import devices
-
     checks.choice("--device", options.device, devices.names())
     return devices.get(options.device, sigma=options.sigma)
 
 
 def _folder(options: Options) -> str | Path:
-    from nvcim_jax import models
-
     return models.BUNDLED if options.model == "bundled" else options.model
 
 
 def _load(options: Options) -> Any:
-    import jax.numpy as jnp
-
-    from nvcim_jax import models
-
     lm, text = models.load(_folder(options), dtype=jnp.dtype(options.dtype))
     if text.tokenizer is None:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
     return lm, text.replace(template=models.Template(max_input=options.max_input))
 
 
-def _check_room(options: Options, source: Any, config: Any) -> None:
+def _check_capacity(options: Options, source: Source) -> None:
     """Say before anything is tuned that the prompts will not fit."""
-    from nvcim_jax import selection
-
+    config = options.chosen.config
     each = selection.num_representatives(options.buffer_size) if config.num_prompts is None else config.num_prompts
     needed = max(each * len(stream.blocks) for stream in source.streams)
     if config.when_full == "refuse" and needed > config.capacity:
-        fix = "Raise it, or let --when-full oldest or least_used replace prompts."
-        checks.fail("--capacity", f"be at least {needed}, the prompts of all buffers", f"is {config.capacity}", fix)
+        fix = "Raise it, or let --config.when-full oldest or least_used replace prompts."
+        found = f"is {config.capacity}"
+        checks.fail("--config.capacity", f"be at least {needed}, the prompts of all buffers", found, fix)
 
 
-def _work(options: Options, longest: int = TYPICAL_INPUT) -> Any:
+def _work(options: Options, longest: int = TYPICAL_INPUT) -> estimate.Work:
     """Return what is computed at once, for inputs of at most so many tokens."""
-    from nvcim_jax import selection
-    from nvcim_jax.cli import estimate
-
+    config = options.chosen.config
     return estimate.Work(
         prompts=selection.num_representatives(options.buffer_size),
-        batch=options.buffer_size if options.batch is None else options.batch,
-        virtual=options.num_virtual,
+        batch=config.tuning.batch or options.buffer_size,
+        virtual=config.num_virtual,
         text=16 * -(-((options.max_input or longest) + 8) // 16),
         new_tokens=options.max_new_tokens,
-        remat=options.remat,
+        remat=config.tuning.remat,
         dtype=options.dtype,
         on_cpu=estimate.default_backend_is_cpu(),
     )
@@ -290,41 +227,31 @@ def _inputs(source: Any) -> list[str]:
     ]
 
 
-def _check_memory(options: Options, source: Any, lm: Any, text: Any) -> None:
+def _check_memory(options: Options, source: Source, lm: models.LM, text: models.Text) -> None:
     """Refuse a run that cannot stay inside the budget."""
-    from nvcim_jax import models
-    from nvcim_jax.cli import estimate
-
-    if options.memory_budget_mb is None:
-        return
     longest = max(len(text.encode_input(words)) for words in _inputs(source))
     packed = any(isinstance(leaf, models.Packed) for leaf in lm.params["layers"].values())
     found = estimate.estimate(lm.config, _work(options, longest), packed=packed)
     needed = max(found.tuning_peak, found.answering_peak) / 2**20
-    if needed > options.memory_budget_mb:
-        fix = "Use --remat, a smaller --batch, or a smaller model." if not options.remat else "Use a smaller model."
-        checks.fail(
-            "--memory-budget-mb",
-            f"be at least about {needed:.0f}, what {options.model} needs",
-            f"is {options.memory_budget_mb:g}",
-            fix,
-        )
+    budget = options.memory_budget_mb or estimate.memory_of_the_machine() / 2**20
+    if needed > budget:
+        spare = "a smaller --config.tuning.batch, or a smaller model."
+        fix = f"Use {'' if options.chosen.config.tuning.remat else '--config.tuning.remat, '}{spare}"
+        wanted = f"be at least about {needed:.0f}, what {options.model} needs"
+        checks.fail("--memory-budget-mb", wanted, f"is {budget:.0f}", fix)
 
 
-def _estimate(options: Options, preset: Any) -> int:
+def _estimate(options: Options) -> int:
     """Print memory and room without computing anything."""
-    from nvcim_jax import models
-    from nvcim_jax.cli import estimate
-    from nvcim_jax.cli.tables import print_table
-
     wanted = {options.model: models.load_config(_folder(options))}
     raw = Path(_folder(options)) / "config.json"
-    packed = {options.model} if raw.is_file() and files.read_json("--model", raw).get("quantization_config") else set()
+    found = files.read_json("--model", raw) if raw.is_file() else {}
+    packed = {options.model} if found.get("quantization_config") else set()
     if options.model == "bundled":
         wanted |= estimate.PUBLISHED
         packed |= {name for name in wanted if estimate.PACKED in name}
     work = _work(options)
-    memory, stores = estimate.rows(wanted, preset, work, frozenset(packed))
+    memory, stores = estimate.rows(wanted, options.chosen, work, frozenset(packed))
     print_table(
         memory,
         title=f"{work.prompts} prompts tuned at once, {work.batch} texts each of {work.virtual} + {work.text} tokens, "
@@ -334,12 +261,9 @@ def _estimate(options: Options, preset: Any) -> int:
     return 0
 
 
-def _announce(options: Options, source: Any, model: Any, preset: Any) -> None:
+def _announce(options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device) -> None:
     """Say what is about to happen."""
-    from nvcim_jax import pipeline
-
-    lm, text = model
-    room = pipeline.capacity(lm.config, preset.config, preset.arrays)
+    room = pipeline.capacity(lm.config, options.chosen.config, options.chosen.arrays)
     print(f"Model {options.model}: {lm.config.num_params:,} parameters.")
     print(f"Data {source.about}; {options.streams} stream(s), kind {options.kind}, buffers of {options.buffer_size}.")
     if options.max_input is not None:
@@ -347,26 +271,15 @@ def _announce(options: Options, source: Any, model: Any, preset: Any) -> None:
         cut = sum(len(text.encode(words)) > options.max_input for words in inputs)
         print(f"{cut} of {len(inputs)} inputs are cut to their first {options.max_input} tokens, for every method.")
     arrays = room.value_arrays + room.key_arrays
-    print(f"Memory {options.device}, sigma {options.sigma:g}: {room.prompts} prompts in {arrays} arrays.", flush=True)
+    noise = device.sigma_label.replace("sigma", f"sigma {options.sigma:g}")
+    print(f"Memory {options.device}, {noise}: {room.prompts} prompts in {arrays} arrays.", flush=True)
 
 
 def _measure(
-    options: Options,
-    source: Any,
-    lm: Any,
-    text: Any,
-    device: Any,
-    preset: Any,
-    compared: tuple[dict[str, Any], tuple[str, ...]],
+    options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device, compared: Any
 ) -> list[Path]:
     """Run the study into the folder; streams of free text have nothing to choose from and are left out."""
-    import jax
-
-    from nvcim_jax import study
-    from nvcim_jax.progress import progress_bar
-
     if not source.streams[0].labels:
-        files.folder("--out", options.out)
         return []
     design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
     total = len(study.plan(source.streams, [device], design))
@@ -378,21 +291,15 @@ def _measure(
             lm,
             text,
             [device],
-            preset=preset,
+            preset=options.chosen,
             design=design,
             advance=advance,
         )
     return [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
 
 
-def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, preset: Any) -> list[Path]:
+def _official(options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device) -> list[Path]:
     """Write the predictions of LaMP with their official scores."""
-    import jax
-
-    from nvcim_jax.cli import official
-    from nvcim_jax.cli.tables import print_table
-    from nvcim_jax.progress import progress_bar
-
     if not source.task:
         return []
     steps = sum(len(stream.blocks) + options.predictions for stream in source.streams)
@@ -405,7 +312,7 @@ def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, pr
                 lm,
                 text,
                 device,
-                preset=preset,
+                preset=options.chosen,
                 num_chips=options.predictions,
                 max_new_tokens=options.max_new_tokens,
                 advance=advance,
@@ -419,14 +326,9 @@ def _official(options: Options, source: Any, lm: Any, text: Any, device: Any, pr
     return [*written, path]
 
 
-def _about(options: Options, source: Any, lm: Any, seconds: float) -> Path:
+def _about(options: Options, source: Source, lm: models.LM, seconds: float) -> Path:
     """Write what was run."""
-    import jax
-
-    import nvcim_jax
-    from nvcim_jax.cli.entry import command_line
-
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    plain = json.loads(json.dumps(dataclasses.asdict(options), default=str))
     content = {
         "command": command_line("run", dataclasses.replace(options, file=None)),
         "options": plain,

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nvcim_jax import cli, data, metrics, models, tuning
-from nvcim_jax.cli import estimate
+from experiments.shift import settings
+from nvcim_jax import cli, data, metrics, models, pipeline, tuning
+from nvcim_jax.cli import entry, estimate, matrix, run
 
 BUNDLED = Path(models.__file__).parent / "bundled"
 TINY = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
-SMALL = "--steps 2 --batch 2 --buffer-size 4 --num-virtual 2 --codec identity --instances 2 --num-users 2 --num-test 4"
+SMALL = (
+    "--config.tuning.num-steps 2 --config.tuning.batch 2 --buffer-size 4 --config.num-virtual 2 --instances 2 "
+    "--num-users 2 --num-test 4"
+)
 METHODS = "--methods frozen,NVCiM-PT,NVP*(MIPS)"
 
 
@@ -164,15 +169,48 @@ def test_free_text_is_written_and_scored_officially(
     assert {row["id"] for row in preds["golds"]} == {"0", "1", "2", "3"}
 
 
-def test_a_file_of_options_is_read_and_words_come_first(tmp_path: Path) -> None:
-    from nvcim_jax.cli.run import Options, _with_file
+def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'sigma = 0.2\nbuffer-size = 9\nmethods = ["frozen"]\nplots = false\n[config]\nkeys = "prompt"\n'
+        "[config.tuning]\nnum_steps = 7\n",
+        encoding="utf-8-sig",
+    )
+    found = run.read([str(file), "--buffer-size", "7"])
+    assert isinstance(found, run.Options)
+    assert (found.sigma, found.buffer_size, found.methods, found.plots) == (0.2, 7, ("frozen",), False)
+    assert found.chosen == pipeline.presets["bundled"].changed(config={"keys": "prompt", "tuning": {"num_steps": 7}})
+    for text, message in (
+        ("sigm = 0.2\n", "--sigma"),
+        ("sigma = [[1]]\n", "`file` must hold"),
+        ("a", "`file` must be"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        code, said, err = _call(["run", str(file)], capsys)
+        assert (code, said, err.count("\n")) == (2, "", 1)
+        assert message in err
 
-    (tmp_path / "run.toml").write_text('sigma = 0.2\nbuffer-size = 9\nmethods = ["frozen"]\n', encoding="utf-8")
-    found = _with_file(Options(file=tmp_path / "run.toml", buffer_size=7))
-    assert (found.sigma, found.buffer_size, found.methods) == (0.2, 7, ("frozen",))
-    (tmp_path / "run.toml").write_text("sigm = 0.2\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="Did you mean 'sigma'"):
-        _with_file(Options(file=tmp_path / "run.toml"))
+
+def test_there_is_one_truth_for_defaults() -> None:
+    bundled = pipeline.presets["bundled"]
+    assert run.Options().chosen is bundled
+    assert settings.Settings().preset is bundled
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert 'preset = nv.pipeline.presets["bundled"]' in readme
+    assert matrix.Product().arrays is pipeline.Preset().arrays is bundled.arrays
+    for words, name in (([], "bundled"), (["--model", "x"], "any"), (["--preset", "paper"], "paper")):
+        found = run.read(words)
+        assert isinstance(found, run.Options)
+        assert found.chosen == pipeline.presets[name]
+
+
+def test_the_command_that_is_kept_gives_the_same_options() -> None:
+    words = ["--model", "x", "--config.capacity", "3", "--arrays.adc-bits", "None", "--bound", "0.5", "--no-plots"]
+    found = run.read(words)
+    assert isinstance(found, run.Options)
+    again = run.read(shlex.split(entry.command_line("run", found))[2:])
+    assert again == found
+    assert found.chosen == pipeline.presets["any"].changed(bound=0.5, config={"capacity": 3}, arrays={"adc_bits": None})
 
 
 def _without(folder: Path, target: Path, name: str) -> Path:
@@ -207,9 +245,18 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "no model":
         return ["--model", str(tmp / "in" / "none here")], "There is no folder"
     if name == "full store":
-        return ["--capacity", "3"], "`--capacity` must be at least 6, the prompts of all buffers, but is 3"
+        return [
+            "--config.capacity",
+            "3",
+        ], "`--config.capacity` must be at least 6, the prompts of all buffers, but is 3"
     if name == "small budget":
         return ["--memory-budget-mb", "1", "--model", str(tiny)], "`--memory-budget-mb` must be at least about"
+    if name == "too many streams":
+        return ["--streams", "1000000000"], "`--streams` must be an integer of at least 1 and at most 1000"
+    if name == "unknown preset":
+        return ["--preset", "bundle"], "Did you mean 'bundled'"
+    if name == "wrong option of a preset":
+        return ["--config.codec", "autoencode"], "`codec` must be one of autoencoder, identity"
     if name == "huge number":
         return ["--instances", "99999999999"], "`--instances` must be an integer of at least 1 and at most 100000"
     if name == "unknown method":
@@ -224,7 +271,7 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
 BAD = (
     "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
     "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
-    "too few users",
+    "too few users", "too many streams", "unknown preset", "wrong option of a preset",
 )  # fmt: skip
 
 
@@ -233,7 +280,7 @@ def test_bad_input_gets_one_line_and_code_two_and_leaves_nothing(
     name: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, expected = _bad(name, tiny, tmp_path)
-    size = ["--buffer-size", "4"] if "--capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
+    size = ["--buffer-size", "4"] if "--config.capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
     size += [] if "--num-users" in words or "--num-users" in size else ["--num-users", "2"]
     code, said, err = _call(["run", *words, *size, "--out", str(tmp_path / "out")], capsys)
     assert code == 2
@@ -295,7 +342,6 @@ def test_packed_weights_take_a_byte_and_their_scales() -> None:
 
 
 def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> None:
-    from nvcim_jax.cli.run import Options
     from nvcim_jax.cli.source import read_source
 
     rows = [
@@ -305,7 +351,7 @@ def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> Non
         for i in range(6)
     ]
     data.write_jsonl(tmp_path / "rows.jsonl.gz", rows)
-    options = Options(data=tmp_path / "rows.jsonl.gz", domains=("c", "a"), buffer_size=4, streams=2)
+    options = run.Options(data=tmp_path / "rows.jsonl.gz", domains=("c", "a"), buffer_size=4, streams=2)
     made = read_source(options)
     assert [stream.domains for stream in made.streams] == [("c", "a")] * 2
     assert [stream.seed for stream in made.streams] == [0, 1]
