@@ -21,7 +21,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOMS = ("devices", "crossbar", "montecarlo", "io", "data", "metrics", "ops", "selection", "plots", "models")
+ROOMS = (
+    "devices",
+    "crossbar",
+    "montecarlo",
+    "io",
+    "data",
+    "metrics",
+    "ops",
+    "selection",
+    "plots",
+    "models",
+    "tuning",
+    "pipeline",
+    "study",
+)
 
 NUMBERS = ("-1", "0", "2.5", "1e30", "10**30", "-1e-30", "float('nan')", "float('inf')", "-float('inf')")
 TYPES = (

@@ -40,6 +40,7 @@ def call(name: str, module: Any, words: Sequence[str], *, traceback: bool = Fals
 
     A module that has `read(words)` reads its own options.
     """
+    options = None
     try:
         options = module.read(words) if hasattr(module, "read") else parse(module.Options, f"nvcim {name}", words)
         return options if isinstance(options, int) else module.main(options)

@@ -56,8 +56,9 @@ class Options:
     """Of the weights: float32, bfloat16, float16."""
     device: str = "FeFET3"
     """Memory cell."""
-    sigma: float = 0.1
-    """Programming noise, relative to the largest conductance."""
+    sigma: float | None = None
+    """Programming noise: a share of g_max (the five of NVCiM-PT, Gaussian), or a multiple of a measured noise (the
+    others). None: the device's own, 0.1 for the five."""
     instances: int = 5
     """Chips."""
     kind: str = "block"
@@ -177,6 +178,8 @@ def _check(options: Options) -> None:
 
 def _device(options: Options) -> Any:
     checks.choice("--device", options.device, devices.names())
+    if options.sigma is None:
+        return devices.get(options.device)
     return devices.get(options.device, sigma=options.sigma)
 
 
@@ -271,7 +274,7 @@ def _announce(options: Options, source: Source, lm: models.LM, text: models.Text
         cut = sum(len(text.encode(words)) > options.max_input for words in inputs)
         print(f"{cut} of {len(inputs)} inputs are cut to their first {options.max_input} tokens, for every method.")
     arrays = room.value_arrays + room.key_arrays
-    noise = device.sigma_label.replace("sigma", f"sigma {options.sigma:g}")
+    noise = device.sigma_label.replace("sigma", f"sigma {float(device.sigma):g}")
     print(f"Memory {options.device}, {noise}: {room.prompts} prompts in {arrays} arrays.", flush=True)
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 from jax.tree_util import Partial
 
+from nvcim_jax.signature import checked
+
 __all__ = ["as_partial"]
 
 
+@checked
 def as_partial(function: Callable[..., Any]) -> Partial:
     """Return a function as a tree whose leaves are the arrays it holds, so that it is an argument of `jax.jit`.
 

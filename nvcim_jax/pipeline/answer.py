@@ -14,6 +14,7 @@ from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.observe import Chosen, Parts, State, complete
 from nvcim_jax.pipeline.retrieval import Retrieved, retrieve
 from nvcim_jax.pipeline.text import Queries, make_queries
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
@@ -64,6 +65,7 @@ def _rank(rows: jax.Array, queries: Queries, lm: LM, adapter: Adapter) -> jax.Ar
     return jax.vmap(lambda lm, inputs: models.rank(lm, inputs, answers)[0])(found, inputs)
 
 
+@checked
 def rank(
     rows: Float[Array, "queries rows width"], queries: Queries, lm: LM, *, adapter: Adapter
 ) -> Float[Array, "queries answers"]:
@@ -106,6 +108,7 @@ def _write(
     return jax.vmap(one)(keys, found, inputs)
 
 
+@checked
 def write(
     key: Key,
     rows: Float[Array, "queries rows width"],
@@ -147,6 +150,7 @@ def _retrieve(
     return rows, found, state._replace(store=state.store._replace(uses=uses))
 
 
+@checked
 def choose(
     key: Key, state: State, queries: Queries, lm: LM, *, config: Config, **parts: Unpack[Parts]
 ) -> tuple[Float[Array, "queries answers"], AnswerInfo]:
@@ -169,6 +173,7 @@ def choose(
     return logs, AnswerInfo(found, logs, state)
 
 
+@checked
 def answer(
     key: Key,
     state: State,

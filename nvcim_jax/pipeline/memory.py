@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from nvcim_jax import checks, crossbar, devices
 from nvcim_jax.ops import as_partial
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = [
@@ -73,6 +74,7 @@ def _on_chip(key: Key, x: jax.Array, chip: crossbar.Chip) -> jax.Array:
     return crossbar.matmul(key, x, chip)[0]
 
 
+@checked
 def crossbar_memory(device: devices.Device, config: crossbar.Config) -> Memory:
     """Return memory on crossbars: what is held is a chip, which knows its device and layout.
 
@@ -92,6 +94,7 @@ def crossbar_memory(device: devices.Device, config: crossbar.Config) -> Memory:
     return Memory(Partial(_program, config, device), Partial(_on_chip), Partial(crossbar.read_back))
 
 
+@checked
 def through_memory(memory: Memory, key: Key, rows: jax.Array) -> jax.Array:
     """Return rows as a freshly programmed memory would give them back, such as every cell with noise of its own level.
 
@@ -108,6 +111,12 @@ def through_memory(memory: Memory, key: Key, rows: jax.Array) -> jax.Array:
     read = memory.read(read_key, held).reshape(rows.shape)
     # Reading multiplies by the scale of the column, which depends on the largest entry: that part is left out.
     return rows + jax.lax.stop_gradient(read - rows)
+
+
+def _arrays_of(state: Any) -> Any:
+    if not hasattr(state, "arrays"):
+        checks.fail("state", "be a memory, from pipeline.init or observe", f"is {checks.shown(state)}")
+    return state.arrays
 
 
 def _chips(arrays: Any) -> list[crossbar.Chip]:
@@ -138,13 +147,14 @@ def drift_state(state: Any, t_s: Any) -> Any:
 
     Example: see `nvcim_jax.io.load_state`.
     """
-    _chips(state.arrays)
+    _chips(_arrays_of(state))
     checks.number("t_s", t_s, low=0.0, unit="s")
     is_chip = lambda held: isinstance(held, crossbar.Chip)  # noqa: E731
     age = lambda held: crossbar.drift(held, t_s) if is_chip(held) else held  # noqa: E731
     return state._replace(arrays=jax.tree.map(age, state.arrays, is_leaf=is_chip))
 
 
+@checked
 def compensate_state(key: Key, state: Any) -> Any:
     """Scale the outputs of each array of all chips by what its summed conductance has lost.
 

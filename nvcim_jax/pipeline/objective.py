@@ -15,6 +15,7 @@ from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory
 from nvcim_jax.pipeline.retrieval import program_store, retrieve
 from nvcim_jax.pipeline.store import Store, Trainable
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key, Scalar
 
@@ -82,6 +83,7 @@ def _objective(
     return (losses * batch.weights * counts).sum() / jnp.maximum(total, 1e-9)
 
 
+@checked
 def objective(
     key: Key,
     trained: Trainable,
@@ -156,6 +158,7 @@ def _train(key: Key, trained: Trainable, fixed: _Fixed) -> tuple[Trainable, jax.
     return descend(key, trained, loss, optimiser, num_steps=options.num_steps, project=project)
 
 
+@checked
 def train(
     key: Key,
     batch: Batch,

@@ -17,6 +17,7 @@ from nvcim_jax.pipeline.retrieval import Arrays, program_store
 from nvcim_jax.pipeline.store import Inserted, Store, check_room, empty_store, insert
 from nvcim_jax.pipeline.text import Buffer
 from nvcim_jax.selection import Similarity
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
@@ -117,6 +118,7 @@ def _program(key: Key, store: Store, config: Config, chosen: Chosen) -> Arrays:
     return program_store(key, store, chosen.memory, config=config, similarity=chosen.similarity)
 
 
+@checked
 def init(key: Key, lm: LM, *, config: Config, **parts: Unpack[Parts]) -> State:
     """Return an empty memory, programmed.
 
@@ -184,6 +186,7 @@ def _observe(
 _observe_jitted = jax.jit(_observe)
 
 
+@checked
 def observe(
     key: Key, state: State, buffer: Buffer, lm: LM, *, config: Config, **parts: Unpack[Parts]
 ) -> tuple[State, ObserveInfo]:

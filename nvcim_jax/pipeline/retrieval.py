@@ -12,6 +12,7 @@ from nvcim_jax.pipeline.config import SEPARATE_KEYS, Config
 from nvcim_jax.pipeline.memory import Memory
 from nvcim_jax.pipeline.store import Store
 from nvcim_jax.selection import Similarity
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Arrays", "Retrieved", "matrices", "program_store", "read_prompts", "retrieve", "search"]
@@ -78,6 +79,7 @@ def key_matrix(store: Store, *, config: Config, similarity: Similarity | None = 
     return jnp.where(store.filled[None, :], jax.vmap(column)(codes).T, 0.0)
 
 
+@checked
 def matrices(store: Store, *, config: Config, similarity: Similarity | None = None) -> Arrays:
     """Return what a memory is to hold of a store: the exact values and keys, one prompt a column.
 
@@ -93,6 +95,7 @@ def matrices(store: Store, *, config: Config, similarity: Similarity | None = No
     return Arrays(value_matrix(store), None if shared else key_matrix(store, config=config, similarity=similarity))
 
 
+@checked
 def program_store(
     key: Key, store: Store, memory: Memory, *, config: Config, similarity: Similarity | None = None
 ) -> Arrays:
@@ -124,6 +127,7 @@ def _query_rows(features: jax.Array, store: Store, config: Config, similarity: S
     return jax.vmap(lambda code: row(code, store.scale_weights))(codes)
 
 
+@checked
 def search(
     key: Key,
     features: Float[Array, "queries tokens width"],
@@ -157,6 +161,7 @@ def search(
     return found if every else jnp.where(store.filled[None, :], found, -jnp.inf)
 
 
+@checked
 def read_prompts(key: Key, store: Store, arrays: Arrays, memory: Memory) -> Float[Array, "slots rows width"]:
     """Read all prompts back from the memory and decode them.
 
@@ -170,6 +175,7 @@ def read_prompts(key: Key, store: Store, arrays: Arrays, memory: Memory) -> Floa
     return selection.decode(store.codec, codes)
 
 
+@checked
 def retrieve(
     key: Key,
     features: Float[Array, "queries tokens width"],

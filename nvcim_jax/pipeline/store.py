@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks, crossbar, models, selection
 from nvcim_jax.pipeline.config import Config
+from nvcim_jax.signature import checked
 
 __all__ = ["Capacity", "Inserted", "Store", "Trainable", "capacity", "check_room", "empty_store", "insert"]
 
@@ -182,6 +183,7 @@ def insert(
     return made, Inserted(order, replaced, refused)
 
 
+@checked
 def capacity(model: models.Config, config: Config, arrays: crossbar.Config) -> Capacity:
     """Return the arrays and cells of a store of prompts, full or not.
 

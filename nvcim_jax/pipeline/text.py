@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nvcim_jax import checks, models, selection, tuning
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline.config import Config
+from nvcim_jax.signature import checked
 
 __all__ = ["Buffer", "Queries", "make_buffer", "make_queries", "stack_buffers"]
 
@@ -124,6 +125,7 @@ def text_features(
     return _features(lm, ids, mask, _Look(features=config.features, layers=config.feature_layers, num=size))
 
 
+@checked
 def make_queries(
     texts: Sequence[str], lm: LM, text: Text, *, config: Config, labels: Sequence[str] | None = None
 ) -> Queries:
@@ -195,6 +197,7 @@ def _words(records: Sequence[Any], lm: LM, text: Text) -> tuning.Words:
     return tuning.Words(inputs, answers, size, label)
 
 
+@checked
 def make_buffer(records: Sequence[Any], lm: LM, text: Text, *, config: Config) -> Buffer:
     """Turn records into arrays.
 
@@ -227,6 +230,7 @@ def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, text: Text, c
     return jnp.concatenate(parts, axis=1)
 
 
+@checked
 def stack_buffers(buffers: Sequence[Buffer]) -> Buffer:
     """Stack the buffers of several users for `jax.vmap`, their texts padded to a common length.
 

@@ -264,6 +264,7 @@ class Similarity(NamedTuple):
     query: Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@checked
 def similarity(config: SearchConfig) -> Similarity:
     """Return the similarity of a search's options: `key_vector` and `query_vector`.
 

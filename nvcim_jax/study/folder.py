@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from nvcim_jax import checks, devices, files, io
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline import Preset
+from nvcim_jax.signature import checked
 from nvcim_jax.study.measure import Record, measure
 from nvcim_jax.study.plan import DIGITAL, Design, Unit, plan
 from nvcim_jax.types import Key, Work
@@ -34,6 +35,7 @@ class Incomplete(NamedTuple):
     units: tuple[Unit, ...]
 
 
+@checked
 def read(folder: str | Path) -> list[Record]:
     """Read the records of a folder, and of all folders below it, in the order of their paths.
 
@@ -54,6 +56,7 @@ def read(folder: str | Path) -> list[Record]:
     return found
 
 
+@checked
 def incomplete(folder: str | Path) -> Incomplete:
     """Return what the studies in a folder lack; nothing is known of records that stand without their `study.json`.
 
@@ -192,6 +195,7 @@ def _lines(records: list[Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+@checked
 def run(
     folder: str | Path,
     key: Key,

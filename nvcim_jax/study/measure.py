@@ -15,6 +15,7 @@ import numpy as np
 from nvcim_jax import devices, montecarlo, pipeline, tuning
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline import Preset, Store
+from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Method, Trial, method_config, trial
 from nvcim_jax.study.nearest_text import nearest_text
 from nvcim_jax.study.plan import END_TO_END, SEARCHED, Design, Unit, check, trainings, units
@@ -48,6 +49,7 @@ class _Bench(NamedTuple):
     advance: Advance
 
 
+@checked
 def measure(
     key: Key,
     streams: Sequence[Any],

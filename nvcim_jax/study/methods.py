@@ -4,6 +4,7 @@ from types import MappingProxyType
 
 from nvcim_jax import checks, crossbar
 from nvcim_jax.pipeline import Config, Preset
+from nvcim_jax.signature import checked
 
 __all__ = ["METHODS", "MITIGATIONS", "Method", "Trial", "method_config", "trial"]
 
@@ -60,6 +61,7 @@ METHODS: MappingProxyType[str, Method] = MappingProxyType(
 """The rows of the paper's main table [S, readings I], and two bounds on what any search can do."""
 
 
+@checked
 def method_config(config: Config, method: Method) -> Config:
     """Return the options of the pipeline for one method: those with its search."""
     search = {"measure": method.measure, "axis": method.axis, "storage": method.storage}
@@ -88,6 +90,7 @@ class Trial:
     weights: tuple[float, ...] | None = None
 
 
+@checked
 def trial(preset: Preset, method: Method) -> Trial:
     """Return what a method does with a chip; methods that differ in their training alone have equal trials.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from nvcim_jax import checks, crossbar, devices, pipeline, selection, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline import Config, Memory, Store
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["calibrated", "code_importance", "corrected_memory", "curvature", "program_selected"]
@@ -28,6 +29,7 @@ class _Probing:
     num_examples: int | None
 
 
+@checked
 def curvature(
     key: Key,
     prompts: Float[Array, "prompts virtual width"],
@@ -85,6 +87,7 @@ def _curvature(
     return jax.vmap(one)(keys, prompts, weights)
 
 
+@checked
 def code_importance(store: Store, diagonal: Float[Array, "slots virtual width"]) -> Float[Array, "rows slots"]:
     """Carry the importance of a prompt's entries over to the values that are stored.
 
@@ -104,6 +107,7 @@ def code_importance(store: Store, diagonal: Float[Array, "slots virtual width"])
     return found.reshape(len(found), -1).T
 
 
+@checked
 def program_selected(
     key: Key,
     store: Store,
@@ -174,6 +178,7 @@ def _read(memory: Memory, key: Key, held: Corrected) -> jax.Array:
     return memory.read(key, held.held) * held.value_gain[None, :]
 
 
+@checked
 def corrected_memory(memory: Memory) -> Memory:
     """Return a memory whose columns have digital corrections, none until `calibrated` sets them."""
     return Memory(Partial(_program, memory), Partial(_multiply, memory), Partial(_read, memory))
@@ -186,6 +191,7 @@ def _affine(found: jax.Array, exact: jax.Array) -> tuple[jax.Array, jax.Array]:
     return gain, aim - gain * mean
 
 
+@checked
 def calibrated(
     key: Key,
     features: Float[Array, "queries tokens width"],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 
 __all__ = ["nearest_text"]
 
@@ -19,6 +20,7 @@ def _word_counts(texts: Sequence[str], vocabulary: dict[str, int]) -> np.ndarray
     return counts
 
 
+@checked
 def nearest_text(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     """Return for each query the index of the most similar text, by the cosine of TF-IDF word vectors.
 

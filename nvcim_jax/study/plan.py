@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from nvcim_jax import checks, devices
 from nvcim_jax.pipeline import EndToEnd
+from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import METHODS, Method
 
 __all__ = [
@@ -111,6 +112,7 @@ def units(stream: Any, device_list: Sequence[devices.Device], design: Design) ->
     return found
 
 
+@checked
 def plan(
     streams: Sequence[Any],
     device_list: Sequence[devices.Device],

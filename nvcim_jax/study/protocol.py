@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from nvcim_jax import checks, devices, pipeline, selection, tuning
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline import Preset, State, Store
+from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Trial
 from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
 from nvcim_jax.types import Key
@@ -63,6 +64,7 @@ class Observed(NamedTuple):
     info: tuple[Any, ...]
 
 
+@checked
 def make_questions(
     stream: Any, lm: LM, text: Text, *, preset: Preset, domains: Sequence[str] | None = None
 ) -> Questions:
@@ -88,6 +90,7 @@ def make_questions(
     )
 
 
+@checked
 def observe_stream(
     key: Key,
     stream: Any,
@@ -142,6 +145,7 @@ def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Any, inf
     return diagonal.at[slots].set(found)
 
 
+@checked
 def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind: str) -> Iterator[jax.Array]:
     """Tune one prompt for a whole stream, and yield it after every block, (virtual tokens, width).
 
@@ -202,6 +206,7 @@ def _route(key: Key, scores: jax.Array, questions: Questions, store: Store, rout
     return jnp.argmax(scores, axis=1)
 
 
+@checked
 def retrieve_on_chip(
     key: Key,
     trial: Trial,
@@ -248,6 +253,7 @@ def retrieve_on_chip(
     return slots, pipeline.read_prompts(read_key, store, arrays, memory)
 
 
+@checked
 def chip_metric(
     key: Key,
     trial: Trial,

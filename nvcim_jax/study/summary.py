@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nvcim_jax import checks, metrics
+from nvcim_jax.signature import checked
 
 __all__ = ["shift_matrix", "summarise"]
 
@@ -64,6 +65,7 @@ def _matrix_of_run(rows: list[Record]) -> tuple[np.ndarray, np.ndarray]:
     return R, current
 
 
+@checked
 def shift_matrix(records: Sequence[Record], method: str, **place: Any) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the mean accuracy R[t, i] on domain i after block t, over streams and chips.
 
@@ -108,6 +110,7 @@ def _difference(first: np.ndarray, second: np.ndarray | None, level: float, name
     return _interval(np.broadcast_to(first, shape) - np.broadcast_to(second, shape), level, name)
 
 
+@checked
 def summarise(
     records: Sequence[Record],
     *,

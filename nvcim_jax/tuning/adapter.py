@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nvcim_jax.models import LM, Inputs
 from nvcim_jax.ops import as_partial
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning.examples import Examples, Words
 
 __all__ = ["Adapter", "as_adapter", "frozen", "rows_shape"]
@@ -34,6 +35,7 @@ class Adapter(NamedTuple):
     from_rows: Callable[[jax.Array], Any]
 
 
+@checked
 def as_adapter(adapter: Adapter) -> Adapter:
     """Return an adapter that is an argument of `jax.jit`, whatever functions it is made of."""
     return Adapter(*map(as_partial, adapter))
@@ -68,6 +70,7 @@ def _first_rows(adapter: Adapter, key: jax.Array, lm: LM, examples: Examples) ->
     return adapter.rows(adapter.init(key, lm, examples, None))
 
 
+@checked
 def rows_shape(adapter: Adapter, lm: LM) -> tuple[int, int]:
     """Return the shape of what a memory stores of an adapter, without computing anything.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks
 from nvcim_jax.models import IGNORE
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Examples", "Words", "draw_batch", "examples"]
@@ -47,6 +48,7 @@ class Examples(NamedTuple):
     words: Words | None = None
 
 
+@checked
 def examples(
     texts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
@@ -97,6 +99,7 @@ def examples(
     return Examples(jnp.asarray(ids), jnp.asarray(where), jnp.asarray(targets))
 
 
+@checked
 def draw_batch(key: Key, weights: Float[Array, " examples"], size: int) -> Int[Array, " size"]:
     """Draw examples with replacement, each with a probability that is proportional to its weight.
 

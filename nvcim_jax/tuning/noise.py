@@ -9,11 +9,13 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks
 from nvcim_jax.ops import normal
+from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["censored_noise", "right_censored_moments"]
 
 
+@checked
 def censored_noise(
     key: Key, values: Float[Array, "*shape"], *, sigma: ArrayLike, threshold: ArrayLike = 1.0, rng: str = "counter"
 ) -> Float[Array, "*shape"]:
@@ -52,6 +54,7 @@ def censored_noise(
     return values + (scale * sigma * z).astype(values.dtype)
 
 
+@checked
 def right_censored_moments(threshold: float) -> tuple[float, float]:
     """Return mean and variance of min(z, threshold), z standard normal.
 

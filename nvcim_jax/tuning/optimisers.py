@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
+from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["SCHEDULES", "Schedule", "adam", "bounded", "penalties"]
@@ -66,6 +67,7 @@ def _number(name: str, value: Any, low_open: bool = False) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
+@checked
 def adam(
     learning_rate: ArrayLike = 1e-2,
     clip_norm: ArrayLike = 1.0,
@@ -95,6 +97,7 @@ def _clip(bound: jax.Array, state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.clip(leaf, -bound, bound), state)
 
 
+@checked
 def bounded(bound: ArrayLike) -> Partial:
     """Return a projection for `tune`: every entry is clipped to [-bound, bound] at the start and after every update.
 
@@ -118,6 +121,7 @@ def _penalties(numbers: tuple[jax.Array, ...], rows: jax.Array, start: jax.Array
     return total + anchor * jnp.square(rows - start).mean()
 
 
+@checked
 def penalties(
     *,
     largest: ArrayLike = 0.0,

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from nvcim_jax import checks, models
 from nvcim_jax.models import LM, Inputs
 from nvcim_jax.ops import as_partial
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter
 from nvcim_jax.tuning.examples import Examples
 from nvcim_jax.tuning.starts import STARTS
@@ -42,6 +43,7 @@ def _itself(rows: jax.Array) -> jax.Array:
     return rows
 
 
+@checked
 def prompt(num_virtual: int = 8, start: str | Callable[..., jax.Array] = "text") -> Adapter:
     """Return the adapter of prompt tuning: a state is the prompt S (virtual tokens, width), its rows are its tokens.
 

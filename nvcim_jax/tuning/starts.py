@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import LM
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning.examples import Examples
 from nvcim_jax.types import Key
 
@@ -40,6 +41,7 @@ def _text_tokens(examples: Examples, weights: jax.Array, num: int) -> jax.Array:
     return ids[jnp.where(place < answer, text + place, place - answer)]
 
 
+@checked
 def start_text(
     key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
 ) -> Float[Array, "num width"]:
@@ -49,6 +51,7 @@ def start_text(
     return models.embed(lm, _text_tokens(examples, weights, num))
 
 
+@checked
 def start_vocabulary(
     key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
 ) -> Float[Array, "num width"]:
@@ -78,11 +81,13 @@ def _activations(
     return states * size
 
 
+@checked
 def start_activations(stop: int | None = None) -> Partial:
     """Return a start: the residual stream of `start_text` after `stop` blocks, at the size of its embeddings."""
     return Partial(_activations, _Blocks(stop=stop))
 
 
+@checked
 def assign_examples(
     label: Int[Array, " examples"], chosen: Bool[Array, " examples"], num: int
 ) -> Float[Array, "num examples"]:
@@ -120,6 +125,7 @@ def assign_examples(
     return held.astype(jnp.float32)
 
 
+@checked
 def start_examples(
     key: Key, lm: LM, examples: Examples, weights: Float[Array, " examples"], num: int
 ) -> Float[Array, "num width"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from nvcim_jax import checks, models
 from nvcim_jax.models import LM, Inputs
 from nvcim_jax.ops import Gradient, Optimiser, as_partial, descend, reverse_mode
+from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter, as_adapter
 from nvcim_jax.tuning.examples import Examples, draw_batch
 from nvcim_jax.tuning.optimisers import adam
@@ -79,6 +80,7 @@ class TuneInfo(NamedTuple):
     largest: jax.Array
 
 
+@checked
 def answer_loss(
     state: PyTree,
     lm: LM,
@@ -200,6 +202,7 @@ def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, 
     return tuned, TuneInfo(losses, jnp.abs(how.adapter.rows(tuned)).max())
 
 
+@checked
 def tune(
     key: Key,
     state: PyTree,
