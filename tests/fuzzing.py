@@ -88,6 +88,7 @@ CALLS: dict[str, str] = {
     "devices.get": "name='FeFET6', sigma=0.1, g_max_us=40.0, on_off_ratio=10.0, d2d_sigma=0.1, stuck_on=0.1, "
     "stuck_off=0.1, drift=None, read=None, clip=True, rng='counter'",
     "devices.cycle_key": "key=K",
+    "devices.cell_moments": "g=G, device=D",
     "devices.drift": "cells=CELLS, t_s=60.0, device=PCM",
     "devices.fit_table": "level=[0, 1] * 20, g_us=V, cell=None, target_us=None, num_levels=2, min_records=10",
     "devices.from_csv": "path=FILE, g_max_us=40.0, on_off_ratio=10.0, num_levels=4, min_records=10",
@@ -97,7 +98,6 @@ CALLS: dict[str, str] = {
     "devices.level_conductances": "num_levels=4, device=D",
     "devices.level_table": "levels=[0.0, 1.0], sigma=[0.1, 0.1], mean=None",
     "devices.log_linear": "offset=0.1, slope=0.1, low=0.0, high=1.0",
-    "devices.mean_of": "g=G, device=D",
     "devices.one_over_f": "scale=0.01, exponent=0.65, floor=0.001, ceiling=0.2, t_read_s=1e-7, t0_s=20.0",
     "devices.polynomial": "coefficients=[0.1, 0.2]",
     "devices.program": "key=K, g=G, device=D",

@@ -40,7 +40,7 @@ CALLS = {
         "level_conductances": "devices.level_conductances(4, pcm)",
         "level_table": "devices.program(key, g, pcm.replace(programming=devices.level_table(g, 0.1 * g, g)))",
         "log_linear": "devices.log_linear(0.1, -0.01, low=0.0)(g)",
-        "mean_of": "devices.mean_of(g, pcm)",
+        "cell_moments": "devices.cell_moments(g, pcm)",
         "names": "devices.names()",
         "one_over_f": "devices.read(key, devices.program(other, g, pcm), pcm.replace(read=devices.one_over_f()))",
         "polynomial": "devices.program(key, g, pcm.replace(programming=devices.polynomial([0.1, 0.2])))",

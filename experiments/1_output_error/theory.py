@@ -59,7 +59,7 @@ def expected_error(x: jax.Array, truth: jax.Array, target: crossbar.Target) -> f
         voltages = drive.voltages[tile, 0]
         centre = jnp.matmul(voltages, arrays.mean[a], precision="highest")
         spread = jnp.sqrt(jnp.matmul(voltages**2, arrays.variance[a], precision="highest"))
-        bounds = None if target.adc_range is None else target.adc_range[a, 1]
+        bounds = None if target.adc_range is None else target.adc_range[a, 0, 1]  # one column tile
         centre, spread_squared = _converted(centre, spread, bounds, tile_rows, config)
         weight = np.asarray(arrays.weight[a] * drive.scale[tile], np.float64)[:, None] * np.asarray(target.scale)
         mean += weight * np.asarray(centre, np.float64)

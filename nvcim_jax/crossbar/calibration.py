@@ -16,6 +16,7 @@ from nvcim_jax import checks
 from nvcim_jax.crossbar.chip import Chip
 from nvcim_jax.crossbar.config import Converters
 from nvcim_jax.crossbar.converters import check_inputs
+from nvcim_jax.crossbar.lines import by_tiles
 from nvcim_jax.crossbar.network import OnChip, key_bits, leaves_on_chips, map_on_chips, path_number
 from nvcim_jax.crossbar.product import array_outputs, array_voltages, driven, reads
 from nvcim_jax.signature import checked
@@ -59,7 +60,6 @@ def calibrate(
         >>> print(crossbar.calibrate(jax.random.key(1), x, chip, quantile=1.0).dac_max)
         2.0
     """
-    checks.key("key", key)
     config = chip.config
     if "calibrated" not in (config.dac_range, config.adc_range):
         checks.fail("chip", "have dac_range or adc_range 'calibrated'", "has neither", "The call would do nothing.")
@@ -67,15 +67,15 @@ def calibrate(
     check_inputs(x, chip.num_rows, chip.dac_max, config)
     x = jnp.asarray(x, jnp.float32).reshape(-1, chip.num_rows)
     if config.dac_range == "calibrated":
-        largest = jnp.quantile(jnp.abs(x), quantile)
+        largest = jnp.quantile(jnp.abs(x), jnp.asarray(quantile, x.dtype))
         chip = dataclasses.replace(chip, dac_max=jnp.where(largest > 0, largest, 1.0))
     if config.adc_range == "calibrated":
         chip = dataclasses.replace(chip, adc_range=_calibrated_outputs(key, x, chip, quantile))
     return chip
 
 
-def _calibrated_outputs(key: Key, x: jax.Array, chip: Chip, quantile: float) -> Float[Array, "arrays 2"]:
-    """Return the ranges that hold the wanted share of the outputs of each array."""
+def _calibrated_outputs(key: Key, x: jax.Array, chip: Chip, quantile: float) -> Float[Array, "arrays col_tiles 2"]:
+    """Return the ranges that hold the wanted share of the outputs of each array and column tile."""
     config, num_cols = chip.config, chip.scale.shape[0]
     drive = driven(x, chip, chip.cells.g.shape, None)
     array_lines, arrays = reads(key, chip)
@@ -83,14 +83,26 @@ def _calibrated_outputs(key: Key, x: jax.Array, chip: Chip, quantile: float) -> 
     def bounds(inputs: tuple[jax.Array, PyTree]) -> jax.Array:
         a, cells = inputs
         v = array_outputs(array_lines(a, cells), array_voltages(a, drive, config), config, num_cols)
+        tiles = by_tiles(v, config, num_cols)
         if config.adc_code == "symmetric":
-            high = jnp.quantile(jnp.abs(v), quantile)
-            return jnp.stack([-high, high])
-        return jnp.quantile(v, jnp.asarray([1.0 - quantile, quantile]))
+            high = _quantiles(jnp.abs(tiles), [quantile])[0]
+            return jnp.stack([-high, high], axis=1)
+        return _quantiles(tiles, [1.0 - quantile, quantile]).T
 
-    found = lax.map(bounds, (jnp.arange(chip.gain.shape[0]), arrays))
-    empty = found[:, 1] <= found[:, 0]
-    return jnp.where(empty[:, None], jnp.asarray([-1.0, 1.0]), found)
+    return _with_extent(lax.map(bounds, (jnp.arange(chip.gain.shape[0]), arrays)))
+
+
+def _quantiles(values: Float[Array, "tiles n"], at: list[float]) -> Float[Array, "q tiles"]:
+    """Return quantiles of the entries of each tile; entries that are NaN only fill its row."""
+    return jnp.nanquantile(values, jnp.asarray(at, values.dtype), axis=1)
+
+
+def _with_extent(found: Float[Array, "arrays col_tiles 2"]) -> Float[Array, "arrays col_tiles 2"]:
+    """Widen ranges without extent: to [-|v|, |v|] around one value, to [-1, 1] where there is nothing to measure."""
+    size = jnp.max(jnp.abs(found), axis=-1, keepdims=True)
+    size = jnp.where(size > 0, size, 1.0)
+    empty = found[..., 1:] <= found[..., :1]
+    return jnp.where(empty, jnp.concatenate([-size, size], axis=-1), found)
 
 
 @checked

@@ -6,20 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
-from nvcim_jax.crossbar.config import Config, Converters, geometry, layout
+from nvcim_jax.crossbar.config import Config, Converters, geometry, layout, stored_slices
 from nvcim_jax.crossbar.converters import as_read
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_cells
+from nvcim_jax.crossbar.lines import signed_cells
 from nvcim_jax.crossbar.mapping import (
     Leaf,
     Target,
     encode,
     output_factor,
-    signed_cells,
+    scaled,
     slice_weights,
     zero_conductance,
 )
@@ -27,6 +29,9 @@ from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
 __all__ = ["Chip", "compensate", "drift", "program", "read_back", "reprogram", "write"]
+
+# An array whose conductances sum to less than this share of their absolute values holds nothing but noise.
+_LEAST_SHARE = 0.1
 
 
 @struct.dataclass
@@ -37,9 +42,10 @@ class Chip:
         cells: State of every cell, arrays of shape (arrays, halves, tile rows, lines); see `Target` for the axes.
         scale: Weight of a full-scale pair, (cols,).
         dac_max: Full scale of the inputs; None where each vector sets its own or it is not calibrated yet.
-        adc_range: Range of the converters (arrays, 2); None likewise.
+        adc_range: Range of the converters (arrays, column tiles, 2); None likewise.
         gain: Digital factor on the outputs of each array, 1 until `compensate` is called, (arrays,).
-        baseline: Sum of the conductances of each array just after programming, (arrays,); None without drift.
+        baseline: Sum of the conductances of each array just after programming, as the bit lines see them through the
+            wires, (arrays,); None without drift.
         wires: Wire resistances; None for ideal wires.
         transfer: Conductances as the bit lines see them through the wires, of the shape of the cells' conductances;
             None for ideal wires.
@@ -122,25 +128,23 @@ def write(key: Key, target: Target, *, wires: Wires | None = None) -> Chip:
     Raises:
         ValueError: If the key is none, or the noise does not go with the wires.
     """
-    checks.key("key", key)
     if wires is not None and target.config.noise == "value":
         fix = "Voltage drops belong to single cells: use noise='cell'."
         checks.fail("wires", "be None with noise='value'", "is given", fix)
-    cells = write_cells(key, target)
     chip = Chip(
-        cells=cells,
+        cells=write_cells(key, target),
         scale=target.scale,
         dac_max=target.dac_max,
         adc_range=target.adc_range,
         gain=jnp.ones(target.conductance.shape[0], jnp.float32),
-        baseline=None if target.device.drift is None else jnp.sum(cells.g, axis=(1, 2, 3)),
+        baseline=None,
         wires=wires,
         transfer=None,
         device=target.device,
         config=target.config,
         num_rows=target.num_rows,
     )
-    return _with_transfer(chip)
+    return fresh(chip)
 
 
 def write_cells(key: Key, target: Target) -> devices.Cells:
@@ -184,15 +188,12 @@ def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."]) -> Chip:
     Raises:
         ValueError: If the shape differs, or the chip keeps no single cells.
     """
-    checks.key("key", key)
     if chip.config.noise != "cell":
         checks.fail("chip", "have noise='cell' to be programmed again", "keeps no single cells")
     checks.shape("weights", weights, (chip.num_rows, chip.scale.shape[0]), "(rows, cols) of the chip")
     target = encode(weights, chip.device, config=layout(chip.config))
     cells = _rewrite_cells(key, chip.cells, target.conductance, chip.device)
-    baseline = None if chip.baseline is None else jnp.sum(cells.g, axis=(1, 2, 3))
-    chip = dataclasses.replace(chip, cells=cells, scale=target.scale, baseline=baseline, gain=jnp.ones_like(chip.gain))
-    return _with_transfer(chip)
+    return fresh(dataclasses.replace(chip, cells=cells, scale=target.scale, gain=jnp.ones_like(chip.gain)))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -228,7 +229,8 @@ def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
 def compensate(key: Key, chip: Chip) -> Chip:
     """Compensate drift globally: scale the outputs of each array by what its summed conductance has lost.
 
-    gain_a = sum g_a(0) / sum g_a(t), from one read of array a with all inputs on.
+    gain_a = sum g_a(0) / sum g_a(t), from one read of array a with all inputs on, both through its wires. Where there
+    is nothing to measure (no conductance, or a sum that is mere noise around zero), the gain is 1.
 
     Args:
         key: Key of that read; used where the device has read noise.
@@ -244,12 +246,22 @@ def compensate(key: Key, chip: Chip) -> Chip:
         V. Joshi et al., "Accurate deep neural network inference using computational phase-change memory", Nature
         Communications 11, 2473 (2020), "Drift compensation".
     """
-    checks.key("key", key)
     if chip.baseline is None:
         found = f"is of {chip.device.name!r}, which does not"
         checks.fail("chip", "be of a device that drifts, to compensate drift", found, "Leave the call out.")
     now = conductances(key, chip)
-    return dataclasses.replace(chip, gain=chip.baseline / jnp.sum(now, axis=(1, 2, 3)))
+    total = _sums(now, chip.num_rows, chip.config)
+    noise = _LEAST_SHARE * _sums(jnp.abs(now), chip.num_rows, chip.config)
+    measured = (chip.baseline > 0) & (total > noise)
+    return dataclasses.replace(chip, gain=jnp.where(measured, chip.baseline / jnp.where(measured, total, 1.0), 1.0))
+
+
+def _sums(g: Float[Array, "arrays halves tile_rows lines"], num_rows: int, config: Config) -> Float[Array, " arrays"]:
+    """Return the sum over the cells of each array whose rows are used."""
+    num_arrays, _, tile_rows, _ = g.shape
+    first = np.arange(num_arrays)[:, None] // stored_slices(config) * tile_rows
+    used = first + np.arange(tile_rows)[None] < num_rows
+    return jnp.sum(g if used.all() else jnp.where(used[:, None, :, None], g, 0.0), axis=(1, 2, 3))
 
 
 @checked
@@ -273,7 +285,6 @@ def read_back(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
         >>> print(bool(error <= 0.5 * jnp.abs(weights).max() / 32767 * 1.01))  # half a step
         True
     """
-    checks.key("key", key)
     return _stored(key, as_read(chip, Converters()))
 
 
@@ -289,7 +300,7 @@ def _stored(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
     if config.mapping == "offset_digital":
         sliced = sliced - zero_conductance(chip.device, config)[None, :, None, None]
     values = jnp.tensordot(weights, sliced, axes=(0, 1)).reshape(-1, num_cols)[: chip.num_rows]
-    return values * (output_factor(chip.device, config) * chip.scale)[None, :]
+    return scaled(values * output_factor(chip.device, config), chip.scale)
 
 
 def conductances(key: Key, chip: Chip) -> Float[Array, "arrays halves tile_rows lines"]:
@@ -303,6 +314,16 @@ def conductances(key: Key, chip: Chip) -> Float[Array, "arrays halves tile_rows 
     return g if chip.wires is None else _through_wires(g, chip)
 
 
+def fresh(chip: Chip) -> Chip:
+    """Return a chip whose cells were just written, with its wires solved and its sums before any drift."""
+    chip = _with_transfer(chip)
+    if chip.device.drift is None:
+        return chip
+    seen = chip.cells.g if chip.wires is None else chip.transfer
+    seen = _through_wires(chip.cells.g, chip) if seen is None else seen
+    return dataclasses.replace(chip, baseline=_sums(seen, chip.num_rows, chip.config))
+
+
 def _with_transfer(chip: Chip) -> Chip:
     """Solve the wires for the conductances of now; where every read differs, each read solves its own."""
     if chip.wires is None or chip.device.read is not None:
@@ -313,7 +334,7 @@ def _with_transfer(chip: Chip) -> Chip:
 def _through_wires(g: jax.Array, chip: Chip) -> jax.Array:
     sizes = geometry((chip.num_rows, chip.scale.shape[0]), chip.config)
     assert chip.wires is not None
-    return transfer_cells(g, chip.wires, chip.device, layout(chip.config), sizes)
+    return transfer_cells(g, chip.wires, chip.device, sizes)
 
 
 CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None)  # type: ignore[arg-type]

@@ -192,25 +192,14 @@ def _check_integers(options: Any, lowest: dict[str, int]) -> None:
             checks.integer(name, value, low=low, high=MAX_BITS if "bits" in name else None, fix=_IDEAL)
 
 
-def check_config(config: object) -> None:
-    """Refuse what is no `Config`, such as a dict of options.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    checks.instance("config", config, Config, "Use crossbar.Config(rows=64, adc_bits=8) and the like.")
-
-
 def reading(config: Config, converters: Converters | None) -> Config:
     """Return the options of one read: the layout as it was written, and the converters of this read.
 
     Raises:
-        ValueError: If `converters` is none, or does not go together with the layout.
+        ValueError: If they do not go together with the layout.
     """
     if converters is None:
         return config
-    fix = "A chip knows its layout: give crossbar.Converters(adc_bits=8) and the like, or nothing."
-    checks.instance("converters", converters, Converters, fix)
     return replace(config, **{name: getattr(converters, name) for name in _CONVERTERS})
 
 
@@ -227,21 +216,31 @@ class Geometry:
         num_rows: Rows K of the matrix.
         num_cols: Columns N of the matrix.
         num_slices: Cells S over which a weight (one half of a pair) is spread.
+        slices: Where they lie, as in `Config`.
         tile_rows: Rows R of the matrix that one array holds.
         num_row_tiles: Arrays T needed for all rows; the last may be partly used.
         tile_cols: Columns of the matrix that one array holds.
         num_col_tiles: Arrays needed for all columns.
         num_references: Reference columns (one for each column tile with `offset`, else 0).
+        array_rows: Word lines of one physical array, used or not.
+        array_cols: Bit lines of one physical array, used or not.
+        rows_per_array: Rows of a matrix for which one physical array has room; `tile_rows` of them are used at most.
+        cols_per_array: Columns of a matrix for which it has room.
     """
 
     num_rows: int
     num_cols: int
     num_slices: int
+    slices: str
     tile_rows: int
     num_row_tiles: int
     tile_cols: int
     num_col_tiles: int
     num_references: int
+    array_rows: int
+    array_cols: int
+    rows_per_array: int
+    cols_per_array: int
 
 
 @checked
@@ -261,26 +260,28 @@ def geometry(shape: tuple[int, int], config: Config) -> Geometry:
     """
     num_rows, num_cols = shape
     slices = num_slices(config)
-    physical_rows = config.rows if config.rows is not None else num_rows * (slices if config.slices == "rows" else 1)
-    tile_rows = min(physical_rows // (slices if config.slices == "rows" else 1), num_rows)
-    tile_cols = num_cols
-    if config.cols is not None:
-        available = config.cols // slices if config.slices == "columns" else config.cols
-        if config.mapping == "offset":
-            available -= 1
-        elif config.mapping == "differential" and config.slices == "columns":
-            available = config.cols // (2 * slices)
-        tile_cols = min(available, num_cols)
+    on_rows = slices if config.slices == "rows" else 1  # word lines of one row of weights
+    on_cols = _lines_per_column(config) * (slices if config.slices == "columns" else 1)
+    references = 1 if config.mapping == "offset" else 0  # one for each slice that lies in the array
+    slices_across = slices if config.slices == "columns" else 1
+    rows_per_array = num_rows if config.rows is None else config.rows // on_rows
+    cols_per_array = num_cols if config.cols is None else config.cols // on_cols - references
+    tile_rows, tile_cols = min(rows_per_array, num_rows), min(cols_per_array, num_cols)
     num_col_tiles = -(-num_cols // tile_cols)
     return Geometry(
         num_rows=num_rows,
         num_cols=num_cols,
         num_slices=slices,
+        slices=config.slices,
         tile_rows=tile_rows,
         num_row_tiles=-(-num_rows // tile_rows),
         tile_cols=tile_cols,
         num_col_tiles=num_col_tiles,
-        num_references=num_col_tiles if config.mapping == "offset" else 0,
+        num_references=references * num_col_tiles,
+        array_rows=config.rows or num_rows * on_rows,
+        array_cols=config.cols or num_cols * on_cols + references * slices_across,
+        rows_per_array=rows_per_array,
+        cols_per_array=cols_per_array,
     )
 
 

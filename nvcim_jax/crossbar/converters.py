@@ -9,10 +9,11 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nvcim_jax import checks, ops
 from nvcim_jax.crossbar.config import MAX_BITS, Config, Converters, num_planes, reading
+from nvcim_jax.crossbar.lines import largest_of_tiles, spread_over_lines
 from nvcim_jax.types import Key
 
 __all__ = ["Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
@@ -154,7 +155,6 @@ def check_inputs(x: ArrayLike, num_rows: int, dac_max: Float[Array, ""] | None, 
     Raises:
         ValueError: If one is wrong.
     """
-    checks.real("x", x)
     if np.ndim(x) == 0 or np.shape(x)[-1] != num_rows:
         checks.fail("x", f"have {num_rows} rows on its last axis, as the weights", f"has shape {np.shape(x)}")
     checks.finite("x", x)
@@ -196,7 +196,7 @@ def dac(
         scale = jnp.where(scale > 0, scale, 1.0)
     else:
         scale = jnp.broadcast_to(max_, parts.shape[:2])
-        clipped = jnp.mean(jnp.abs(x) > max_, dtype=x.dtype)
+        clipped = _share(jnp.abs(x) > max_, x.dtype)
     unit = parts / scale[:, :, None]
     if max_ is not None:
         one = jnp.ones((), x.dtype)
@@ -211,40 +211,46 @@ def dac(
 
 def adc(
     v: Float[Array, "batch lines"],
-    bounds: Float[Array, " 2"] | None,
+    bounds: Float[Array, "col_tiles 2"] | None,
     config: Config,
+    num_cols: int,
     relaxed: Dither | None = None,
     array: jax.Array | int = 0,
 ) -> tuple[Float[Array, "batch lines"], Float[Array, ""]]:
-    """Convert the outputs of one array; codes come back in the unit of the outputs.
+    """Convert the outputs of one array, each column tile with its own range; codes come back in the unit of outputs.
 
     Args:
         v: Outputs of the bit lines, in units of a full-scale input times g_max.
-        bounds: Lowest and highest output; None for the absmax of each read.
+        bounds: Lowest and highest output of each column tile; None for the absmax of each read.
         config: Options of the crossbar.
+        num_cols: Columns of the matrix.
         relaxed: Relaxed converters, whose bits replace `config.adc_bits` where they have any.
         array: Number of the array, for their noise.
 
     Returns:
         Converted outputs, and the share of them that was beyond the range.
     """
-    none = jnp.zeros((), v.dtype)
+    saturated = jnp.zeros((), v.dtype)
     if config.adc_bits is None:
-        return v, none
-    symmetric = config.adc_code == "symmetric"
+        return v, saturated
     if bounds is None:
-        high = lax.stop_gradient(jnp.max(jnp.abs(v), axis=1, keepdims=True))
-        high = jnp.where(high > 0, high, 1.0)
-        low, saturated = -high, none
+        high = lax.stop_gradient(largest_of_tiles(jnp.abs(v), config, num_cols))
+        high = spread_over_lines(jnp.where(high > 0, high, 1.0), config, num_cols)
+        low = -high
     else:
-        low, high = bounds[0], bounds[1]
-        saturated = jnp.mean((v > high) | (v < low), dtype=v.dtype)
+        low, high = (spread_over_lines(bounds[None, :, end], config, num_cols) for end in (0, 1))
+        saturated = _share((v > high) | (v < low), v.dtype)
     if relaxed is not None and relaxed.bits.adc is not None:
         return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config), saturated
-    if symmetric:
+    if config.adc_code == "symmetric":
         step = high / (2 ** (config.adc_bits - 1) - 1)
         return ops.round_straight_through(ops.clip_inclusive(v, low, high) / step) * step, saturated
     return ops.uniform_steps(v, low, high, num_steps=2**config.adc_bits - 1), saturated
+
+
+def _share(true: Bool[Array, "..."], dtype: jnp.dtype) -> Float[Array, ""]:
+    """Return the share of entries that are true; 0 of none."""
+    return jnp.mean(true, dtype=dtype) if true.size else jnp.zeros((), dtype)
 
 
 def _relaxed_inputs(unit: Float[Array, "row_tiles batch tile_rows"], relaxed: Dither) -> jax.Array:
@@ -255,11 +261,10 @@ def _relaxed_inputs(unit: Float[Array, "row_tiles batch tile_rows"], relaxed: Di
 def _relaxed_outputs(
     key: Key, v: Float[Array, "batch lines"], low: jax.Array, high: jax.Array, relaxed: Dither, config: Config
 ) -> Float[Array, "batch lines"]:
-    bits, rank = relaxed.bits.adc, (1, 1)
-    low, high = (end if end.ndim else end.reshape(rank) for end in (low, high))
+    bits = relaxed.bits.adc
     if config.adc_code == "symmetric":
         return _relaxed_symmetric(key, v, high, bits, relaxed.rng)
-    return ops.relaxed_steps(key, v, low, high, num_steps=(jnp.exp2(bits) - 1.0).reshape(rank), rng=relaxed.rng)
+    return ops.relaxed_steps(key, v, low, high, num_steps=(jnp.exp2(bits) - 1.0).reshape(1, 1), rng=relaxed.rng)
 
 
 def _relaxed_symmetric(

@@ -7,16 +7,19 @@ solve for the transfer matrix T serves every input. Without resistance T is the 
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, devices
-from nvcim_jax.crossbar.config import Config, Geometry
+from nvcim_jax.crossbar.config import Geometry
 from nvcim_jax.signature import checked
 
 __all__ = ["Wires", "transfer_matrix"]
@@ -83,19 +86,16 @@ def transfer_matrix(
 
 
 def transfer_cells(
-    g: Float[Array, "arrays halves tile_rows lines"],
-    wires: Wires,
-    device: devices.Device,
-    config: Config,
-    sizes: Geometry,
+    g: Float[Array, "arrays halves tile_rows lines"], wires: Wires, device: devices.Device, sizes: Geometry
 ) -> Float[Array, "arrays halves tile_rows lines"]:
     """Return the conductances that the bit lines see, with every cell at its place in a physical array.
+
+    The whole array is solved, all its word and bit lines: what the matrix does not use are erased cells, without noise.
 
     Args:
         g: Conductances of the cells.
         wires: Resistances.
-        device: For g_max, by which resistances are normalised.
-        config: For `slices`.
+        device: For g_max, by which resistances are normalised, and for g_min.
         sizes: Sizes of the crossbar.
 
     Returns:
@@ -105,16 +105,17 @@ def transfer_cells(
     checks.number("wires.col_ohm", wires.col_ohm, low=0.0, unit="ohm")
     siemens = device.g_max_us * 1e-6
     row, col = jnp.asarray(wires.row_ohm) * siemens, jnp.asarray(wires.col_ohm) * siemens
-    return _transfer_cells(g, row, col, device.g_min, config, sizes)
+    return _transfer_cells(g, row, col, device.g_min, sizes)
 
 
 @functools.partial(jax.jit, inline=True)
-def _transfer_cells(
-    g: jax.Array, row: jax.Array, col: jax.Array, erased: jax.Array, config: Config, sizes: Geometry
-) -> jax.Array:
-    physical = _to_physical(g, erased, config, sizes)
-    solved = lax.map(lambda array: transfer_matrix(array, row, col), physical)
-    return _from_physical(solved, g.shape, config, sizes)
+def _transfer_cells(g: jax.Array, row: jax.Array, col: jax.Array, erased: jax.Array, sizes: Geometry) -> jax.Array:
+    apart = _apart(g, erased, sizes)
+    physical = _merge(apart, sizes)
+    unused = ((0, 0), *((0, whole - used) for whole, used in zip(_whole(sizes), physical.shape[1:], strict=True)))
+    whole = _padded(physical, unused, erased)
+    solved = lax.map(lambda array: transfer_matrix(array, row, col), whole)
+    return _together(_split(solved[:, : physical.shape[1], : physical.shape[2]], apart.shape, sizes), g.shape, sizes)
 
 
 # Axes of the cells taken apart: (row tile, slice, half, row, column tile, column). For each layout, the order in which
@@ -126,44 +127,53 @@ _ORDERS = {
 }
 
 
-def _to_physical(g: jax.Array, erased: jax.Array, config: Config, sizes: Geometry) -> jax.Array:
-    """Lay cells out as (physical arrays, word lines, bit lines); columns that are not used are erased cells."""
-    apart = _split_columns(g, erased, sizes)
-    order, counts = _ORDERS[config.slices]
-    return apart.transpose(order).reshape(_merged_shape([apart.shape[axis] for axis in order], counts))
+def _padded(g: jax.Array, widths: Sequence[tuple[int, int]], erased: jax.Array) -> jax.Array:
+    """Fill up with erased cells."""
+    return lax.pad(g, erased.astype(g.dtype), [(low, high, 0) for low, high in widths])
 
 
-def _from_physical(physical: jax.Array, shape: tuple[int, ...], config: Config, sizes: Geometry) -> jax.Array:
-    """Undo `_to_physical`."""
-    per_tile = sizes.tile_cols + (1 if sizes.num_references else 0)
-    tiles = shape[0] // sizes.num_row_tiles
-    full = (sizes.num_row_tiles, tiles, shape[1], shape[2], sizes.num_col_tiles, per_tile)
-    order, _ = _ORDERS[config.slices]
-    inverse = [order.index(axis) for axis in range(6)]
-    apart = physical.reshape([full[axis] for axis in order]).transpose(inverse)
-    data = apart[..., : sizes.tile_cols].reshape(*shape[:3], -1)[..., : sizes.num_cols]
+def _apart(g: jax.Array, erased: jax.Array, sizes: Geometry) -> jax.Array:
+    """Return cells as (row tile, slice, half, row, column tile, column), a reference column last in its tile.
+
+    Rows and columns are those for which an array has room; the unused ones are erased.
+    """
+    unused = sizes.num_col_tiles * sizes.tile_cols - sizes.num_cols
+    data = _padded(g[..., : sizes.num_cols], (*((0, 0),) * 3, (0, unused)), erased)
+    data = data.reshape(sizes.num_row_tiles, -1, *g.shape[1:3], sizes.num_col_tiles, sizes.tile_cols)
+    more = (0, sizes.rows_per_array - sizes.tile_rows), (0, 0), (0, sizes.cols_per_array - sizes.tile_cols)
+    data = _padded(data, (*((0, 0),) * 3, *more), erased)
+    if sizes.num_references:
+        references = g[..., sizes.num_cols :].reshape(*data.shape[:3], -1, sizes.num_col_tiles, 1)
+        references = _padded(references, (*((0, 0),) * 3, more[0], (0, 0), (0, 0)), erased)
+        data = jnp.concatenate([data, references], axis=-1)
+    row = np.arange(sizes.num_row_tiles)[:, None] * sizes.tile_rows + np.arange(sizes.rows_per_array)[None]
+    used = (row < sizes.num_rows) & (np.arange(sizes.rows_per_array) < sizes.tile_rows)[None]
+    return jnp.where(used[:, None, None, :, None, None], data, erased)
+
+
+def _together(apart: jax.Array, shape: tuple[int, ...], sizes: Geometry) -> jax.Array:
+    """Undo `_apart`."""
+    rows = apart[:, :, :, : sizes.tile_rows]
+    data = rows[..., : sizes.tile_cols].reshape(*shape[:3], -1)[..., : sizes.num_cols]
     if not sizes.num_references:
         return data
-    return jnp.concatenate([data, apart[..., -1].reshape(*shape[:3], -1)], axis=-1)
+    return jnp.concatenate([data, rows[..., -1].reshape(*shape[:3], -1)], axis=-1)
 
 
-def _split_columns(g: jax.Array, erased: jax.Array, sizes: Geometry) -> jax.Array:
-    """Return cells as (row tile, slice, half, row, column tile, column), a reference column last in its tile."""
-    missing = sizes.num_col_tiles * sizes.tile_cols - sizes.num_cols
-    padding = jnp.broadcast_to(erased, (*g.shape[:3], missing))
-    data = jnp.concatenate([g[..., : sizes.num_cols], padding], axis=-1)
-    data = data.reshape(*g.shape[:3], sizes.num_col_tiles, sizes.tile_cols)
-    if sizes.num_references:
-        data = jnp.concatenate([data, g[..., sizes.num_cols :, None]], axis=-1)
-    return data.reshape(sizes.num_row_tiles, -1, *data.shape[1:])
+def _merge(apart: jax.Array, sizes: Geometry) -> jax.Array:
+    """Lay cells out as (physical arrays, word lines, bit lines)."""
+    order, counts = _ORDERS[sizes.slices]
+    ordered = [apart.shape[axis] for axis in order]
+    ends = np.cumsum(counts)
+    merged = [math.prod(ordered[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+    return apart.transpose(order).reshape(merged)
 
 
-def _merged_shape(sizes: list[int], counts: tuple[int, int, int]) -> tuple[int, ...]:
-    merged, start = [], 0
-    for count in counts:
-        size = 1
-        for axis_size in sizes[start : start + count]:
-            size *= axis_size
-        merged.append(size)
-        start += count
-    return tuple(merged)
+def _split(physical: jax.Array, shape: tuple[int, ...], sizes: Geometry) -> jax.Array:
+    """Undo `_merge`."""
+    order, _ = _ORDERS[sizes.slices]
+    return physical.reshape([shape[axis] for axis in order]).transpose([order.index(axis) for axis in range(6)])
+
+
+def _whole(sizes: Geometry) -> tuple[int, int]:
+    return sizes.array_rows, sizes.array_cols

@@ -6,13 +6,13 @@ matrix, followed by the reference columns. How they lie on the silicon (`Config.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
@@ -22,7 +22,6 @@ from nvcim_jax.crossbar.config import (
     Config,
     Geometry,
     cell_steps,
-    check_config,
     code_bits,
     geometry,
     layout,
@@ -38,6 +37,11 @@ __all__ = ["Target", "encode"]
 
 Leaf: TypeAlias = jax.Array | Any
 
+# Below the smallest normal number a weight is zero.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+# Stands for the scale of a column of zeros in gradients: what it is divided by, it is multiplied by again.
+_LEAST = 2.0**-40
+
 
 @struct.dataclass
 class Target:
@@ -46,10 +50,10 @@ class Target:
     Attributes:
         conductance: Target conductances, normalised, (arrays, halves, rows, columns); signed values where the noise is
             on values.
-        scale: Weight that a full-scale cell pair stands for, (cols,).
+        scale: Weight that a full-scale cell pair stands for, (cols,); 0 for a column of zeros.
         dac_max: Full scale of the inputs where it is fixed or calibrated, else None.
-        adc_range: Lowest and highest output of each array (arrays, 2), in units of full-scale input x g_max; None where
-            it is not fixed or not calibrated yet.
+        adc_range: Lowest and highest output of each array and column tile (arrays, column tiles, 2), in units of
+            full-scale input x g_max; None where it is not fixed or not calibrated yet.
         device: The memory cells.
         config: Options of the crossbar; static.
         num_rows: Rows of the matrix; static, since a shape follows from it.
@@ -83,15 +87,17 @@ def encode(
     - `offset`: code z + round(M w / w_max), z = 2**(bits - 1) the code of zero;
 
     a code of several slices is split into digits of base 2**cell_bits, and digit d of a cell with L + 1 levels becomes
-    g_min + (1 - g_min) d / L. The gradient to the weights passes straight through rounding and slicing.
+    g_min + (1 - g_min) d / L. The gradient to the weights passes straight through rounding and slicing. A column whose
+    weights are all zero (the whole tensor, where it has one scale) is erased and has the scale 0: its outputs are
+    exactly 0, whatever the noise, and its weights have the gradient of any others.
 
     Args:
         weights: Finite weights (rows, cols).
         device: The memory cells; only their levels and their on/off ratio matter here.
         config: Options of the crossbar.
         dac_max: Full scale of the inputs, in the unit of the inputs; needed where `dac_range` is "fixed".
-        adc_max: Full scale of the conversions, in units of a full-scale input times g_max, a scalar or one for each
-            array; needed where `adc_range` is "fixed".
+        adc_max: Full scale of the conversions, in units of a full-scale input times g_max: a scalar, one for each array
+            (arrays,), or one for each of its column tiles (arrays, column tiles); needed where `adc_range` is "fixed".
         adc_min: Lower end of a "uniform" converter; -adc_max by default.
 
     Returns:
@@ -110,45 +116,15 @@ def encode(
         [[3. 0.]
          [1. 0.]]
     """
-    check_config(config)
-    devices.check_device(device)
     _check_weights(weights)
     _check_device(device, config)
     fixed_dac = _fixed("dac_max", dac_max, config.dac_range, ())
     weights = jnp.asarray(weights, jnp.float32)
     sizes = geometry((weights.shape[0], weights.shape[1]), config)
-    fixed_adc = _fixed_adc_range(adc_max, adc_min, config, sizes.num_row_tiles * stored_slices(config))
+    tiles = sizes.num_row_tiles * stored_slices(config), sizes.num_col_tiles
+    fixed_adc = _fixed_adc_range(adc_max, adc_min, config, tiles)
     conductance, scale = _encoded(weights, device, layout(config))
     return Target(conductance, scale, fixed_dac, fixed_adc, device, config, sizes.num_rows)
-
-
-def subtract_lines(lines: Float[Array, "... lines"], config: Config, num_cols: int) -> Float[Array, "... cols"]:
-    """Subtract what a column is measured against: the other half of its pair, or the reference column of its array.
-
-    Works on conductances and on outputs alike; `offset_digital` has nothing to subtract here.
-    """
-    if config.mapping == "differential":
-        return lines[..., :num_cols] - lines[..., num_cols:]
-    if config.mapping == "offset":
-        tile = np.arange(num_cols) // geometry((1, num_cols), config).tile_cols
-        return lines[..., :num_cols] - lines[..., num_cols + tile]
-    return lines
-
-
-def bit_lines(halves: Sequence[Float[Array, "tile_rows lines"]]) -> Float[Array, "tile_rows all_lines"]:
-    """Return the conductances of one array side by side, as its bit lines: [plus | minus], or [data | references]."""
-    return halves[0] if len(halves) == 1 else jnp.concatenate(list(halves), axis=1)
-
-
-def signed_cells(
-    halves: Sequence[Float[Array, "tile_rows lines"]], config: Config, num_cols: int
-) -> Float[Array, "tile_rows cols"]:
-    """Return what one array multiplies with after its subtraction."""
-    if len(halves) == 2:
-        return halves[0] - halves[1]
-    if config.mapping == "differential":
-        return halves[0]  # already the difference: value-level noise, or one draw a pair
-    return subtract_lines(halves[0], config, num_cols)
 
 
 def zero_conductance(device: devices.Device, config: Config) -> Float[Array, " slices"]:
@@ -178,22 +154,33 @@ def _encoded(
     """Return target conductances and scales."""
     sizes = geometry((weights.shape[0], weights.shape[1]), config)
     largest = jnp.max(jnp.abs(weights), axis=0 if config.weight_scale == "column" else None, keepdims=True)
-    largest = jnp.where(largest > 0, largest, 1.0)
+    silent = largest < _SMALLEST
+    unit = weights / jnp.where(silent, _LEAST, largest)
     if config.noise == "value":
-        conductance = _tiles(_rounded(weights / largest, config)[None], sizes)[:, None]
+        conductance = _tiles((_codes(unit, config) / magnitude_steps(config))[None], sizes)[:, None]
     else:
-        conductance = _cells(weights / largest, sizes, device, config)
-    return conductance, jnp.broadcast_to(largest[0], (sizes.num_cols,))
+        conductance = _cells(unit, sizes, device, config)
+    return conductance, jnp.broadcast_to(jnp.where(silent, 0.0, largest)[0], (sizes.num_cols,))
+
+
+def scaled(values: Float[Array, "..."], scale: Float[Array, " cols"]) -> Float[Array, "..."]:
+    """Give outputs or cells the weight of their column: exactly 0 where the scale is 0.
+
+    Such a column was divided by `_LEAST`: multiplied by it again here, its weights keep their gradient, while that to
+    the inputs stays below rounding.
+    """
+    silent = (scale == 0.0).reshape((1,) * (values.ndim - 1) + (-1,))
+    weighted = values * jnp.where(scale == 0.0, _LEAST, scale).reshape(silent.shape)
+    return jnp.where(silent, weighted - lax.stop_gradient(weighted), weighted)
 
 
 def _cells(unit: Float[Array, "rows cols"], sizes: Geometry, device: devices.Device, config: Config) -> jax.Array:
     """Return the conductances of weights in [-1, 1]."""
-    magnitude = magnitude_steps(config)
+    code = _codes(unit, config)
     if config.mapping == "differential":
-        code = _rounded(unit, config) * magnitude
         halves = jnp.stack([jnp.maximum(code, 0.0), jnp.maximum(-code, 0.0)])
     else:
-        halves = (zero_code(config) + _rounded(unit, config) * magnitude)[None]
+        halves = (zero_code(config) + code)[None]
     digit = jnp.moveaxis(_slices(halves, config), 0, 1)  # (halves, slices, rows, cols)
     conductance = device.g_min + (1.0 - device.g_min) * digit / cell_steps(config)
     # Unused rows of the last array are erased cells: at the lowest level.
@@ -205,12 +192,10 @@ def _cells(unit: Float[Array, "rows cols"], sizes: Geometry, device: devices.Dev
     return jnp.concatenate([tiled, references], axis=-1)
 
 
-def _rounded(unit: Float[Array, "rows cols"], config: Config) -> Float[Array, "rows cols"]:
-    """Round weights in [-1, 1] to the codes that their bits allow."""
-    if config.weight_bits is None and config.cell_bits is None:
-        return unit
-    steps = magnitude_steps(config)
-    return ops.round_straight_through(unit * steps) / steps
+def _codes(unit: Float[Array, "rows cols"], config: Config) -> Float[Array, "rows cols"]:
+    """Return the codes of weights in [-1, 1], less that of zero: whole numbers, where weights are not analog."""
+    code = unit * magnitude_steps(config)
+    return code if config.weight_bits is None and config.cell_bits is None else ops.round_straight_through(code)
 
 
 def _slices(code: Float[Array, "..."], config: Config) -> Float[Array, "slices ..."]:
@@ -232,7 +217,6 @@ def _tiles(
 
 def _check_weights(weights: ArrayLike) -> None:
     checks.rank("weights", weights, 2, "(rows, cols)")
-    checks.real("weights", weights)
     checks.finite("weights", weights)
     if 0 in np.shape(weights):
         checks.fail("weights", "have at least one row and one column", f"has shape {np.shape(weights)}")
@@ -259,7 +243,7 @@ def _check_device(device: devices.Device, config: Config) -> None:
             )
 
 
-def _fixed(name: str, value: object, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:
+def _fixed(name: str, value: Any, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:
     """Return a range that is given exactly where it is used, as a float32 array."""
     option = name.split("_")[0] + "_range"
     if value is None:
@@ -269,19 +253,27 @@ def _fixed(name: str, value: object, chosen: str, shape: tuple[int, ...]) -> Flo
     if chosen != "fixed":
         checks.fail(name, f"be left out unless {option}='fixed'", f"{option} is {chosen!r}", "It would have no effect.")
     checks.finite(name, value)
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape)
+    given = np.shape(value)
+    if given not in ((), shape[:1], shape):
+        accepted = " or ".join(str(s) for s in dict.fromkeys(((), shape[:1], shape)))
+        checks.fail(name, f"have shape {accepted}", f"has shape {given}")
+    array = jnp.asarray(value, jnp.float32)
+    return jnp.broadcast_to(array.reshape(given + (1,) * (len(shape) - len(given))), shape)
 
 
-def _fixed_adc_range(high: object, low: object, config: Config, arrays: int) -> Float[Array, "arrays 2"] | None:
-    """Return (lowest, highest) of the converter of each array."""
+def _fixed_adc_range(
+    high: object, low: object, config: Config, tiles: tuple[int, int]
+) -> Float[Array, "arrays col_tiles 2"] | None:
+    """Return (lowest, highest) of the converters of each array and column tile."""
     if low is not None and config.adc_code != "uniform":
         checks.fail("adc_min", "be left out unless adc_code='uniform'", f"adc_code is {config.adc_code!r}")
     if low is not None and high is None:
         checks.fail("adc_max", "be given with adc_min", "is missing")
-    top = _fixed("adc_max", high, config.adc_range, (arrays,))
+    top = _fixed("adc_max", high, config.adc_range, tiles)
     if top is None:
         return None
-    bottom = -top if low is None else jnp.broadcast_to(jnp.asarray(low, jnp.float32), (arrays,))
+    bottom = -top if low is None else _fixed("adc_min", low, config.adc_range, tiles)
+    assert bottom is not None
     if checks.is_concrete(top) and checks.is_concrete(bottom) and bool((np.asarray(top) <= np.asarray(bottom)).any()):
         checks.fail("adc_max", "lie above adc_min (by default -adc_max)", f"is {float(np.min(top)):g}")
-    return jnp.stack([bottom, top], axis=1)
+    return jnp.stack([bottom, top], axis=2)

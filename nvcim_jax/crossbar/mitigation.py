@@ -4,12 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from nvcim_jax import checks, devices
-from nvcim_jax.crossbar.chip import Chip, write, write_cells
-from nvcim_jax.crossbar.config import Config, check_config, geometry
+from nvcim_jax.crossbar.chip import Chip, fresh, write, write_cells
+from nvcim_jax.crossbar.config import Config, geometry
 from nvcim_jax.crossbar.mapping import encode
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
@@ -18,7 +19,7 @@ __all__ = ["column_factors", "program_verified", "selected"]
 
 
 @checked
-def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Array, "rows cols"]:
+def selected(importance: Num[ArrayLike, "rows cols"], share: ArrayLike) -> Bool[Array, "rows cols"]:
     """Return which weights to verify: the given share of them, the most important first.
 
     Args:
@@ -33,6 +34,7 @@ def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Ar
         [[False, True], [True, False]]
     """
     checks.number("share", share, low=0.0, high=1.0)
+    importance = jnp.asarray(importance)
     order = jnp.argsort(-importance.ravel(), stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     return (place < jnp.round(jnp.asarray(share, jnp.float32) * order.size).astype(jnp.int32)).reshape(importance.shape)
@@ -41,8 +43,8 @@ def selected(importance: Float[Array, "rows cols"], share: ArrayLike) -> Bool[Ar
 @checked
 def program_verified(
     key: Key,
-    weights: Float[Array, "rows cols"],
-    verified: Bool[Array, "rows cols"],
+    weights: Num[ArrayLike, "rows cols"],
+    verified: Bool[ArrayLike, "rows cols"],
     device: devices.Device,
     residual_sigma: ArrayLike,
     *,
@@ -89,7 +91,6 @@ def program_verified(
         Z. Yan et al., "SWIM: Selective write-verify for computing-in-memory neural accelerators", DAC 2022,
         arXiv:2202.08395.
     """
-    check_config(config)
     if config.noise != "cell":
         checks.fail("config", "have noise='cell' to verify cells", "keeps no single cells")
     target = encode(weights, device, config=config, dac_max=dac_max, adc_max=adc_max, adc_min=adc_min)
@@ -97,15 +98,12 @@ def program_verified(
     plain = write(key, target)
     residual = device.replace(sigma=jnp.asarray(residual_sigma, jnp.float32))
     careful = write_cells(key, dataclasses.replace(target, device=residual))
-    mask = _cell_mask(verified, plain.cells.g.shape, config)
+    mask = _cell_mask(jnp.asarray(verified), plain.cells.g.shape, config)
 
     def either(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(jnp.broadcast_to(mask, a.shape), b, a) if a.shape == plain.cells.g.shape else a
 
-    chip = dataclasses.replace(plain, cells=jax.tree.map(either, plain.cells, careful))
-    if chip.baseline is None:
-        return chip
-    return dataclasses.replace(chip, baseline=jnp.sum(chip.cells.g, axis=(1, 2, 3)))
+    return fresh(dataclasses.replace(plain, cells=jax.tree.map(either, plain.cells, careful)))
 
 
 def _cell_mask(verified: jax.Array, shape: tuple[int, ...], config: Config) -> jax.Array:
@@ -123,16 +121,17 @@ def _cell_mask(verified: jax.Array, shape: tuple[int, ...], config: Config) -> j
 
 @checked
 def column_factors(
-    outputs: Float[Array, "batch cols"], reference: Float[Array, "batch cols"], *, ridge: float = 1e-6
+    outputs: Num[ArrayLike, "batch cols"], reference: Num[ArrayLike, "batch cols"], *, ridge: float = 1e-6
 ) -> Float[Array, " cols"]:
     """Return the digital factor of each column that brings a chip's outputs nearest to the exact ones.
 
-    f_j = sum_b y_bj y~_bj / (sum_b y~_bj^2 + ridge * mean), least squares over a calibration batch.
+    f_j = (sum_b y_bj y~_bj + r) / (sum_b y~_bj^2 + r), r = ridge * mean: least squares over a calibration batch, drawn
+    to 1 where a column gives next to nothing that could be measured.
 
     Args:
         outputs: What the chip gives for the calibration batch, y~.
         reference: What it should give, y.
-        ridge: Added to the denominator, relative to its mean over columns; a column without any output gets 1.
+        ridge: Weight of the factor 1, relative to the mean over columns of sum_b y~_bj^2.
 
     Returns:
         Factors (cols,).
@@ -146,8 +145,10 @@ def column_factors(
         S. Jain et al., "CxDNN: Hardware-software compensation methods for deep neural networks on resistive crossbar
         systems", ACM TECS 18(6), 2019, which compensates columns by calibrated factors; the least squares is [I].
     """
-    checks.shape("reference", reference, outputs.shape, "(batch, cols)")
+    checks.shape("reference", reference, np.shape(outputs), "(batch, cols)")
+    outputs, reference = jnp.asarray(outputs, jnp.float32), jnp.asarray(reference, jnp.float32)
+    checks.number("ridge", ridge, low=0.0)
     power = jnp.square(outputs).sum(axis=0)
-    silent = power <= 1e-20
     least = ridge * power.mean()
-    return jnp.where(silent, 1.0, (reference * outputs).sum(axis=0) / jnp.where(silent, 1.0, power + least))
+    silent = power + least <= 0.0
+    return jnp.where(silent, 1.0, ((reference * outputs).sum(axis=0) + least) / jnp.where(silent, 1.0, power + least))

@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.config import Config, stored_slices
-from nvcim_jax.crossbar.mapping import (
-    Target,
-    output_factor,
-    signed_cells,
-    slice_weights,
-    subtract_lines,
-    zero_conductance,
-)
-from nvcim_jax.signature import checked
+from nvcim_jax.crossbar.lines import signed_cells, subtract_lines
+from nvcim_jax.crossbar.mapping import Target, output_factor, scaled, slice_weights, zero_conductance
 
 __all__ = ["ArrayMoments", "array_moments", "product_moments"]
 
@@ -37,10 +31,7 @@ class ArrayMoments(NamedTuple):
     weight: Float[Array, " arrays"]
 
 
-@checked
-def product_moments(
-    x: Float[Array, "*batch rows"], target: Target
-) -> tuple[Float[Array, "*batch cols"], Float[Array, "*batch cols"]]:
+def product_moments(x: Num[ArrayLike, "..."], target: Target) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Return mean and variance of a product over freshly programmed chips, with ideal converters and wires.
 
     Cells are independent, so with c the weight of a full-scale pair, b**s the digital weight of slice s, and m and v
@@ -78,7 +69,7 @@ def product_moments(
     arrays = array_moments(target)
     weight = arrays.weight[:, None, None]
     scale = target.scale[None]
-    means = lax.dot(rows, _rows(weight * arrays.mean, target), precision=lax.Precision.HIGHEST) * scale
+    means = scaled(lax.dot(rows, _rows(weight * arrays.mean, target), precision=lax.Precision.HIGHEST), target.scale)
     spread = _rows(weight**2 * arrays.variance, target)
     squares = lax.dot(rows**2, spread, precision=lax.Precision.HIGHEST) * scale**2
     shape = (*x.shape[:-1], scale.shape[1])

@@ -6,23 +6,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, conductances
-from nvcim_jax.crossbar.config import Config, Converters, stored_slices
+from nvcim_jax.crossbar.config import Config, Converters, geometry, stored_slices
 from nvcim_jax.crossbar.converters import Bits, Dither, Drive, adc, as_read, check_bits, check_inputs, dac, dither
-from nvcim_jax.crossbar.mapping import (
-    Target,
-    bit_lines,
-    output_factor,
-    signed_cells,
-    slice_weights,
-    subtract_lines,
-    zero_conductance,
-)
+from nvcim_jax.crossbar.lines import bit_lines, converts_lines, signed_cells, subtract_lines
+from nvcim_jax.crossbar.mapping import Target, output_factor, scaled, slice_weights, zero_conductance
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
 
@@ -96,7 +90,6 @@ def matmul(
     References:
         R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
     """
-    checks.key("key", key)
     chip = as_read(chip, converters)
     check_read(x, chip, bits)
     return _read_product(key, jnp.asarray(x, jnp.float32), chip, bits)
@@ -134,7 +127,7 @@ def product(
 ) -> tuple[Float[Array, "..."], Info]:
     """Return the product in the unit of the weights, with the leading axes `shape`, and what the converters did."""
     y, saturated = accumulate(*read, drive, held, gain, relaxed)
-    y = y * (output_factor(held.device, held.config) * held.scale)[None, :]
+    y = scaled(y * output_factor(held.device, held.config), held.scale)
     return y.reshape(*shape, held.scale.shape[0]), Info(drive.clipped, saturated)
 
 
@@ -155,7 +148,7 @@ def accumulate(
     num_planes, num_vectors = drive.voltages.shape[1:3]
     weights, zeros = slice_weights(config), zero_conductance(held.device, config)
     if config.adc_range == "max":
-        adc_range = _largest_outputs(drive.voltages.shape[3], gain.shape[0], config)
+        adc_range = _largest_outputs(drive.voltages.shape[3], gain.shape[0], held)
 
     def add_array(carry: tuple[jax.Array, jax.Array], inputs: PyTree) -> tuple[tuple[jax.Array, jax.Array], None]:
         y, saturated = carry
@@ -163,14 +156,15 @@ def accumulate(
         tile, slice_ = a // num_slices, a % num_slices
         voltages = array_voltages(a, drive, config)
         v = array_outputs(array_lines(a, cells), voltages, config, num_cols)
-        v, beyond = adc(v, bounds, config, relaxed, a)
+        v, beyond = adc(v, bounds, config, num_cols, relaxed, a)
         if converts_lines(config):
             v = subtract_lines(v, config, num_cols)
-        if config.mapping == "offset_digital":
-            v = v - zeros[slice_] * jnp.sum(voltages, axis=1, keepdims=True)
+        if config.mapping == "offset_digital":  # what the cells have lost is made up for before the known offset goes
+            v = v * gain_a - zeros[slice_] * jnp.sum(voltages, axis=1, keepdims=True)
         v = v.reshape(num_planes, num_vectors, num_cols)
         part = v[0] * drive.plane_weights[0] if num_planes == 1 else jnp.tensordot(drive.plane_weights, v, axes=1)
-        part = part * (gain_a * weights[slice_] * drive.scale[tile])[:, None]
+        weight = weights[slice_] if config.mapping == "offset_digital" else gain_a * weights[slice_]
+        part = part * (weight * drive.scale[tile])[:, None]
         return (y + part, saturated + beyond), None
 
     start = (jnp.zeros((num_vectors, num_cols), jnp.float32), jnp.zeros((), jnp.float32))
@@ -217,11 +211,6 @@ def known_lines(
     return lambda _, halves: lines_of((*halves,), config, num_cols), conductance
 
 
-def converts_lines(config: Config) -> bool:
-    """Return whether every bit line is converted by itself, and subtracted after."""
-    return config.adc_before_subtraction and config.mapping != "offset_digital"
-
-
 def check_calibrated(held: Chip | Target) -> None:
     """Refuse a product whose ranges are still to be calibrated."""
     for kind, value in (("dac", held.dac_max), ("adc", held.adc_range)):
@@ -250,7 +239,9 @@ def array_voltages(a: jax.Array, drive: Drive, config: Config) -> Float[Array, "
     return drive.voltages[a // stored_slices(config)].reshape(-1, drive.voltages.shape[3])
 
 
-def _largest_outputs(tile_rows: int, num_arrays: int, config: Config) -> Float[Array, "arrays 2"]:
-    """Return the largest output that an array can have: all rows at full scale, all cells at g_max."""
-    largest = jnp.full((num_arrays,), float(tile_rows), jnp.float32)
-    return jnp.stack([-largest, largest], axis=1)
+def _largest_outputs(tile_rows: int, num_arrays: int, held: Chip | Target) -> Float[Array, "arrays col_tiles 2"]:
+    """Return the largest output that each array can have: all its used rows at full scale, all cells at g_max."""
+    first = np.arange(num_arrays) // stored_slices(held.config) * tile_rows
+    used = np.minimum(held.num_rows - first, tile_rows).astype(np.float32)
+    tiles = geometry((held.num_rows, held.scale.shape[0]), held.config).num_col_tiles
+    return jnp.asarray(np.broadcast_to(np.stack([-used, used], axis=1)[:, None], (num_arrays, tiles, 2)))

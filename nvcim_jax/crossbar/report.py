@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from nvcim_jax import checks
-from nvcim_jax.crossbar.config import Config, Geometry, check_config, geometry, num_planes
+from nvcim_jax.crossbar.config import Config, Geometry, geometry, num_planes
 from nvcim_jax.signature import checked
 
 __all__ = ["Report", "report"]
@@ -68,23 +68,21 @@ def report(shape: tuple[int, ...], config: Config) -> Report:
         >>> print(found.num_arrays, found.num_cells_used, 2 * 384 * 128, found.utilisation)
         2 98304 98304 1.0
     """
-    check_config(config)
     _check_shape(shape)
     sizes = geometry((shape[0], shape[1]), config)
     halves = 2 if config.mapping == "differential" else 1
     slices = sizes.num_slices
-    array_rows, array_cols = _array_shape(sizes, config)
     apart = {"arrays": slices * halves, "rows": halves, "columns": 1}[config.slices]
     num_arrays = sizes.num_row_tiles * sizes.num_col_tiles * apart
-    available = num_arrays * array_rows * array_cols
+    available = num_arrays * sizes.array_rows * sizes.array_cols
     weight_cells = sizes.num_rows * sizes.num_cols * slices * halves
     reference_cells = sizes.num_rows * sizes.num_references * slices
     planes = num_planes(config)
     drives = {"arrays": slices * halves, "rows": slices * halves, "columns": 1}[config.slices]
     return Report(
         num_arrays=num_arrays,
-        array_rows=array_rows,
-        array_cols=array_cols,
+        array_rows=sizes.array_rows,
+        array_cols=sizes.array_cols,
         num_weight_cells=weight_cells,
         num_reference_cells=reference_cells,
         num_cells_available=available,
@@ -100,17 +98,6 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         checks.fail("shape", "be (rows, cols) of a matrix", f"is {tuple(shape)}")
     for size in shape:
         checks.integer("shape", size)
-
-
-def _array_shape(sizes: Geometry, config: Config) -> tuple[int, int]:
-    """Return word lines and bit lines of one array; where they are not given, just enough."""
-    on_rows = sizes.num_slices if config.slices == "rows" else 1
-    on_columns = sizes.num_slices if config.slices == "columns" else 1
-    halves = 2 if config.mapping == "differential" and config.slices == "columns" else 1
-    references = 1 if config.mapping == "offset" else 0
-    rows = sizes.tile_rows * on_rows
-    cols = (sizes.tile_cols * halves + references) * on_columns
-    return config.rows or rows, config.cols or cols
 
 
 def _converted_lines(sizes: Geometry, config: Config) -> int:

@@ -37,8 +37,6 @@ _Read = tuple[Callable[[jax.Array, PyTree], Lines], PyTree]
 """How each array is multiplied with, and what it is made from, with a leading axis of arrays."""
 
 MIN_ROWS_FOR_MOMENTS = 16
-# Relative variance added to a Gram matrix so that its float32 Cholesky factor exists when inputs repeat.
-_JITTER = 1e-5
 
 
 @checked
@@ -95,7 +93,6 @@ def sample(
         >>> print(bool(jnp.abs(y[0] - y[1]).max() < 0.05))  # equal inputs, one chip
         True
     """
-    checks.key("key", key)
     checks.choice("sampling", sampling, SAMPLINGS)
     target = as_read(target, converters)
     check_read(x, target, bits)
@@ -122,11 +119,12 @@ def _draw_pairs(write_key: Key, read_key: Key, target: Target, drive: Drive) -> 
     device, config = target.device, target.config
 
     def lines(a: jax.Array, moments: tuple[jax.Array, jax.Array]) -> Lines:
-        mean, variance = moments
+        mean, sigma = moments
         z = ops.normal(jax.random.fold_in(write_key, a), mean.shape, rng=device.rng)
-        return lines_through(mean + jnp.sqrt(variance) * z, config)
+        return lines_through(mean + sigma * z, config)
 
-    return lines, _pair_moments(_halves(target.conductance), device)
+    mean, unit, relative = _pair_moments(_halves(target.conductance), device)
+    return lines, (mean, unit * root(relative))
 
 
 def _draw_cells(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
@@ -154,6 +152,10 @@ def _draw_cells(write_key: Key, read_key: Key, target: Target, drive: Drive) -> 
     return lines, _halves(target.conductance)
 
 
+_Moments = tuple[jax.Array, jax.Array, jax.Array]
+"""Mean, unit of the noise, and variance in units of its square; see `devices.cell_moments`."""
+
+
 def _halves(conductance: Float[Array, "arrays halves tile_rows lines"]) -> tuple[jax.Array, ...]:
     """Split the halves of all arrays: a slice of a slice inside the loop keeps XLA from vectorising it on a CPU."""
     return tuple(conductance[:, half] for half in range(conductance.shape[1]))
@@ -169,29 +171,29 @@ def _programmed(key: Key, halves: tuple[jax.Array, ...], device: devices.Device)
     return tuple(devices.programmed(g, noise, device) for g, noise in zip(halves, z, strict=True))
 
 
-def _pair_moments(halves: tuple[jax.Array, ...], device: devices.Device) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance of the difference of two independent cells."""
-    (mean_plus, variance_plus), (mean_minus, variance_minus) = (devices.program_moments(g, device) for g in halves)
-    return mean_plus - mean_minus, variance_plus + variance_minus
+def _pair_moments(halves: tuple[jax.Array, ...], device: devices.Device) -> _Moments:
+    """Return the moments of the difference of two independent cells."""
+    plus, minus = (devices.cell_moments(g, device) for g in halves)
+    return plus.mean - minus.mean, plus.unit, plus.relative_variance + minus.relative_variance
 
 
-def _line_moments(target: Target) -> tuple[Float[Array, "arrays tile_rows lines"], Float[Array, "arrays ..."]]:
-    """Return mean and variance of the cells on each line: of a pair's difference where its halves meet on one line."""
+def _line_moments(target: Target) -> _Moments:
+    """Return the moments of the cells on each line: of a pair's difference where its halves meet on one line."""
     halves = _halves(target.conductance)
     if len(halves) == 2 and not converts_lines(target.config):
         return _pair_moments(halves, target.device)
-    moments = [devices.program_moments(g, target.device) for g in halves]
-    mean, variance = (jnp.concatenate(parts, axis=-1) for parts in zip(*moments, strict=True))
-    return mean, variance
+    parts = [devices.cell_moments(g, target.device) for g in halves]
+    means, variances = ([getattr(p, name) for p in parts] for name in ("mean", "relative_variance"))
+    return jnp.concatenate(means, axis=-1), parts[0].unit, jnp.concatenate(variances, axis=-1)
 
 
 def _draw_joint(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
     """Draw the outputs of one array jointly over all vectors, L Z with L L^T = X X^T."""
     del read_key
     rng = target.device.rng
-    mean, variance = _line_moments(target)
-    # the variance is the same in every cell, as `_check_sampling` has made sure
-    moments = mean, jnp.sqrt(variance[:, 0, 0])
+    mean, unit, relative = _line_moments(target)
+    # the noise is the same in every cell, as `_check_sampling` has made sure
+    sigma = unit * root(relative[:, 0, 0])
 
     def spread(voltages: jax.Array, sigma: jax.Array) -> jax.Array:
         return sigma * _factor(voltages)
@@ -200,22 +202,23 @@ def _draw_joint(write_key: Key, read_key: Key, target: Target, drive: Drive) -> 
         z = ops.normal(key, (scale.shape[1], outputs.shape[1]), rng=rng)
         return lax.dot(scale, z, precision=lax.Precision.HIGHEST)
 
-    return _output_lines(write_key, target, drive, moments, spread, noise)
+    return _output_lines(write_key, target, drive, (mean, sigma), spread, noise)
 
 
 def _draw_marginal(write_key: Key, read_key: Key, target: Target, drive: Drive) -> _Read:
     """Draw the outputs of one array for each vector apart, sqrt(X^2 S) Z."""
     del read_key
     rng = target.device.rng
+    mean, unit, relative = _line_moments(target)
 
-    def spread(voltages: jax.Array, variance: jax.Array) -> jax.Array:
-        return jnp.sqrt(lax.dot(jnp.square(voltages), variance, precision=lax.Precision.HIGHEST))
+    def spread(voltages: jax.Array, relative: jax.Array) -> jax.Array:
+        return unit * root(lax.dot(jnp.square(voltages), relative, precision=lax.Precision.HIGHEST))
 
     def noise(key: Key, outputs: jax.Array, scale: jax.Array) -> jax.Array:
         del outputs
         return scale * ops.normal(key, scale.shape, rng=rng)
 
-    return _output_lines(write_key, target, drive, _line_moments(target), spread, noise)
+    return _output_lines(write_key, target, drive, (mean, relative), spread, noise)
 
 
 def _output_lines(
@@ -248,14 +251,18 @@ def _output_lines(
 
 
 def _factor(voltages: Float[Array, "vectors tile_rows"]) -> Float[Array, "vectors factors"]:
-    """Return L with L L^T = X X^T: L Z is then X E, jointly over the vectors X, for cells E of unit variance."""
+    """Return L with L L^T = X X^T: L Z is then X E, jointly over the vectors X, for cells E of unit variance.
+
+    With X^T = Q R, L = R^T: X X^T is never formed, so inputs that repeat, or nearly, differ by what they should.
+    """
     num_vectors, tile_rows = voltages.shape
-    if num_vectors > tile_rows:
-        return voltages
-    length = jnp.sqrt(jnp.sum(jnp.square(voltages), axis=1, keepdims=True))
-    unit = voltages / jnp.where(length > 0, length, 1.0)
-    gram = lax.dot(unit, unit.T, precision=lax.Precision.HIGHEST) + _JITTER * jnp.eye(num_vectors, dtype=unit.dtype)
-    return length * jnp.linalg.cholesky(gram)
+    return voltages if num_vectors > tile_rows else jnp.linalg.qr(voltages.T, mode="r").T
+
+
+def root(variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the square root, with the slope 0 at 0: where nothing varies, nothing that it is made of changes that."""
+    varies = variance > 0
+    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
 
 
 SAMPLINGS: dict[str, Callable[..., _Read]] = {

@@ -4,7 +4,13 @@ from nvcim_jax.devices.clocks import Cells, cycle_key, drift, program, read, rea
 from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
 from nvcim_jax.devices.measured import LevelFit, fit_table, from_fit, from_table
 from nvcim_jax.devices.measured_csv import from_csv, read_records
-from nvcim_jax.devices.programming import level_conductances, mean_of, program_moments, programmed, sigma_of
+from nvcim_jax.devices.programming import (
+    cell_moments,
+    level_conductances,
+    program_moments,
+    programmed,
+    sigma_of,
+)
 from nvcim_jax.devices.spec import Device, Drift, Law, Read, check_device
 from nvcim_jax.devices.table import get, names
 from nvcim_jax.devices.values import value_noise
@@ -16,6 +22,7 @@ __all__ = [
     "Law",
     "LevelFit",
     "Read",
+    "cell_moments",
     "check_device",
     "cycle_key",
     "drift",
@@ -27,7 +34,6 @@ __all__ = [
     "level_conductances",
     "level_table",
     "log_linear",
-    "mean_of",
     "names",
     "one_over_f",
     "polynomial",

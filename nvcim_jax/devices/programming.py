@@ -1,7 +1,8 @@
 """The law of one programming: its noise at a conductance, its result for given normals, its moments."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
@@ -13,7 +14,19 @@ from nvcim_jax import checks
 from nvcim_jax.devices.spec import Device, check_device
 from nvcim_jax.signature import checked
 
-__all__ = ["law_values", "level_conductances", "mean_of", "program_moments", "programmed", "sigma_of"]
+__all__ = [
+    "Moments",
+    "cell_moments",
+    "law_values",
+    "level_conductances",
+    "mean_of",
+    "program_moments",
+    "programmed",
+    "sigma_of",
+]
+
+# So many sigmas above 0 nothing is cut, and so many below everything.
+_FAR = 100.0
 
 
 def law_values(name: str, law: Partial, g: Float[Array, "*cells"], *rest: Any) -> Float[Array, "*cells"]:
@@ -126,21 +139,66 @@ def programmed(
     return jnp.maximum(value, 0.0) if device.clip else value
 
 
-def _rectified_moments(
-    mean: Float[Array, "*cells"], variance: Float[Array, "*cells"]
-) -> tuple[Float[Array, "*cells"], Float[Array, "*cells"]]:
-    """Return mean and variance of max(x, 0) for a normal x, exact where the variance is 0.
+class Moments(NamedTuple):
+    """Mean and variance of cells over chips.
 
-    With a = mean / sigma, e = pdf(a) - a * cdf(-a) and h = a + e: sigma * h and sigma^2 * (cdf(a) - e * h), a form
-    that does not cancel where the mean is many sigmas above 0.
+    The variance is unit**2 times a relative one that does not vanish with it, so that standard deviations, and with
+    them every drawn output, have their exact gradient to sigma at sigma = 0 too.
+
+    Attributes:
+        mean: In units of g_max.
+        unit: What the noise is proportional to: sigma, or sqrt(sigma**2 + d2d_sigma**2).
+        relative_variance: Variance of a cell in units of `unit` squared.
     """
-    noisy = variance > 0
-    sigma = jnp.sqrt(jnp.where(noisy, variance, 1.0))
-    a = mean / sigma
+
+    mean: Float[Array, "*cells"]
+    unit: Float[Array, ""]
+    relative_variance: Float[Array, "*cells"]
+
+
+@checked
+def cell_moments(g: Num[ArrayLike, "*cells"], device: Device) -> Moments:
+    """Return the moments of one healthy cell's conductance after programming g, over chips.
+
+    Args:
+        g: Target conductances, normalised to g_max, any shape.
+        device: The device; stuck cells are not counted.
+    """
+    mean = mean_of(g, device)
+    cycle = jnp.zeros_like(mean)
+    if device.programming is not None:
+        cycle = law_values("programming.sigma", device.programming.sigma, jnp.asarray(g, jnp.float32))
+    unit, relative = device.sigma, cycle**2
+    if device.d2d_sigma is not None:
+        unit, from_cycle, from_device = _shares(device.sigma, device.d2d_sigma)
+        relative = relative * from_cycle + from_device
+    return _rectified(mean, unit, relative) if device.clip else Moments(mean, unit, relative)
+
+
+def _shares(sigma: jax.Array, d2d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return sqrt(a^2 + b^2), and the shares of a^2 and b^2 in it; a + b where both are 0, for its slopes there."""
+    square = sigma**2 + d2d**2
+    silent = square <= 0
+    total = jnp.where(silent, 1.0, square)
+    unit = jnp.where(silent, sigma + d2d, jnp.sqrt(total))
+    return unit, jnp.where(silent, 1.0, sigma**2 / total), jnp.where(silent, 0.0, d2d**2 / total)
+
+
+def _rectified(mean: Float[Array, "*cells"], unit: Float[Array, ""], relative: Float[Array, "*cells"]) -> Moments:
+    """Return the moments of max(x, 0) for a normal x, exact where the variance is 0.
+
+    With a = mean / sigma, e = pdf(a) - a cdf(-a) and h = a + e = max(a, 0) + pdf(a) - |a| cdf(-|a|): sigma h and
+    sigma^2 (cdf(a) - e h), in a form that does not cancel where the mean is many sigmas above 0 or below.
+    """
+    varies = relative > 0
+    size = jnp.where(varies, jnp.sqrt(jnp.where(varies, relative, 1.0)), 0.0)
+    sigma = unit * size
+    far = jnp.where(mean == 0, 0.0, jnp.sign(mean) * _FAR)
+    a = jnp.where(sigma > 0, jnp.clip(mean / jnp.where(sigma > 0, sigma, 1.0), -_FAR, _FAR), far)
+    beyond = norm.pdf(a) - jnp.abs(a) * norm.cdf(-jnp.abs(a))
     excess = norm.pdf(a) - a * norm.cdf(-a)
-    height = jnp.where(a > 0, a + excess, norm.pdf(a) + a * norm.cdf(a))
-    rectified = jnp.maximum(norm.cdf(a) - excess * height, 0.0)
-    return jnp.where(noisy, sigma * height, jnp.maximum(mean, 0.0)), jnp.where(noisy, variance * rectified, 0.0)
+    rectified = jnp.maximum(norm.cdf(a) - excess * (jnp.maximum(a, 0.0) + beyond), 0.0)
+    return Moments(jnp.maximum(mean, 0.0) + sigma * beyond, unit, relative * rectified)
 
 
 @checked
@@ -166,12 +224,8 @@ def program_moments(
         >>> print(f"{mean:.5f} {variance:.6f}")  # sigma / sqrt(2 pi) and sigma^2 (1/2 - 1/(2 pi))
         0.03989 0.003408
     """
-    mean = mean_of(g, device)
-    variance = sigma_of(g, device) ** 2
-    if device.d2d_sigma is not None:
-        variance = variance + device.d2d_sigma**2
-    if device.clip:
-        mean, variance = _rectified_moments(mean, variance)
+    mean, unit, relative = cell_moments(g, device)
+    variance = unit**2 * relative
     stuck = ((device.stuck_on, jnp.ones(())), (device.stuck_off, device.g_min))
     parts = [(fraction, level) for fraction, level in stuck if fraction is not None]
     if not parts:

@@ -111,7 +111,7 @@ def test_the_largest_range_never_saturates_and_calibration_finds_quantiles() -> 
     chip = crossbar.calibrate(jax.random.key(1), x, chip, quantile=0.9)
     scaled = x[:, :35] / np.abs(x[:, :35]).max(axis=1, keepdims=True)
     expected = np.quantile(np.abs(scaled @ w[:35] / np.abs(w).max()), 0.9)
-    assert float(chip.adc_range[0, 1]) == pytest.approx(expected, rel=1e-4)
+    assert float(chip.adc_range[0, 0, 1]) == pytest.approx(expected, rel=1e-4)
     _, info = crossbar.matmul(jax.random.key(2), x, chip)
     assert float(info.adc_saturated) == pytest.approx(0.1, abs=0.01)
 

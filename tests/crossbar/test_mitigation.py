@@ -69,7 +69,9 @@ def test_cells_outside_the_mask_are_those_of_a_plain_chip(weights, mask, mapping
 def test_a_verified_chip_drifts_and_compensates_as_any_other(weights, mask):
     config, device = config_of("differential", "arrays"), devices.get("PCM").replace(read=None)
     chip = crossbar.program_verified(jax.random.key(6), weights, mask, device, 0.1, config=config)
-    np.testing.assert_allclose(chip.baseline, chip.cells.g.sum(axis=(1, 2, 3)), rtol=1e-6)
+    used = np.minimum(25, 60 - 25 * np.arange(3)).repeat(len(chip.baseline) // 3)  # rows of each array
+    sums = [float(g[:, :rows].sum()) for g, rows in zip(chip.cells.g, used, strict=True)]
+    np.testing.assert_allclose(chip.baseline, sums, rtol=1e-6)
     later = crossbar.compensate(jax.random.key(7), crossbar.drift(chip, 1e5))
     assert bool((later.gain > 1.1).all())
 

@@ -68,7 +68,7 @@ def test_joint_sampling_with_more_inputs_than_rows_and_repeated_inputs() -> None
     y, _ = crossbar.sample(jax.random.key(0), many, target, sampling="output_joint")
     np.testing.assert_allclose(y[0::10], y[9::10], atol=1e-5)  # the same input on the same chip
     y, _ = crossbar.sample(jax.random.key(0), many[:15], target, sampling="output_joint")
-    assert np.abs(y[0] - y[9]).max() < 0.02 * np.std(y[0] - X[0] @ W)  # up to the stated relative variance of 1e-5
+    np.testing.assert_allclose(y[0], y[9], atol=1e-5)  # also where the outputs are drawn, not the cells
     zero, _ = crossbar.sample(jax.random.key(0), np.zeros((2, 40)), target, sampling="output_joint")
     np.testing.assert_array_equal(zero, np.zeros((2, 4)))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from nvcim_jax import crossbar, devices
+from nvcim_jax.devices.programming import mean_of
 
 G = jnp.linspace(0.0, 1.0, 9)
 
@@ -29,7 +30,7 @@ def test_a_function_is_the_noise_relative_to_sigma() -> None:
     law = devices.Law(sigma=Partial(bow, a=2.0), mean=lambda g: 0.9 * g)
     device = _device(law)
     np.testing.assert_allclose(devices.sigma_of(G, device), 0.1 * (1 + 2 * G * (1 - G)), rtol=1e-6)
-    np.testing.assert_allclose(devices.mean_of(G, device), 0.9 * G, rtol=1e-6)
+    np.testing.assert_allclose(mean_of(G, device), 0.9 * G, rtol=1e-6)
     mean, variance = devices.program_moments(G, device)
     np.testing.assert_allclose(mean, 0.9 * G, rtol=1e-6)
     np.testing.assert_allclose(variance, (0.1 * (1 + 2 * G * (1 - G))) ** 2, rtol=1e-5)
@@ -203,7 +204,6 @@ _CELLS = "nv.devices.program(jax.random.key(1), jnp.float32(0.5), nv.devices.get
 # What is no device where one is expected.
 NO_DEVICE = {
     "nv.devices.sigma_of(0.5, 'FeFET3')": "is 'FeFET3'. Use devices.get('FeFET3')",
-    "nv.devices.mean_of(0.5, 'FeFET3')": "is 'FeFET3'",
     "nv.devices.program_moments(0.5, None)": "is None. Use devices.get('FeFET3')",
     "nv.devices.programmed(jnp.ones(2), jnp.ones(2), 'PCM')": "is 'PCM'. Use devices.get('PCM')",
     "nv.devices.level_conductances(4, 'PCM')": "is 'PCM'",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nvcim_jax import devices
+from nvcim_jax.devices.programming import mean_of
 
 TARGETS = np.array([2.0, 14.0, 27.0, 40.0])
 MEANS = np.array([2.5, 14.0, 26.0, 38.5])
@@ -27,11 +28,11 @@ def test_a_table_becomes_a_device_that_programs_by_it(key, assert_moments) -> No
     assert (device.name, device.citation, device.num_levels, float(device.sigma)) == ("chip 7", "own data", 3, 1.0)
     g = np.broadcast_to(np.float32(levels), (50_000, 3))
     assert_moments(devices.program(key, g, device).g, mean, np.square(sigma))
-    np.testing.assert_allclose(devices.mean_of(np.float32(0.75), device), (0.5 + 0.97) / 2, rtol=1e-6)
+    np.testing.assert_allclose(mean_of(np.float32(0.75), device), (0.5 + 0.97) / 2, rtol=1e-6)
     doubled = device.replace(sigma=2.0)
     np.testing.assert_allclose(devices.sigma_of(g[0], doubled), 2 * np.float32(sigma), rtol=1e-6)
     unshifted = devices.from_table(levels, None, sigma, g_max_us=40.0)
-    np.testing.assert_array_equal(devices.mean_of(g[0], unshifted), levels)
+    np.testing.assert_array_equal(mean_of(g[0], unshifted), levels)
 
 
 def test_a_fit_is_right_within_its_own_standard_errors() -> None:
