@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tracing import count_traces
 
 from nvcim_jax import crossbar, devices, montecarlo
 
@@ -123,22 +124,21 @@ def test_sensitivity_to_bits_is_the_closed_form_and_one_program_serves_all_bits(
     config = crossbar.Config(adc_bits=8, adc_range="max")
     weights, x = _operands()
     target = crossbar.encode(weights, IDEAL, config=config)
-    traces = []
 
     def metric(key: jax.Array, p: dict, x: jax.Array, target: crossbar.Target, exact: jax.Array) -> jax.Array:
-        traces.append(1)
         y, _ = crossbar.sample(key, x, target, bits=crossbar.Bits(adc=p["bits"]))
         return jnp.mean(jnp.square(y - exact))
 
     for bits in (4.0, 6.5, 8.0):
         args = (x, target, x @ weights)
-        found = montecarlo.sensitivity(metric, jax.random.key(1), 2000, {"bits": bits}, args=args)
+        with count_traces() as made:
+            found = montecarlo.sensitivity(metric, jax.random.key(1), 2000, {"bits": bits}, args=args)
+        assert made.count("jit(on_one_device)") == (bits == 4.0)
         # mean square = c / (2^b - 2)^2
         truth = -2 * np.log(2) * 2**bits / (2**bits - 2) * found.stats.mean
         assert abs(found.mean["bits"] - truth) < 5 * found.mean_error["bits"]
         assert found.mean["bits"] == pytest.approx(truth, rel=1e-3)  # common chips
         assert found.quantiles["bits"][2] == pytest.approx(truth, rel=0.05)
-    assert len(traces) == 1
 
 
 def test_unused_rows_and_zero_inputs_carry_no_noise() -> None:

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tracing import count_traces
 
 from nvcim_jax import montecarlo
-
-TRACES_A_PROGRAM = 3
-"""Two to compare what the metric computes, and one to compile it."""
 
 TRUTH = 1 / NormalDist().inv_cdf(0.95)  # 90 % of |x N| lie below 1
 
@@ -45,14 +43,12 @@ def test_the_bracket_covers_at_its_level() -> None:
 
 
 def test_one_program_serves_every_x() -> None:
-    traces = []
-
-    def counted(key: jax.Array, x: jax.Array) -> jax.Array:
-        traces.append(1)
+    def own(key: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, x)
 
-    _tolerance(num=50, fn=counted)
-    assert len(traces) == TRACES_A_PROGRAM
+    with count_traces() as made:
+        _tolerance(num=50, fn=own)
+    assert made.count("jit(on_one_device)") == 1
 
 
 def test_too_few_chips_to_be_safe_gives_nan() -> None:

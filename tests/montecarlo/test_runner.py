@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from support.tracing import count_traces
 
 from nvcim_jax import montecarlo
 from nvcim_jax.montecarlo import Placement, engine
@@ -90,16 +91,14 @@ def test_statistics_match_numpy_and_the_closed_form(weights: jax.Array, key: jax
 
 @pytest.mark.parametrize("mapping", ["loop", "vmap"])
 def test_one_compile_for_chunks_keys_counts_and_numbers(mapping: str) -> None:
-    traces = []
-
     def metric(key: jax.Array, scale: jax.Array) -> jax.Array:
-        traces.append(1)
         return scale * jax.random.normal(key)
 
-    for seed, count, scale in [(0, 20, 1.0), (1, 20, 2.0), (2, 3, 0.5), (3, 101, 4.0)]:
-        place = Placement(chunk=7, mapping=mapping)
-        montecarlo.run(metric, jax.random.key(seed), count, args=(jnp.float32(scale),), placement=place)
-    assert len(traces) == 3  # two to compare what the metric computes, and one to compile it
+    place = Placement(chunk=7, mapping=mapping)
+    with count_traces() as made:
+        for seed, count, scale in [(0, 20, 1.0), (1, 20, 2.0), (2, 3, 0.5), (3, 101, 4.0)]:
+            montecarlo.run(metric, jax.random.key(seed), count, args=(jnp.float32(scale),), placement=place)
+    assert made.count("jit(on_one_device)") == 1
 
 
 def test_a_second_run_compiles_nothing() -> None:
