@@ -152,7 +152,13 @@ def _retrieve(
 
 @checked
 def choose(
-    key: Key, state: State, queries: Queries, lm: LM, *, config: Config, **parts: Unpack[Parts]
+    key: Key,
+    state: State,
+    queries: Queries,
+    lm: LM,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+    **parts: Unpack[Parts],
 ) -> tuple[Float[Array, "queries answers"], AnswerInfo]:
     """Rank the answers to queries as arrays, traced: search -> read back -> decode -> the adapted language model.
 
@@ -181,7 +187,7 @@ def answer(
     lm: LM,
     text: Text,
     *,
-    config: Config,
+    config: Config = Config(),  # noqa: B008  # frozen
     labels: Sequence[str] | None = None,
     max_new_tokens: int = 16,
     **parts: Unpack[Parts],

@@ -119,7 +119,13 @@ def _program(key: Key, store: Store, config: Config, chosen: Chosen) -> Arrays:
 
 
 @checked
-def init(key: Key, lm: LM, *, config: Config, **parts: Unpack[Parts]) -> State:
+def init(
+    key: Key,
+    lm: LM,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+    **parts: Unpack[Parts],
+) -> State:
     """Return an empty memory, programmed.
 
     Args:
@@ -188,7 +194,13 @@ _observe_jitted = jax.jit(_observe)
 
 @checked
 def observe(
-    key: Key, state: State, buffer: Buffer, lm: LM, *, config: Config, **parts: Unpack[Parts]
+    key: Key,
+    state: State,
+    buffer: Buffer,
+    lm: LM,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+    **parts: Unpack[Parts],
 ) -> tuple[State, ObserveInfo]:
     """Take in one full buffer: representatives -> prompts tuned side by side -> store -> codec -> memory.
 

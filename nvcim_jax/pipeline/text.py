@@ -127,7 +127,12 @@ def text_features(
 
 @checked
 def make_queries(
-    texts: Sequence[str], lm: LM, text: Text, *, config: Config, labels: Sequence[str] | None = None
+    texts: Sequence[str],
+    lm: LM,
+    text: Text,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+    labels: Sequence[str] | None = None,
 ) -> Queries:
     """Encode queries, padded on the left, with their features and the answers to choose from.
 
@@ -198,7 +203,13 @@ def _words(records: Sequence[Any], lm: LM, text: Text) -> tuning.Words:
 
 
 @checked
-def make_buffer(records: Sequence[Any], lm: LM, text: Text, *, config: Config) -> Buffer:
+def make_buffer(
+    records: Sequence[Any],
+    lm: LM,
+    text: Text,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+) -> Buffer:
     """Turn records into arrays.
 
     Args:
