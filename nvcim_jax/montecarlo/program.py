@@ -156,7 +156,7 @@ def _walk(jaxpr: Any, consts: Any, found: _Found) -> None:
 
     def name(variable: Any) -> str:
         if isinstance(variable, core.Literal):
-            found.value(np.asarray(variable.val, variable.aval.dtype))
+            found.value(np.asarray(variable.val, getattr(variable.aval, "dtype", None)))
             return f"number {variable.aval.str_short()}"
         number = names.setdefault(variable, len(names))
         return f"{number} {variable.aval.str_short()}"

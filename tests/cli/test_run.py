@@ -365,9 +365,9 @@ def test_what_is_cut_of_inputs_is_counted_and_said(most: int | None, tiny: Path,
     from nvcim_jax.cli import run
     from nvcim_jax.cli.source import read_source
 
-    options = run.Options(model=str(tiny), max_input=most, buffer_size=4, num_users=2, num_test=4)
+    options = run.Options(model=str(tiny), max_input=most, buffer_size=4)
     source = read_source(options)
-    run._announce(options, source, run._load(options), run._preset(options))
+    run._announce(options, source, *run._load(options), run._device(options))
     every = len(run._inputs(source))
     cut = f"{every} of {every} inputs are cut to their first 2 tokens, for every method."
     assert (cut in capsys.readouterr().out) is (most is not None)
