@@ -1,7 +1,10 @@
 """Every pair of options works or is refused with a reason, before anything is traced."""
 
+import contextlib
+import functools
 import itertools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +41,28 @@ EFFECTS = {
     "on_off": {"on_off_ratio": 10.0},
 }
 PAIRS = list(itertools.combinations(VALUES, 2))
+# All pairs of options that are refused; every other pair is accepted.
+REFUSED: tuple[dict, ...] = (
+    {"mapping": "offset", "cell_bits": 1},  # two levels leave none for zero
+    {"mapping": "offset_digital", "cell_bits": 1},
+    {"mapping": "offset", "noise": "value"},  # no single cells
+    {"mapping": "offset_digital", "noise": "value"},
+    {"adc_before_subtraction": True, "noise": "value"},
+)
+# All options that a sampling other than "device" refuses, on unclipped Gaussian cells.
+REFUSED_BY: dict[str, tuple[dict, ...]] = {
+    "device": (),
+    "pair": (
+        {"noise": "value"},
+        {"mapping": "offset"},
+        {"mapping": "offset_digital"},
+        {"adc_before_subtraction": True},
+    ),
+    "output_joint": ({"noise": "value"},),
+    "output_marginal": ({"noise": "value"}, {"dac_bits_per_cycle": 1}),
+    # sums of fewer than 16 clipped cells are not Gaussian
+    "moment_matched": ({"noise": "value"}, {"dac_bits_per_cycle": 1}, {"rows": 9}),
+}
 RNG = np.random.default_rng(1)
 W = RNG.uniform(-1, 1, (20, 5)).astype("f4")
 X = RNG.uniform(-1, 1, (3, 20)).astype("f4")
@@ -103,10 +128,35 @@ def _is_a_config(options: dict) -> bool:
 
 @pytest.mark.parametrize("index", range(len(PAIRS)), ids=["-".join(pair) for pair in PAIRS])
 def test_every_pair_of_options_works_or_is_refused(index: int) -> None:
-    """Every combination is accepted or refused with a reason; one of the accepted of each pair is also run."""
-    accepted = [options for options in _combinations(PAIRS[index]) if _is_a_config(options)]
+    """Every combination is accepted, or is in the table and refused with a reason; one of the accepted is also run."""
+    accepted = []
+    for options in _combinations(PAIRS[index]):
+        assert _is_a_config(options) != _is_in(REFUSED, options), options
+        accepted += [options] if _is_a_config(options) else []
     if accepted:
         _works_or_is_refused(accepted[index % len(accepted)], devices.get("Gaussian", sigma=1e-3))
+
+
+def _is_in(table: tuple[dict, ...], options: dict) -> bool:
+    return any(refused.items() <= options.items() for refused in table)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_option_goes_with_every_sampling_or_is_in_the_table(sampling: str) -> None:
+    device = devices.get("Gaussian", sigma=1e-3)
+    for name, values in VALUES.items():
+        for value in values[1:]:
+            options = _combinations((name, "weight_scale"))[values.index(value) - 1] | {"weight_scale": "tensor"}
+            if "calibrated" in options.values():
+                continue  # a sample has no chip to calibrate: its ranges come with the target
+            config = crossbar.Config(**options)
+            ranges = {f"{kind}_max": 8.0 for kind in ("dac", "adc") if getattr(config, f"{kind}_range") == "fixed"}
+            target = crossbar.encode(W, device, config=config, **ranges)
+            expected: Any = contextlib.nullcontext()
+            if _is_in(REFUSED_BY[sampling], options):
+                expected = pytest.raises(ValueError, match=r"Argument `sampling` must be 'device' .*, but ")
+            with expected:
+                jax.eval_shape(functools.partial(crossbar.sample, sampling=sampling), jax.random.key(0), X, target)
 
 
 @pytest.mark.parametrize("effect", EFFECTS)
