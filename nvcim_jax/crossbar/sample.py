@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import write_cells
-from nvcim_jax.crossbar.config import Converters, num_planes
+from nvcim_jax.crossbar.config import Converters, num_planes, stored_slices
 from nvcim_jax.crossbar.converters import Bits, Drive, as_read, dither
 from nvcim_jax.crossbar.mapping import Target
 from nvcim_jax.crossbar.product import (
@@ -37,6 +37,8 @@ _Read = tuple[Callable[[jax.Array, PyTree], Lines], PyTree]
 """How each array is multiplied with, and what it is made from, with a leading axis of arrays."""
 
 MIN_ROWS_FOR_MOMENTS = 16
+# Least share of a vector's square that lies beyond the vectors before it, for which float32 knows X X^T well enough.
+_INDEPENDENT = 0.05
 
 
 @checked
@@ -194,9 +196,13 @@ def _draw_joint(write_key: Key, read_key: Key, target: Target, drive: Drive) -> 
     mean, unit, relative = _line_moments(target)
     # the noise is the same in every cell, as `_check_sampling` has made sure
     sigma = unit * root(relative[:, 0, 0])
+    num_tiles, _, _, tile_rows = drive.voltages.shape
+    voltages = lax.stop_gradient(drive.voltages).reshape(num_tiles, -1, tile_rows)
+    factors = voltages if voltages.shape[1] > tile_rows else _factors(voltages)
 
-    def spread(voltages: jax.Array, sigma: jax.Array) -> jax.Array:
-        return sigma * _factor(voltages)
+    def spread(a: jax.Array, voltages: jax.Array, sigma: jax.Array) -> jax.Array:
+        del voltages
+        return sigma * factors[a // stored_slices(target.config)]
 
     def noise(key: Key, outputs: jax.Array, scale: jax.Array) -> jax.Array:
         z = ops.normal(key, (scale.shape[1], outputs.shape[1]), rng=rng)
@@ -211,7 +217,8 @@ def _draw_marginal(write_key: Key, read_key: Key, target: Target, drive: Drive) 
     rng = target.device.rng
     mean, unit, relative = _line_moments(target)
 
-    def spread(voltages: jax.Array, relative: jax.Array) -> jax.Array:
+    def spread(a: jax.Array, voltages: jax.Array, relative: jax.Array) -> jax.Array:
+        del a
         return unit * root(lax.dot(jnp.square(voltages), relative, precision=lax.Precision.HIGHEST))
 
     def noise(key: Key, outputs: jax.Array, scale: jax.Array) -> jax.Array:
@@ -226,7 +233,7 @@ def _output_lines(
     target: Target,
     drive: Drive,
     moments: tuple[jax.Array, jax.Array],
-    spread: Callable[[jax.Array, jax.Array], jax.Array],
+    spread: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     noise: Callable[[Key, jax.Array, jax.Array], jax.Array],
 ) -> _Read:
     """Return how the outputs of one array are drawn, and what from: its outputs without noise, and their spread."""
@@ -237,7 +244,7 @@ def _output_lines(
     def exact(a: jax.Array, mean: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
         voltages = array_voltages(a, drive, config)
         outputs = lax.dot(voltages, mean, precision=lax.Precision.HIGHEST)
-        return outputs, spread(lax.stop_gradient(voltages), size)
+        return outputs, spread(a, lax.stop_gradient(voltages), size)
 
     def lines(a: jax.Array, outputs: tuple[jax.Array, jax.Array]) -> Lines:
         drawn = noise(jax.random.fold_in(key, a), *outputs)
@@ -250,13 +257,19 @@ def _output_lines(
     return lambda a, cells: lines(a, exact(a, *cells)), moments
 
 
-def _factor(voltages: Float[Array, "vectors tile_rows"]) -> Float[Array, "vectors factors"]:
-    """Return L with L L^T = X X^T: L Z is then X E, jointly over the vectors X, for cells E of unit variance.
+def _factors(voltages: Float[Array, "row_tiles vectors tile_rows"]) -> Float[Array, "row_tiles vectors vectors"]:
+    """Return L with L L^T = X X^T for each tile: L Z is then X E, jointly over the vectors X, for cells of variance 1.
 
-    With X^T = Q R, L = R^T: X X^T is never formed, so inputs that repeat, or nearly, differ by what they should.
+    By Cholesky's factor where the vectors are far from dependent. Where they are not, X X^T has lost in rounding what
+    sets them apart: then L = R^T of X^T = Q R, with which inputs that repeat, or nearly, differ by what they should.
     """
-    num_vectors, tile_rows = voltages.shape
-    return voltages if num_vectors > tile_rows else jnp.linalg.qr(voltages.T, mode="r").T
+    gram = jnp.einsum("tvr,twr->tvw", voltages, voltages, precision=lax.Precision.HIGHEST)
+    lower = jnp.linalg.cholesky(gram, symmetrize_input=False)
+    own, square = (jnp.diagonal(part, axis1=1, axis2=2) for part in (lower, gram))
+    sound = jnp.all(jnp.square(own) > _INDEPENDENT * square)  # not where it is NaN
+    return lax.cond(
+        sound, lambda: lower, lambda: jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(voltages, 1, 2), mode="r"), 1, 2)
+    )
 
 
 def root(variance: Float[Array, "..."]) -> Float[Array, "..."]:
