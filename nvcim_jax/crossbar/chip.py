@@ -42,7 +42,7 @@ class Chip:
         cells: State of every cell, arrays of shape (arrays, halves, tile rows, lines); see `Target` for the axes.
         scale: Weight of a full-scale pair, (cols,).
         dac_max: Full scale of the inputs; None where each vector sets its own or it is not calibrated yet.
-        adc_range: Range of the converters (arrays, column tiles, 2); None likewise.
+        adc_range: Range of the converters (arrays, column tiles, 2), or (arrays, 1, 2); None likewise.
         gain: Digital factor on the outputs of each array, 1 until `compensate` is called, (arrays,).
         baseline: Sum of the conductances of each array just after programming, as the bit lines see them through the
             wires, (arrays,); None without drift.
@@ -300,7 +300,7 @@ def _stored(key: Key, chip: Chip) -> Float[Array, "rows cols"]:
     if config.mapping == "offset_digital":
         sliced = sliced - zero_conductance(chip.device, config)[None, :, None, None]
     values = jnp.tensordot(weights, sliced, axes=(0, 1)).reshape(-1, num_cols)[: chip.num_rows]
-    return scaled(values * output_factor(chip.device, config), chip.scale)
+    return scaled(values, output_factor(chip.device, config), chip.scale)
 
 
 def conductances(key: Key, chip: Chip) -> Float[Array, "arrays halves tile_rows lines"]:

@@ -87,9 +87,9 @@ def largest_of_tiles(
 def spread_over_lines(
     values: Float[Array, "vectors col_tiles"], config: Config, num_cols: int
 ) -> Float[Array, "vectors ..."]:
-    """Return for each line that is converted the value of its column tile; one column where there is one tile."""
+    """Return for each line that is converted the value of its column tile; one column where all have one value."""
     columns = _columns(config, num_cols)
-    if columns.num_col_tiles == 1:
+    if values.shape[1] == 1:
         return values
     data = jnp.repeat(values, columns.tile_cols, axis=1)[:, :num_cols]
     if not converts_lines(config):

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
@@ -52,8 +51,9 @@ class Target:
             on values.
         scale: Weight that a full-scale cell pair stands for, (cols,); 0 for a column of zeros.
         dac_max: Full scale of the inputs where it is fixed or calibrated, else None.
-        adc_range: Lowest and highest output of each array and column tile (arrays, column tiles, 2), in units of
-            full-scale input x g_max; None where it is not fixed or not calibrated yet.
+        adc_range: Lowest and highest output of each array and column tile (arrays, column tiles, 2), or (arrays, 1, 2)
+            where it is that of all tiles, in units of full-scale input x g_max; None where it is not fixed or not
+            calibrated yet.
         device: The memory cells.
         config: Options of the crossbar; static.
         num_rows: Rows of the matrix; static, since a shape follows from it.
@@ -163,15 +163,25 @@ def _encoded(
     return conductance, jnp.broadcast_to(jnp.where(silent, 0.0, largest)[0], (sizes.num_cols,))
 
 
-def scaled(values: Float[Array, "..."], scale: Float[Array, " cols"]) -> Float[Array, "..."]:
-    """Give outputs or cells the weight of their column: exactly 0 where the scale is 0.
+@jax.custom_jvp
+def scaled(
+    values: Float[Array, "vectors cols"], factor: Float[Array, ""], scale: Float[Array, " cols"]
+) -> Float[Array, "vectors cols"]:
+    """Give outputs or cells, `factor` a unit, the weight of their column: exactly 0 where the scale is 0.
 
-    Such a column was divided by `_LEAST`: multiplied by it again here, its weights keep their gradient, while that to
-    the inputs stays below rounding.
+    The weights of such a column were divided by `_LEAST`. Multiplied by it again in the gradient, they keep it, while
+    that to the inputs, through noise that counts for nothing, stays below rounding.
     """
-    silent = (scale == 0.0).reshape((1,) * (values.ndim - 1) + (-1,))
-    weighted = values * jnp.where(scale == 0.0, _LEAST, scale).reshape(silent.shape)
-    return jnp.where(silent, weighted - lax.stop_gradient(weighted), weighted)
+    return values * (factor * scale)[None, :]
+
+
+@scaled.defjvp
+def _slope_of_scaled(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    values, factor, scale = primals
+    to_values, to_factor, to_scale = tangents
+    weight = factor * jnp.where(scale == 0.0, _LEAST, scale)
+    slope = to_values * weight[None, :] + values * (to_factor * scale + factor * to_scale)[None, :]
+    return scaled(values, factor, scale), slope
 
 
 def _cells(unit: Float[Array, "rows cols"], sizes: Geometry, device: devices.Device, config: Config) -> jax.Array:
@@ -244,7 +254,7 @@ def _check_device(device: devices.Device, config: Config) -> None:
 
 
 def _fixed(name: str, value: Any, chosen: str, shape: tuple[int, ...]) -> Float[Array, "..."] | None:
-    """Return a range that is given exactly where it is used, as a float32 array."""
+    """Return a range that is given exactly where it is used, as float32; of one axis where it is the same on others."""
     option = name.split("_")[0] + "_range"
     if value is None:
         if chosen == "fixed":
@@ -257,14 +267,14 @@ def _fixed(name: str, value: Any, chosen: str, shape: tuple[int, ...]) -> Float[
     if given not in ((), shape[:1], shape):
         accepted = " or ".join(str(s) for s in dict.fromkeys(((), shape[:1], shape)))
         checks.fail(name, f"have shape {accepted}", f"has shape {given}")
-    array = jnp.asarray(value, jnp.float32)
-    return jnp.broadcast_to(array.reshape(given + (1,) * (len(shape) - len(given))), shape)
+    array = jnp.asarray(value, jnp.float32).reshape(given + (1,) * (len(shape) - len(given)))
+    return jnp.broadcast_to(array, (*shape[:1], *array.shape[1:]))
 
 
 def _fixed_adc_range(
     high: object, low: object, config: Config, tiles: tuple[int, int]
 ) -> Float[Array, "arrays col_tiles 2"] | None:
-    """Return (lowest, highest) of the converters of each array and column tile."""
+    """Return (lowest, highest) of the converters of each array and column tile, or of all column tiles."""
     if low is not None and config.adc_code != "uniform":
         checks.fail("adc_min", "be left out unless adc_code='uniform'", f"adc_code is {config.adc_code!r}")
     if low is not None and high is None:
@@ -274,6 +284,7 @@ def _fixed_adc_range(
         return None
     bottom = -top if low is None else _fixed("adc_min", low, config.adc_range, tiles)
     assert bottom is not None
+    bottom, top = jnp.broadcast_arrays(bottom, top)
     if checks.is_concrete(top) and checks.is_concrete(bottom) and bool((np.asarray(top) <= np.asarray(bottom)).any()):
         checks.fail("adc_max", "lie above adc_min (by default -adc_max)", f"is {float(np.min(top)):g}")
     return jnp.stack([bottom, top], axis=2)

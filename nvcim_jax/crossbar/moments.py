@@ -69,7 +69,8 @@ def product_moments(x: Num[ArrayLike, "..."], target: Target) -> tuple[Float[Arr
     arrays = array_moments(target)
     weight = arrays.weight[:, None, None]
     scale = target.scale[None]
-    means = scaled(lax.dot(rows, _rows(weight * arrays.mean, target), precision=lax.Precision.HIGHEST), target.scale)
+    means = lax.dot(rows, _rows(weight * arrays.mean, target), precision=lax.Precision.HIGHEST)
+    means = scaled(means, jnp.ones((), jnp.float32), target.scale)
     spread = _rows(weight**2 * arrays.variance, target)
     squares = lax.dot(rows**2, spread, precision=lax.Precision.HIGHEST) * scale**2
     shape = (*x.shape[:-1], scale.shape[1])

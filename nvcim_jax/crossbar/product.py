@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 
 from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.chip import Chip, conductances
-from nvcim_jax.crossbar.config import Config, Converters, geometry, stored_slices
+from nvcim_jax.crossbar.config import Config, Converters, stored_slices
 from nvcim_jax.crossbar.converters import Bits, Dither, Drive, adc, as_read, check_bits, check_inputs, dac, dither
 from nvcim_jax.crossbar.lines import bit_lines, converts_lines, signed_cells, subtract_lines
 from nvcim_jax.crossbar.mapping import Target, output_factor, scaled, slice_weights, zero_conductance
@@ -127,7 +127,7 @@ def product(
 ) -> tuple[Float[Array, "..."], Info]:
     """Return the product in the unit of the weights, with the leading axes `shape`, and what the converters did."""
     y, saturated = accumulate(*read, drive, held, gain, relaxed)
-    y = scaled(y * output_factor(held.device, held.config), held.scale)
+    y = scaled(y, output_factor(held.device, held.config), held.scale)
     return y.reshape(*shape, held.scale.shape[0]), Info(drive.clipped, saturated)
 
 
@@ -239,9 +239,8 @@ def array_voltages(a: jax.Array, drive: Drive, config: Config) -> Float[Array, "
     return drive.voltages[a // stored_slices(config)].reshape(-1, drive.voltages.shape[3])
 
 
-def _largest_outputs(tile_rows: int, num_arrays: int, held: Chip | Target) -> Float[Array, "arrays col_tiles 2"]:
+def _largest_outputs(tile_rows: int, num_arrays: int, held: Chip | Target) -> Float[Array, "arrays 1 2"]:
     """Return the largest output that each array can have: all its used rows at full scale, all cells at g_max."""
     first = np.arange(num_arrays) // stored_slices(held.config) * tile_rows
     used = np.minimum(held.num_rows - first, tile_rows).astype(np.float32)
-    tiles = geometry((held.num_rows, held.scale.shape[0]), held.config).num_col_tiles
-    return jnp.asarray(np.broadcast_to(np.stack([-used, used], axis=1)[:, None], (num_arrays, tiles, 2)))
+    return jnp.asarray(np.stack([-used, used], axis=1)[:, None])

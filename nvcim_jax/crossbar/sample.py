@@ -272,10 +272,17 @@ def _factors(voltages: Float[Array, "row_tiles vectors tile_rows"]) -> Float[Arr
     )
 
 
+@jax.custom_jvp
 def root(variance: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the square root, with the slope 0 at 0: where nothing varies, nothing that it is made of changes that."""
-    varies = variance > 0
-    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    return jnp.sqrt(variance)
+
+
+@root.defjvp
+def _root_slope(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    found = root(primals[0])
+    varies = found > 0
+    return found, jnp.where(varies, tangents[0] / jnp.where(varies, 2.0 * found, 1.0), 0.0)
 
 
 SAMPLINGS: dict[str, Callable[..., _Read]] = {

@@ -364,7 +364,7 @@ def test_what_writes_a_matrix_can_be_given(key: jax.Array) -> None:
     config = Config(adc_bits=6, adc_range="fixed")
     write = functools.partial(crossbar.program, adc_max=3.0)
     chips = crossbar.on_chip(key, PLAIN, GAUSSIAN, config=config, write=write)
-    np.testing.assert_array_equal(chips["first"].chip.adc_range, [[-3.0, 3.0]])
+    np.testing.assert_array_equal(chips["first"].chip.adc_range, [[[-3.0, 3.0]]])
 
 
 CALIBRATED = Config(rows=16, dac_bits=8, dac_range="calibrated", adc_bits=8, adc_range="calibrated")
