@@ -43,7 +43,7 @@ def most_opposed(records: Iterable[Record], names: Sequence[str], num_users: int
 
     Example:
         >>> rows = [Record(f"{u}{i}", u, "t", "x", a, "train") for u, a in zip("abc", "112") for i in range(3)]
-        >>> most_opposed(rows, "abc", 2, 3)
+        >>> most_opposed(rows, ["a", "b", "c"], 2, 3)
         ('a', 'c')
     """
     checks.integer("num_users", num_users)

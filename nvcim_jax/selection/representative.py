@@ -146,9 +146,9 @@ def representative(
         >>> indices, clusters = representative(jax.random.key(0), x, num=2)
         >>> print(sorted(indices.tolist()), f"{clusters.inertia:.3f}")  # .1^2 + .1^2 + .2^2 + .1^2 + .3^2
         [1, 4] 0.160
-        >>> halves = lambda key, x, num: (x[:, 0] > 0.15).astype(jnp.int32)  # a clustering of one's own
+        >>> halves = lambda key, x, num: (x[:, 0] > 1.0).astype(jnp.int32)  # a clustering of one's own
         >>> representative(jax.random.key(0), x, num=2, cluster=halves)[0].tolist()
-        [0, 4]
+        [1, 4]
 
     References:
         R. Qin et al., "NVCiM-PT: An NVCiM-assisted prompt tuning framework for edge LLMs", DATE 2025, arXiv:2411.08244.
