@@ -38,9 +38,10 @@ class Converters:
         dac_bits_per_cycle: Bits of an input applied at a time, each followed by a conversion; 1 is bit-serial,
             None is all at once.
         adc_bits: Bits of a conversion, 2 to 24 (1 with `uniform`); None for no rounding and no saturation.
-        adc_range: Full scale of the conversions of an array and slice: `absmax` of the read (an auto-ranging converter:
-            optimistic, needs no number), `max` (the largest output that the array can have: never saturates),
-            `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by `calibrate`).
+        adc_range: Full scale of the conversions of each array (row tile and column tile) and slice: `absmax` of the
+            read (an auto-ranging converter: optimistic, needs no number), `max` (the largest output that the array can
+            have: never saturates), `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by
+            `calibrate`).
         adc_code: `symmetric`: 2**adc_bits - 1 codes with one for zero; `uniform`: 2**adc_bits codes, both ends among
             them.
         adc_before_subtraction: Convert the two halves of a pair (the data and the reference column) apart and subtract
