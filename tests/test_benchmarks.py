@@ -15,6 +15,7 @@ from experiments.benchmarks.crossbar import Comparison
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_tiny_benchmark_prints_its_tables_and_writes_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.benchmarks.crossbar", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -64,6 +65,7 @@ def test_the_workload_is_that_of_the_comparison() -> None:
     assert abs(float(weights.std()) * 32 - 1.0) < 0.01  # 1 / sqrt(rows)
 
 
+@pytest.mark.slow
 def test_tiny_network_benchmark_prints_its_tables_and_writes_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.benchmarks.network", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -52,6 +52,7 @@ def test_there_are_experiments_to_run() -> None:
     assert "1_output_error" in TINY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TINY if name not in SHIFT])
 def test_the_tiny_variant_writes_records_and_figures(name: str, tmp_path: Path) -> None:
     folder = ROOT / "experiments" / name
@@ -75,6 +76,7 @@ def _check_files(folder: Path) -> None:
         assert path.stat().st_size > 5000  # more than empty axes
 
 
+@pytest.mark.slow
 def test_the_tiny_variants_on_domain_shift_write_records_and_figures(tmp_path: Path) -> None:
     assert [name[0] for name in SHIFT] == ["2", "3", "4", "5", "6", "7"]
     _python(["-c", RUN_ALL, tmp_path, *SHIFT], seconds=900.0)

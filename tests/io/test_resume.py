@@ -179,6 +179,7 @@ def _kill_and_resume(tmp_path: Path, kills: int, num: int) -> None:
     assert one == two
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=2, num=3000)
 

@@ -71,6 +71,7 @@ def _run(draw: Draw, rng: np.random.Generator, precision: Precision) -> tuple[mo
     return found, looks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "truth", "precision"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_coverage_of_the_interval_at_the_stop(draw: Draw, truth: float, precision: Precision) -> None:
     rng = np.random.default_rng(7)
@@ -82,6 +83,7 @@ def test_coverage_of_the_interval_at_the_stop(draw: Draw, truth: float, precisio
     assert np.mean([looks for _, looks in runs]) > 1.2, "the data are looked at repeatedly"
 
 
+@pytest.mark.slow
 def test_looking_at_every_instance_would_not_keep_the_coverage() -> None:
     """Why looks are planned: stopping at the first of many looks where the interval is narrow covers too rarely."""
     rng = np.random.default_rng(7)
