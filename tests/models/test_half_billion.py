@@ -42,7 +42,7 @@ def test_half_a_billion_parameters_run_within_four_and_a_half_gigabytes(tmp_path
     draws = 0.02 * np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
     params = jax.tree.map(
         lambda shape: np.resize(draws, shape).astype(ml_dtypes.bfloat16),
-        models.shapes(CONFIG),
+        CONFIG.shapes,
         is_leaf=lambda a: isinstance(a, tuple),
     )
     models.save(tmp_path, models.LM(params, CONFIG))
