@@ -13,6 +13,7 @@ from nvcim_jax import checks, devices
 from nvcim_jax.crossbar.config import Config, stored_slices
 from nvcim_jax.crossbar.lines import signed_cells, subtract_lines
 from nvcim_jax.crossbar.mapping import Target, output_factor, scaled, slice_weights, zero_conductance
+from nvcim_jax.signature import checked
 
 __all__ = ["ArrayMoments", "array_moments", "product_moments"]
 
@@ -31,6 +32,7 @@ class ArrayMoments(NamedTuple):
     weight: Float[Array, " arrays"]
 
 
+@checked
 def product_moments(x: Num[ArrayLike, "..."], target: Target) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Return mean and variance of a product over freshly programmed chips, with ideal converters and wires.
 
