@@ -1,6 +1,7 @@
 """Every pair of options works or is refused with a reason, before anything is traced."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import re
@@ -195,3 +196,10 @@ def test_jnp_is_not_needed_by_the_caller() -> None:
     chip = crossbar.program(jax.random.key(0), np.eye(2, dtype=np.int64), device, config=config)
     y, _ = crossbar.matmul(jax.random.key(1), np.array([2, 3]), chip)
     np.testing.assert_array_equal(y, jnp.array([2.0, 3.0]))
+
+
+def test_the_converters_of_a_config_are_all_converters_with_their_defaults() -> None:
+    own = {field.name: field.default for field in dataclasses.fields(crossbar.Converters)}
+    of_config = {field.name: field.default for field in dataclasses.fields(crossbar.Config) if field.name in own}
+    assert of_config == own
+    assert crossbar.Config().converters == crossbar.Converters()
