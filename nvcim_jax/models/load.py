@@ -1,4 +1,4 @@
-"""Load a Hugging Face checkpoint, tensor by tensor, without torch."""
+"""Load a Hugging Face checkpoint or a GGUF file, tensor by tensor, without torch."""
 
 import dataclasses
 import logging
@@ -16,6 +16,11 @@ import numpy as np
 from nvcim_jax import checks
 from nvcim_jax.models.config import Config
 from nvcim_jax.models.families import family
+from nvcim_jax.models.files.arrays import aligned, take_over
+from nvcim_jax.models.files.gguf import gguf_config, gguf_params
+from nvcim_jax.models.files.gguf_file import read_gguf
+from nvcim_jax.models.files.gguf_tokenizer import gguf_tokenizer
+from nvcim_jax.models.files.source import find_source, gguf_of
 from nvcim_jax.models.hf_config import config_from_hf, read_json
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
@@ -59,9 +64,6 @@ class Packing(NamedTuple):
 
 def _refuse(path: Path) -> None:
     """Say what else a folder or file holds where it is no checkpoint of a whole model in safetensors."""
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
-        found = f"is GGUF: {path}"
-        checks.fail("source", "be a checkpoint in safetensors", found, "Give the folder that it was converted from.")
     adapter = path / "adapter_config.json"
     if adapter.is_file() and not (path / "config.json").is_file():
         base = read_json(adapter).get("base_model_name_or_path") or "its base model"
@@ -117,7 +119,7 @@ def load_config(source: str | Path) -> Config:
     """Read the config of a checkpoint, without its weights.
 
     Args:
-        source: A folder or a hub id.
+        source: As for `load`.
 
     Returns:
         The config; the tokens that end a text are those of config.json and generation_config.json together.
@@ -126,7 +128,13 @@ def load_config(source: str | Path) -> Config:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is of no supported family.
     """
-    folder = _folder(source)
+    found = gguf_of(path) if isinstance(path := find_source(source), Path) else None
+    if found is not None:
+        return gguf_config(read_gguf(found))
+    return _folder_config(_folder(source))
+
+
+def _folder_config(folder: Path) -> Config:
     raw = _text_part(read_json(folder / "config.json"))
     extra = folder / "generation_config.json"
     if extra.is_file():
@@ -134,18 +142,6 @@ def load_config(source: str | Path) -> Config:
         ids = [i for found in (raw.get("eos_token_id"), more) for i in (found if isinstance(found, list) else [found])]
         raw = raw | {"eos_token_id": list(dict.fromkeys(i for i in ids if i is not None)) or None}
     return config_from_hf(raw)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an empty array that JAX can take over on a CPU without a copy."""
-    size = math.prod(shape) * dtype.itemsize
-    store = np.empty(size + 64, np.uint8)
-    start = -store.ctypes.data % 64
-    return store[start : start + size].view(dtype).reshape(shape)
-
-
-def _take_over(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array, may_alias=True)
 
 
 def _fill(into: np.ndarray, tensor: Tensor, place: Place) -> None:
@@ -173,10 +169,10 @@ def _names(place: Place, num_layers: int) -> list[str]:
 
 def _plain(place: Place, tensors: list[Tensor], dtype: np.dtype) -> jax.Array:
     shape = (len(tensors), *place.shape) if place.layered else place.shape
-    whole = _aligned(shape, dtype)
+    whole = aligned(shape, dtype)
     for i, tensor in enumerate(tensors):
         _fill(whole[i] if place.layered else whole, tensor, place)
-    return _take_over(whole)
+    return take_over(whole)
 
 
 def _columns(array: np.ndarray, place: Place) -> np.ndarray:
@@ -197,9 +193,9 @@ def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Pa
     """Return the stacked codes, scales and groups of one weight."""
     first = found[f"{place.stem.format(i=0)}.scales"]
     inputs, outputs = place.shape
-    codes = _aligned((num_layers, inputs, outputs), np.dtype(np.int8))
-    scales = _aligned((num_layers, first.shape[0], outputs), first.dtype)
-    groups = _aligned((num_layers, inputs), np.dtype(np.int32))
+    codes = aligned((num_layers, inputs, outputs), np.dtype(np.int8))
+    scales = aligned((num_layers, first.shape[0], outputs), first.dtype)
+    groups = aligned((num_layers, inputs), np.dtype(np.int32))
     for i in range(num_layers):
         stem = place.stem.format(i=i)
         weight, zeros = (read_rows(found[f"{stem}.{part}"]) for part in ("qweight", "qzeros"))
@@ -211,7 +207,7 @@ def _packed(place: Place, found: dict[str, Tensor], num_layers: int, packing: Pa
         checks.shape(f"{stem}.qweight", made, (inputs, place.outputs), "unpacked (inputs, outputs)")
         codes[i] = _columns(made, place)
         scales[i] = _columns(read_rows(found[f"{stem}.scales"]), place)
-    return Packed(_take_over(codes), _take_over(scales), _take_over(groups))
+    return Packed(take_over(codes), take_over(scales), take_over(groups))
 
 
 def _renamed(found: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -331,13 +327,16 @@ def load(
     tokenizer: bool = True,
     report: Callable[[str], None] = logger.info,
 ) -> tuple[LM, Text]:
-    """Load a decoder language model from a Hugging Face checkpoint.
+    """Load a decoder language model from a Hugging Face checkpoint or a GGUF file.
 
-    Reads config.json, the safetensors files and the tokenizer; torch is not needed. Tensors are read a few rows
-    at a time straight into their place, so the peak is the parameters and little more. GPTQ and AWQ weights stay int8.
+    Reads config, weights and tokenizer; torch is not needed. Tensors are read a few rows at a time straight into their
+    place, so the peak is the parameters and little more. GPTQ and AWQ weights stay int8; those of GGUF (F32, F16, BF16,
+    Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K) become floats.
 
     Args:
-        source: A folder, or the id of a model on the Hugging Face hub (from its cache, or the network).
+        source: A folder with config.json and safetensors, or the id of such a model on the Hugging Face hub (from its
+            cache, or the network); a GGUF file, one of the parts of a split one, a folder that holds one, a file on the
+            hub ("owner/name/file.gguf"), or "package:NAME/FILE", a file of an installed Python package.
         dtype: dtype of the parameters; codes of quantised weights are int8 whatever it is.
         tokenizer: Whether to load the tokenizer as well.
         report: Is told, before anything is read, how much memory it takes; the logger by default.
@@ -360,8 +359,26 @@ def load(
         >>> bool((again.params["layers"]["q"] == lm.params["layers"]["q"]).all())
         True
     """
-    folder, target = _folder(source), np.dtype(dtype)
-    raw, config = read_json(folder / "config.json"), load_config(folder)
+    path, target = find_source(source), np.dtype(dtype)
+    found = gguf_of(path) if isinstance(path, Path) else None
+    if found is None:
+        lm, made = _load_folder(_folder(path), target, tokenizer, report)
+    else:
+        lm, made = _load_gguf(found, target, tokenizer, report)
+    _compare(made, lm.config)
+    return lm, Text(made)
+
+
+def _load_gguf(path: Path, target: np.dtype, tokenizer: bool, report: Callable[[str], None]) -> tuple[LM, Any]:
+    file = read_gguf(path)
+    config = gguf_config(file)
+    lm = LM(gguf_params(file, config, target, report), config)
+    return lm, gguf_tokenizer(file.meta, path.name) if tokenizer else None
+
+
+def _load_folder(folder: Path, target: np.dtype, tokenizer: bool, report: Callable[[str], None]) -> tuple[LM, Any]:
+    raw = read_json(folder / "config.json")
+    config = _folder_config(folder)
     packing = _packing(raw)
     found, wanted = _renamed(find_tensors(folder), config), places(config)
     parts = _check(found, wanted, config)
@@ -378,6 +395,4 @@ def load(
             made = _plain(place, [found[name] for name in _names(place, config.num_layers)], target)
         branch = params["layers"] if place.layered else params
         branch[path.removeprefix("layers.")] = made
-    found_tokenizer = _tokenizer(folder) if tokenizer else None
-    _compare(found_tokenizer, config)
-    return LM(params, config, _soft_tokens(raw)), Text(found_tokenizer)
+    return LM(params, config, _soft_tokens(raw)), _tokenizer(folder) if tokenizer else None

@@ -312,10 +312,10 @@ def test_a_peft_adapter_alone_is_named_with_its_base(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_gguf_is_named(folder, tmp_path) -> None:
+def test_a_cut_gguf_file_is_named(folder, tmp_path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match="must be a checkpoint in safetensors, but is GGUF"):
+    with pytest.raises(ValueError, match="must be a whole GGUF file, but has 4 bytes"):
         models.load(tmp_path if folder else file)
 
 

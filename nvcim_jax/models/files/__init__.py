@@ -1,0 +1,3 @@
+"""Files that language models are kept in."""
+
+__all__: list[str] = []
