@@ -1,5 +1,6 @@
 """Call one command: read its options, run it, and turn bad input into one line on stderr and exit code 2."""
 
+import collections.abc
 import contextlib
 import dataclasses
 import importlib
@@ -19,6 +20,24 @@ from nvcim_jax import checks
 __all__ = ["call", "command_line", "load", "parse"]
 
 T = TypeVar("T")
+
+_RULES = tyro.constructors.ConstructorRegistry()
+
+
+@_RULES.primitive_rule
+def _name_alone(info: tyro.constructors.PrimitiveTypeInfo) -> "tyro.constructors.PrimitiveConstructorSpec[str] | None":
+    """Read what is a name or a function as a name: functions are given in Python."""
+    parts = typing.get_args(info.type)
+    if str not in parts or not any(typing.get_origin(part) is collections.abc.Callable for part in parts):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
 
 _MAY_BE_REPEATED = tyro.conf.UseAppendAction[Any].__metadata__[0]  # type: ignore[attr-defined]
 
@@ -148,7 +167,7 @@ def parse(options: type[T], program: str, words: Sequence[str], *, default: T | 
     if default is not None:
         arguments["default"] = default
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _RULES:
             return tyro.cli(options, **arguments)
     except ValueError as error:  # of an option's own class, which checks what it is made of
         print(f"{program}: {_one_line(error)}", file=sys.stderr)

@@ -1,7 +1,10 @@
 """What a crossbar is made of: the static options, which of them go together, and the geometry that follows."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import jax
 
 from nvcim_jax import checks
 from nvcim_jax.signature import checked
@@ -18,8 +21,9 @@ _LAYOUT_CHOICES = {
 _CONVERTER_CHOICES = {
     "dac_range": ("absmax", "fixed", "calibrated"),
     "adc_range": ("absmax", "max", "fixed", "calibrated"),
-    "adc_code": ("symmetric", "uniform"),
 }
+CODES = ("symmetric", "uniform")
+Code: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
 MAX_BITS = 24  # integers of more bits are not exact in float32
 _IDEAL = "Use None for the ideal case."
 
@@ -37,13 +41,17 @@ class Converters:
             `program` as `dac_max`), or `calibrated` (by `calibrate`).
         dac_bits_per_cycle: Bits of an input applied at a time, each followed by a conversion; 1 is bit-serial,
             None is all at once.
-        adc_bits: Bits of a conversion, 2 to 24 (1 with `uniform`); None for no rounding and no saturation.
+        adc_bits: Bits of a conversion, 2 to 24 (1 where the code is not `symmetric`); None for no rounding and no
+            saturation.
         adc_range: Full scale of the conversions of each array (row tile and column tile) and slice: `absmax` of the
             read (an auto-ranging converter: optimistic, needs no number), `max` (the largest output that the array can
             have: never saturates), `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by
             `calibrate`).
         adc_code: `symmetric`: 2**adc_bits - 1 codes with one for zero; `uniform`: 2**adc_bits codes, both ends among
-            them.
+            them; or a function `code(v, low, high, adc_bits)` of one's own, which returns the outputs v (batch, lines)
+            as the converter gives them, in their unit, when its range is [low, high] (each (1 or batch, lines)).
+            Saturation and the gradient through rounding are its own (`ops.clip_inclusive`,
+            `ops.round_straight_through`); it is static as every option is: another function is another program.
         adc_before_subtraction: Convert the two halves of a pair (the data and the reference column) apart and subtract
             digitally, instead of subtracting currents. With `offset_digital` it is always so.
 
@@ -61,13 +69,14 @@ class Converters:
     dac_bits_per_cycle: int | None = None
     adc_bits: int | None = None
     adc_range: str = "absmax"
-    adc_code: str = "symmetric"
+    adc_code: str | Code = "symmetric"
     adc_before_subtraction: bool = False
 
     def __post_init__(self) -> None:
         """Check every option, then those that may not go together."""
         _check_choices(self, _CONVERTER_CHOICES)
-        least = 1 if self.adc_code == "uniform" else 2
+        _check_code(self.adc_code)
+        least = 2 if self.adc_code == "symmetric" else 1
         _check_integers(self, {"dac_bits": 2, "dac_bits_per_cycle": 1, "adc_bits": least})
         if self.dac_bits_per_cycle is not None and self.dac_bits is None:
             checks.fail("dac_bits", "be given with dac_bits_per_cycle", "is None", "Give the bits of an input.")
@@ -113,7 +122,7 @@ class Config:
         dac_bits_per_cycle: Bits of an input applied at a time; None for all at once.
         adc_bits: Bits of a conversion; None for no rounding.
         adc_range: Full scale of the conversions: `absmax`, `max`, `fixed`, `calibrated`.
-        adc_code: `symmetric` or `uniform` codes.
+        adc_code: `symmetric` or `uniform` codes, or a function of one's own.
         adc_before_subtraction: Convert the two halves of a pair apart and subtract digitally.
 
     Raises:
@@ -139,7 +148,7 @@ class Config:
     dac_bits_per_cycle: int | None = None
     adc_bits: int | None = None
     adc_range: str = "absmax"
-    adc_code: str = "symmetric"
+    adc_code: str | Code = "symmetric"
     adc_before_subtraction: bool = False
 
     @property
@@ -184,6 +193,26 @@ _CONVERTERS = tuple(field.name for field in dataclasses.fields(Converters))  # t
 def _check_choices(options: Any, known: dict[str, tuple[str, ...]]) -> None:
     for name, values in known.items():
         checks.choice(name, getattr(options, name), values)
+
+
+def _check_code(code: Any) -> None:
+    """Check a code of the converters: a name, or a function that can be part of static options."""
+    if isinstance(code, str):
+        checks.choice("adc_code", code, CODES)
+    elif not callable(code):
+        checks.fail("adc_code", f"be one of {', '.join(CODES)}, or a function", f"is {checks.shown(code)}")
+    elif not _is_hashable(code):
+        fix = "Bind its numbers as Python numbers, by functools.partial."
+        checks.fail("adc_code", "be a function that can be hashed", f"a {type(code).__name__} holds arrays", fix)
+
+
+def _is_hashable(code: Any) -> bool:
+    """Return whether options that hold this can be compared and compiled for."""
+    try:
+        hash(code)
+    except TypeError:
+        return False
+    return isinstance(code, Hashable)
 
 
 def _check_integers(options: Any, lowest: dict[str, int]) -> None:

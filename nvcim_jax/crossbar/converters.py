@@ -35,7 +35,7 @@ class Bits:
 
     Attributes:
         dac: Bits of an input, its sign included, 2 to 24.
-        adc: Bits of a conversion, 2 to 24 (from 1 with `adc_code` "uniform").
+        adc: Bits of a conversion, 2 to 24 (from 1 with `adc_code` "uniform"); not with a code of one's own.
 
     Example:
         >>> from nvcim_jax import crossbar, devices
@@ -95,6 +95,9 @@ def check_bits(bits: Bits | None, config: Config) -> None:
             fix = f"Give config.{kind}_bits, any number: it says that there is a converter."
             checks.fail(f"bits.{kind}", f"be left out without config.{kind}_bits", "is given", fix)
         checks.rank(f"bits.{kind}", value, 0, "()")
+        if kind == "adc" and callable(config.adc_code):
+            fix = "A code of one's own is called with whole bits."
+            checks.fail("bits.adc", "be left out with an adc_code that is a function", "is given", fix)
         low = 1.0 if kind == "adc" and config.adc_code == "uniform" else 2.0
         checks.number(f"bits.{kind}", value, low=low, high=float(MAX_BITS))
         if kind == "dac" and config.dac_bits_per_cycle is not None:
@@ -242,10 +245,31 @@ def adc(
         saturated = _share((v > high) | (v < low), v.dtype)
     if relaxed is not None and relaxed.bits.adc is not None:
         return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config), saturated
-    if config.adc_code == "symmetric":
-        step = high / (2 ** (config.adc_bits - 1) - 1)
-        return ops.round_straight_through(ops.clip_inclusive(v, low, high) / step) * step, saturated
-    return ops.uniform_steps(v, low, high, num_steps=2**config.adc_bits - 1), saturated
+    if callable(config.adc_code):
+        return _own_outputs(v, low, high, config), saturated
+    return _CODES[config.adc_code](v, low, high, config.adc_bits), saturated
+
+
+def _symmetric(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
+    step = high / (2 ** (bits - 1) - 1)
+    return ops.round_straight_through(ops.clip_inclusive(v, low, high) / step) * step
+
+
+def _uniform(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
+    return ops.uniform_steps(v, low, high, num_steps=2**bits - 1)
+
+
+_CODES = {"symmetric": _symmetric, "uniform": _uniform}
+
+
+def _own_outputs(v: jax.Array, low: jax.Array, high: jax.Array, config: Config) -> jax.Array:
+    """Convert by the user's function, after a check that it returns what it was given, converted."""
+    code: Any = config.adc_code
+    found = code(v, low, high, config.adc_bits)
+    if getattr(found, "shape", None) != v.shape or found.dtype != v.dtype:
+        wanted = f"return {checks.shown(v)} for such outputs"
+        checks.fail("adc_code", wanted, f"returns {checks.shown(found)}")
+    return found
 
 
 def _share(true: Bool[Array, "..."], dtype: jnp.dtype) -> Float[Array, ""]:

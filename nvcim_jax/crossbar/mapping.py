@@ -275,8 +275,8 @@ def _fixed_adc_range(
     high: object, low: object, config: Config, tiles: tuple[int, int]
 ) -> Float[Array, "arrays col_tiles 2"] | None:
     """Return (lowest, highest) of the converters of each array and column tile, or of all column tiles."""
-    if low is not None and config.adc_code != "uniform":
-        checks.fail("adc_min", "be left out unless adc_code='uniform'", f"adc_code is {config.adc_code!r}")
+    if low is not None and config.adc_code == "symmetric":
+        checks.fail("adc_min", "be left out with adc_code='symmetric'", "is given", "Its range is [-adc_max, adc_max].")
     if low is not None and high is None:
         checks.fail("adc_max", "be given with adc_min", "is missing")
     top = _fixed("adc_max", high, config.adc_range, tiles)

@@ -1,6 +1,7 @@
 """What a folder of records was made with, and what differs from what is asked for now."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -64,8 +65,11 @@ def _plain(value: Any) -> Any:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "args": value.args, "keywords": value.keywords}
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
     found = f"holds a {type(value).__name__}"
     return checks.fail("config", "hold plain values, arrays and dataclasses only", found)
 
