@@ -10,6 +10,7 @@ from typing import Any
 
 import fuzzing
 import pytest
+from support import wrong_inputs
 
 SEED = 20241112
 NAMED = re.compile(r"`|unexpected keyword argument|missing \d+ required|There is no \S+ in ")
@@ -36,7 +37,7 @@ def _is_clear(said: dict[str, Any]) -> bool:
 
 def test_public_functions_name_the_wrong_argument_or_run() -> None:
     found = _found("functions", 45)
-    assert len(found) == 45 * len(fuzzing.ROOMS) >= 400
+    assert len(found) == 45 * len(wrong_inputs.ROOMS) >= 400
     assert [said for said in found if said["raised"] and not _is_clear(said)] == []
     assert sum(bool(said["raised"]) for said in found) > len(found) / 2, "most of these inputs are wrong"
 
@@ -44,9 +45,9 @@ def test_public_functions_name_the_wrong_argument_or_run() -> None:
 def test_every_function_that_takes_a_key_takes_any_kind_and_names_what_is_none() -> None:
     found = _found("keys")
     assert len({said["call"] for said in found}) >= 15
-    good = [said for said in found if said["value"] in fuzzing.GOOD_KEYS]
+    good = [said for said in found if said["value"] in wrong_inputs.GOOD_KEYS]
     assert [said for said in good if said["raised"]] == []
-    bad = [said for said in found if said["value"] in fuzzing.BAD_KEYS]
+    bad = [said for said in found if said["value"] in wrong_inputs.BAD_KEYS]
     assert [said for said in bad if said["raised"] != "ValueError" or "`key`" not in said["message"]] == []
 
 
@@ -63,7 +64,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong_before_it_computes_and_
         assert not said["left"], said
 
 
-@pytest.mark.parametrize("room", fuzzing.ROOMS)
+@pytest.mark.parametrize("room", wrong_inputs.ROOMS)
 def test_what_the_table_calls_is_there(room: str) -> None:
     there = fuzzing.functions(room)
-    assert [name for name in fuzzing.CALLS if name.startswith(f"{room}.") and name not in there] == []
+    assert [name for name in wrong_inputs.CALLS if name.startswith(f"{room}.") and name not in there] == []

@@ -1,0 +1,137 @@
+"""What no chip computes, and wrong arguments of `on_chip`, are refused by the name of the leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quax
+from support.networks import CALIBRATED, CONFIG, IDEAL, PLAIN, all_matrices, draw
+
+from nvcim_jax import crossbar
+from nvcim_jax.crossbar import Kernel
+
+REFUSED: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
+    "added to": (lambda w: w + 1.0, "used in the operation `add`. It can be multiplied with; choose which"),
+    "looked up": (lambda w: w[jnp.array([0, 2])], "`gather`. It is looked up row by row, as a table of embeddings is"),
+    "one row": (lambda w: w[2], "cut apart. It is looked up row by row"),
+    "the other axis": (lambda w: draw(4, 7) @ w.T, "contracted along axis 1, while it was programmed with its inputs"),
+    "reshaped": (lambda w: w.reshape(-1), "used in the operation `reshape`"),
+    "with another": (lambda w: w.T @ w, "multiplied with the weight 'table' (OnChip)"),
+}
+
+
+@pytest.mark.parametrize(("use", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_product_is_refused_by_the_name_of_the_leaf(
+    use: Callable[[jax.Array], Any], message: str, key: jax.Array
+) -> None:
+    chips = crossbar.on_chip(key, {"table": draw(20, 7)}, IDEAL, config=CONFIG)
+    with pytest.raises(ValueError, match=r"Argument `params` must use the weight 'table' \(") as error:
+        quax.quaxify(lambda params: use(params["table"]))(chips)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "message"),
+    [
+        (nn.Conv(4, (3, 3), feature_group_count=2), draw(1, 5, 5, 2), "convolved in groups. Leave grouped"),
+        (nn.ConvTranspose(4, (3, 3), (2, 2)), draw(1, 5, 5, 2), "used in a transposed convolution. Leave"),
+        (nn.Embed(5, 3), jnp.arange(2), "It is looked up row by row, as a table of embeddings is: leave it out by"),
+    ],
+    ids=["groups", "transposed", "embedding"],
+)
+def test_layers_that_no_chip_computes_are_refused(
+    module: nn.Module, x: jax.Array, message: str, key: jax.Array
+) -> None:
+    chips = crossbar.on_chip(key, module.init(key, x), IDEAL, config=CONFIG)
+    with pytest.raises(ValueError, match="the weight 'params/") as error:
+        quax.quaxify(module.apply)(chips, x)
+    assert message in str(error.value)
+
+
+def test_a_tied_head_is_refused_where_the_table_is_looked_up_and_the_fix_works(key: jax.Array) -> None:
+    def model(params: Any, ids: jax.Array) -> jax.Array:
+        return params["embedding"][ids] @ params["hidden"] @ params["embedding"].T
+
+    params, ids = {"embedding": draw(9, 6), "hidden": draw(6, 6)}, jnp.array([1, 5])
+    with pytest.raises(ValueError, match=r"the weight 'embedding'.* leave it out by `select=`"):
+        quax.quaxify(model)(crossbar.on_chip(key, params, IDEAL, config=CONFIG), ids)
+    fixed = crossbar.on_chip(key, params, IDEAL, config=CONFIG, select=lambda path, _: path != "embedding")
+    np.testing.assert_allclose(quax.quaxify(model)(fixed, ids), model(params, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fix_for_the_other_axis_works(key: jax.Array) -> None:
+    w, x = draw(20, 7), draw(4, 7)
+    use = quax.quaxify(lambda w: x @ w.T)
+    for options in ({"rows": 1}, {"select": lambda path, leaf: Kernel((1,))}):
+        np.testing.assert_allclose(
+            use(crossbar.on_chip(key, w, IDEAL, config=CONFIG, **options)), x @ w.T, rtol=1e-4, atol=1e-5
+        )
+
+
+BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "rows": (
+        PLAIN,
+        {"rows": 2},
+        "Argument `rows` must be 0 \\(Flax\\) or 1 \\(Equinox\\), the axis of the inputs, but is 2",
+    ),
+    "nothing": (
+        PLAIN,
+        {"select": lambda path, leaf: False},
+        "choose a leaf, but chooses none. The leaves are: bias, first",
+    ),
+    "an empty tree": ({}, {}, "chooses none. The leaves are: none"),
+    "one axis": (
+        PLAIN,
+        {"select": lambda path, leaf: True},
+        "`params\\['bias'\\]` must have two axes .* shape \\(7,\\)",
+    ),
+    "a word": (
+        PLAIN,
+        {"select": lambda path, leaf: "matrix"},
+        "return True, False or a crossbar.Kernel, but returns 'matrix'",
+    ),
+    "no rows": (PLAIN, {"select": lambda path, leaf: Kernel(())}, "name some but not all of the 1 axes"),
+    "all rows": (PLAIN, {"select": lambda path, leaf: leaf.ndim > 1 and Kernel((0, 1))}, "not all of the 2 axes"),
+    "rows twice": (PLAIN, {"select": lambda path, leaf: leaf.ndim > 1 and Kernel((0, 0))}, "each once"),
+    "rows of no stack": (
+        {"w": draw(2, 3, 4)},
+        {"select": lambda path, leaf: Kernel((2,), stacked=True)},
+        "the 2 axes after the stack's, .* rows=\\(2,\\)",
+    ),
+    "integers": (
+        {"codes": jnp.ones((3, 3), jnp.int8)},
+        {"select": all_matrices},
+        "of a floating dtype .* int8. Leave it out: select",
+    ),
+    "not finite": ({"w": jnp.full((3, 3), jnp.nan)}, {}, "`params\\['w'\\]` must"),
+    "one checksum": ({"plumless": draw(2, 2), "buckeroo": draw(2, 2)}, {}, "'buckeroo' and 'plumless'. Rename one"),
+}
+
+
+@pytest.mark.parametrize(("params", "options", "message"), BAD.values(), ids=BAD)
+def test_wrong_arguments_are_refused_by_name(
+    params: Any, options: dict[str, Any], message: str, key: jax.Array
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        crossbar.on_chip(key, params, IDEAL, config=CONFIG, **options)
+
+
+def test_what_is_on_a_chip_goes_on_none_again_and_trees_without_chips_are_refused(key: jax.Array) -> None:
+    chips = crossbar.on_chip(key, PLAIN, IDEAL, config=CONFIG)
+    with pytest.raises(
+        ValueError, match=r"`params\['first'\]` must be an array to go on a chip, but is a OnChip. Leave"
+    ):
+        crossbar.on_chip(key, chips, IDEAL, config=CONFIG)
+    for use in (lambda: crossbar.reread(key, PLAIN), lambda: crossbar.calibrate_network(key, lambda p: 0, PLAIN)):
+        with pytest.raises(ValueError, match=r"hold weights on chips, but holds none. Make them with crossbar.on_chip"):
+            use()
+    calibrated = crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED)
+    with pytest.raises(ValueError, match="multiply with every weight that is on a chip, but leaves out 'second'"):
+        crossbar.calibrate_network(key, quax.quaxify(lambda params: draw(4, 20) @ params["first"]), calibrated)
+    some = crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED, select=lambda path, _: path == "first")
+    with pytest.raises(ValueError, match="Argument `ranges` must hold 'second', but holds first"):
+        crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED, ranges=some)
