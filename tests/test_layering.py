@@ -182,10 +182,7 @@ def test_a_room_has_at_most_thirty_names(room: str) -> None:
     assert len(importlib.import_module(f"nvcim_jax.{room}").__all__) <= 30
 
 
-NARROW = {name: path for name, path in MODULES.items() if _room_of(path) not in {"cli", "data", "devices", "study"}}
-
-
-@pytest.mark.parametrize("path", NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
 def test_a_function_takes_at_most_nine_arguments(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):

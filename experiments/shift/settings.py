@@ -151,8 +151,9 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
     if folder is None:
         checks.fail("NVCIM_DATA", "name a folder that holds clinc150", "none is there", "Or run the tiny variant.")
     rows = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")), first=settings.first_intent)
-    shape = {"domains": data.CLINC5_DOMAINS, "buffer_size": settings.buffer_size, "num_test": settings.num_test}
-    return [data.stream(rows, kind=settings.kind, seed=seed, **shape) for seed in seeds]
+    size, num_test = settings.buffer_size, settings.num_test
+    config = data.StreamConfig(kind=settings.kind, buffer_size=size, num_test=num_test)
+    return [data.stream(rows, seed=seed, config=config, domains=data.CLINC5_DOMAINS) for seed in seeds]
 
 
 def language_model(settings: Settings) -> tuple[models.LM, models.Text]:

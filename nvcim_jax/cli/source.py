@@ -89,16 +89,13 @@ def _builtin(options: Any, seeds: range) -> Source:
 
 
 def _stream(options: Any, rows: list[data.Record], seed: int, domains: list[str], labels: Any) -> data.Stream:
-    return data.stream(
-        rows,
+    config = data.StreamConfig(
         kind=options.kind,
-        domains=domains,
         buffer_size=options.buffer_size,
-        seed=seed,
-        labels=labels,
         num_users=options.num_users,
         num_test=options.num_test,
     )
+    return data.stream(rows, seed=seed, config=config, domains=domains, labels=labels)
 
 
 def _lines(options: Any, path: Path, seeds: range) -> Source:

@@ -5,7 +5,7 @@ from nvcim_jax.data.folder import data_folder
 from nvcim_jax.data.lamp import LAMP_TASKS, read_lamp, write_predictions
 from nvcim_jax.data.profile import MARKERS, SOURCES, profile_pairs
 from nvcim_jax.data.records import Record, read_jsonl, write_jsonl
-from nvcim_jax.data.streams import CLINC5_DOMAINS, KINDS, Block, Stream, clinc5, stream
+from nvcim_jax.data.streams import CLINC5_DOMAINS, KINDS, Block, Stream, StreamConfig, clinc5, stream
 from nvcim_jax.data.users import most_opposed, permuted_users
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Block",
     "Record",
     "Stream",
+    "StreamConfig",
     "builtin_records",
     "builtin_users",
     "clinc5",

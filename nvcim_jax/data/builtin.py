@@ -7,13 +7,13 @@ occasions that only they have ("before the meeting", "after school"), and the te
 """
 
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.data.records import Record
-from nvcim_jax.data.streams import Stream, stream
+from nvcim_jax.data.streams import Stream, StreamConfig, stream
 from nvcim_jax.signature import checked
 
 __all__ = ["MAX_TOPICS", "MAX_USERS", "builtin_records", "builtin_users"]
@@ -144,6 +144,16 @@ def builtin_records(
     return rows, tuple(taste for topic in topics for taste in tastes[topic])
 
 
+class Rows(TypedDict, total=False):
+    """What the rows of the built-in users are like: keywords of `builtin_records` that `builtin_users` hands on."""
+
+    num_topics: int
+    num_train: int
+    num_test: int
+    num_words: int
+    own_words: bool
+
+
 @checked
 def builtin_users(
     seed: int,
@@ -152,12 +162,8 @@ def builtin_users(
     num_users: int = 4,
     buffer_size: int = 25,
     num_blocks: int | None = None,
-    num_topics: int = 5,
-    num_train: int = 100,
-    num_test: int = 40,
-    num_words: int = 1,
-    own_words: bool = False,
     hold_out: bool = False,
+    **rows: Unpack[Rows],
 ) -> Stream:
     """Make a stream of users with opposite tastes, without any file.
 
@@ -169,18 +175,17 @@ def builtin_users(
         num_users: Users in the buffers.
         buffer_size: Rows of a buffer.
         num_blocks: Number of buffers; by default one a user ("return": 2 K - 1).
-        num_topics: Kinds of choices, each a class for every user.
-        num_train: Training rows of a user.
-        num_test: Test rows of a user.
-        num_words: Words for the same topic, 1 to 3.
-        own_words: Whether the text can tell the users apart.
         hold_out: Whether one more user is tested on and comes into no buffer.
+        **rows: `num_topics` (kinds of choices, each a class for every user), `num_train`, `num_test` (rows of a user),
+            `num_words` (for the same topic, 1 to 3), `own_words` (whether the text can tell the users apart), as in
+            `builtin_records`.
 
     Returns:
         The stream; every user's candidates are all users' tastes.
 
     Raises:
         ValueError: If an argument is out of range, or the rows do not suffice for the buffers.
+        TypeError: If an option does not exist; the message suggests the nearest.
 
     Example:
         >>> made = builtin_users(0)
@@ -189,24 +194,10 @@ def builtin_users(
     """
     checks.choice("kind", kind, ("block", "return", "gradual", "conflict"))
     checks.integer("num_users", num_users, high=MAX_USERS - hold_out)
-    rows, labels = builtin_records(
-        seed,
-        num_users=num_users + hold_out,
-        num_topics=num_topics,
-        num_train=num_train,
-        num_test=num_test,
-        num_words=num_words,
-        own_words=own_words,
-    )
+    known = Rows.__annotations__.keys()
+    checks.options("builtin_users", rows.keys() - known, {*builtin_users.__annotations__, *known} - {"rows", "return"})
+    records, labels = builtin_records(seed, num_users=num_users + hold_out, **rows)
     names = [f"user {i + 1}" for i in range(num_users)]
     unseen = f"user {num_users + 1}" if hold_out else None
-    return stream(
-        rows,
-        kind=kind,
-        domains=names,
-        buffer_size=buffer_size,
-        num_blocks=num_blocks,
-        seed=seed,
-        labels=labels,
-        unseen=unseen,
-    )
+    config = StreamConfig(kind=kind, buffer_size=buffer_size, num_blocks=num_blocks)
+    return stream(records, seed=seed, config=config, domains=names, labels=labels, unseen=unseen)

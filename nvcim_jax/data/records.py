@@ -62,7 +62,7 @@ def check_records(argument: str, records: Iterable[Any]) -> tuple[Record, ...]:
     """
     if isinstance(records, str | Path):
         checks.fail(argument, "hold Records", f"is {str(records)!r}", "Read a file with list(data.read_jsonl(path)).")
-    if isinstance(records, Mapping) or not isinstance(records, Iterable):
+    if isinstance(records, Mapping) or not isinstance(records, Iterable) or getattr(records, "ndim", 1) == 0:
         checks.fail(argument, "hold Records", f"is a {type(records).__name__}", "Give a list of them.")
     rows = tuple(records)
     for i, row in enumerate(rows):

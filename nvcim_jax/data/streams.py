@@ -15,15 +15,61 @@ from nvcim_jax.data.records import Record, check_records
 from nvcim_jax.data.users import most_opposed, permuted_users
 from nvcim_jax.signature import checked
 
-__all__ = ["CLINC5_DOMAINS", "KINDS", "Block", "Stream", "clinc5", "stream"]
+__all__ = ["CLINC5_DOMAINS", "KINDS", "Block", "Stream", "StreamConfig", "clinc5", "stream"]
 
 KINDS = ("block", "return", "gradual", "conflict", "preference")
-"""The kinds of streams: see `stream`."""
+"""The kinds of streams: see `StreamConfig`."""
 
 CLINC5_DOMAINS = ("banking", "home", "kitchen_and_dining", "travel")
 """The domains of the standard run, in its order."""
 
 GRADUAL_SHARE = (0.1, 0.9)
+
+
+@checks.frozen_config
+class StreamConfig:
+    """What a stream is like, whatever it is made of.
+
+    - "block": D1, D2, .., DK, one buffer of each;
+    - "return": D1, D2, D1, D3, D1, ..: the first domain comes back after every other;
+    - "gradual": the first buffer is of D1; in every later one the share of the new domain rises from .1 to .9 along
+      the buffer, the rest being of the domain before it;
+    - "conflict": like "block", over users; without `domains`, the `num_users` users are chosen such that those who
+      follow each other answer most differently (the total variation between their answers' distributions);
+    - "preference": the utterances of `domains` together, answered by `num_users` simulated users ("user 1", ..), each
+      with a random permutation of the labels of their own: the text says nothing about whose query it is.
+
+    Attributes:
+        kind: One of `KINDS`.
+        buffer_size: Rows of a buffer.
+        num_blocks: Number of buffers; by default one a domain ("return": 2 K - 1). More start again from the front.
+        num_users: Users of a "preference" stream, or chosen for a "conflict" stream.
+        shuffle_domains: Whether the order of the domains is drawn, too.
+        num_test: Test rows kept of each domain; all by default.
+        split: Which rows to test on, "test" or "val" (to choose settings without looking at the test rows).
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    kind: str = "block"
+    buffer_size: int = 25
+    num_blocks: int | None = None
+    num_users: int = 4
+    shuffle_domains: bool = False
+    num_test: int | None = None
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        checks.choice("kind", self.kind, KINDS)
+        checks.choice("split", self.split, ("test", "val"))
+        for name in ("buffer_size", "num_users"):
+            checks.integer(name, getattr(self, name))
+        for name in ("num_blocks", "num_test"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name))
+        checks.instance("shuffle_domains", self.shuffle_domains, bool)
 
 
 class Block(NamedTuple):
@@ -149,13 +195,13 @@ def _buffer(pool: _Pool, old: str | None, new: str, size: int, rng: np.random.Ge
     return tuple(pool.take(new if fresh else old) for fresh in is_new)
 
 
-def _test_rows(rows: Sequence[Record], name: str, num_test: int | None, seed: int, split: str) -> tuple[Record, ...]:
+def _test_rows(rows: Sequence[Record], name: str, seed: int, config: StreamConfig) -> tuple[Record, ...]:
     """Return the test rows of one domain: all, or a random part that depends on the seed and the domain alone."""
     if not rows:
-        checks.fail("records", f"have {split} rows of every domain", f"{name} has none")
-    if num_test is None or num_test >= len(rows):
+        checks.fail("records", f"have {config.split} rows of every domain", f"{name} has none")
+    if config.num_test is None or config.num_test >= len(rows):
         return tuple(rows)
-    chosen = np.sort(_generator(seed, "test", name).permutation(len(rows))[:num_test])
+    chosen = np.sort(_generator(seed, "test", name).permutation(len(rows))[: config.num_test])
     return tuple(rows[i] for i in chosen)
 
 
@@ -216,45 +262,24 @@ def _named(records: Sequence[Record], domains: Sequence[str] | None, unseen: str
 def stream(
     records: Iterable[Record],
     *,
-    kind: str = "block",
-    domains: Sequence[str] | None = None,
-    buffer_size: int = 25,
-    num_blocks: int | None = None,
     seed: int,
+    config: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    domains: Sequence[str] | None = None,
     labels: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
     unseen: str | None = None,
-    num_users: int = 4,
-    num_test: int | None = None,
-    shuffle_domains: bool = False,
-    split: str = "test",
 ) -> Stream:
     """Make a user stream from labelled rows.
-
-    - "block": D1, D2, .., DK, one buffer of each;
-    - "return": D1, D2, D1, D3, D1, ..: the first domain comes back after every other;
-    - "gradual": the first buffer is of D1; in every later one the share of the new domain rises from .1 to .9 along
-      the buffer, the rest being of the domain before it;
-    - "conflict": like "block", over users; without `domains`, the `num_users` users are chosen such that those who
-      follow each other answer most differently (the total variation between their answers' distributions);
-    - "preference": the utterances of `domains` together, answered by `num_users` simulated users ("user 1", ..), each
-      with a random permutation of the labels of their own: the text says nothing about whose query it is.
 
     Rows are drawn without replacement. The rows of a domain depend on the seed and the domain alone, so that a larger
     buffer begins with the rows of a smaller one, and streams of different kinds are paired.
 
     Args:
         records: Labelled rows with splits, any iterable; only "train" rows come into buffers.
-        kind: One of `KINDS`.
-        domains: Domains (or users) in order; by default, all of the records in order of first appearance.
-        buffer_size: Rows of a buffer.
-        num_blocks: Number of buffers; by default one a domain ("return": 2 K - 1). More start again from the front.
         seed: Seed of every draw; a required number, since it makes the stream what it is.
+        config: Kind, size and number of the buffers, and what is tested on.
+        domains: Domains (or users) in order; by default, all of the records in order of first appearance.
         labels: Candidate answers, of each domain or of all; by default those that occur. Empty: free text.
         unseen: A domain that comes into no buffer and is only tested on.
-        num_users: Users of a "preference" stream, or chosen for a "conflict" stream.
-        num_test: Test rows kept of each domain; all by default.
-        shuffle_domains: Whether the order of the domains is drawn, too.
-        split: Which rows to test on, "test" or "val" (to choose settings without looking at the test rows).
 
     Returns:
         The stream.
@@ -265,45 +290,35 @@ def stream(
     Example:
         >>> rows = [Record(f"{d}{s}{i}", d, "t", f"x {i}", f"{d} {i % 2}", s)
         ...         for d in "abc" for s in ("train", "test") for i in range(10)]
-        >>> made = stream(rows, kind="return", buffer_size=4, seed=0, unseen="c")
+        >>> made = stream(rows, seed=0, config=StreamConfig(kind="return", buffer_size=4), unseen="c")
         >>> [block.domain for block in made.blocks], len(made.test["c"])
         (['a', 'b', 'a'], 10)
     """
-    checks.choice("kind", kind, KINDS)
-    checks.choice("split", split, ("test", "val"))
-    checks.integer("buffer_size", buffer_size)
     checks.integer("seed", seed, low=0)
-    for argument, value in (("num_blocks", num_blocks), ("num_test", num_test)):
-        if value is not None:
-            checks.integer(argument, value)
     records = check_records("records", records)
     names = _named(records, domains, unseen)
-    if kind == "preference":
+    if config.kind == "preference":
         if unseen is not None:
             checks.fail("unseen", "be None for a preference stream", f"is {unseen!r}", "All users ask the same.")
-        records, labels = permuted_users(records, names, num_users, labels, _generator(seed, "preference"))
+        records, labels = permuted_users(records, names, config.num_users, labels, _generator(seed, "preference"))
         names = tuple(dict.fromkeys(row.user_or_domain for row in records))
-    elif kind == "conflict" and domains is None:
-        names = most_opposed(records, names, num_users, buffer_size)
-    if shuffle_domains:
+    elif config.kind == "conflict" and domains is None:
+        names = most_opposed(records, names, config.num_users, config.buffer_size)
+    if config.shuffle_domains:
         names = tuple(names[i] for i in _generator(seed, "order").permutation(len(names)))
-    return _assemble(records, kind, names, buffer_size, num_blocks, seed, labels, unseen, num_test, split)
+    return _assemble(records, names, labels, unseen, seed, config)
 
 
 def _assemble(
     records: Sequence[Record],
-    kind: str,
     names: tuple[str, ...],
-    buffer_size: int,
-    num_blocks: int | None,
-    seed: int,
     labels: Mapping[str, Sequence[str]] | Sequence[str] | None,
     unseen: str | None,
-    num_test: int | None,
-    split: str,
+    seed: int,
+    config: StreamConfig,
 ) -> Stream:
     """Fill the buffers of the schedule and gather the test rows."""
-    order = _schedule(kind, names, num_blocks)
+    order = _schedule(config.kind, names, config.num_blocks)
     seen = tuple(dict.fromkeys(order))
     tested = (*seen, *([unseen] if unseen else []))
     own = {name: [row for row in records if row.user_or_domain == name] for name in tested}
@@ -311,11 +326,10 @@ def _assemble(
     rng = _generator(seed, "gradual")
     blocks = []
     for i, name in enumerate(order):
-        old = order[i - 1] if kind == "gradual" and i else None
-        blocks.append(Block(name, _buffer(pool, old, name, buffer_size, rng), _previous(order, i)))
+        old = order[i - 1] if config.kind == "gradual" and i else None
+        blocks.append(Block(name, _buffer(pool, old, name, config.buffer_size, rng), _previous(order, i)))
     test = {
-        name: _test_rows([row for row in own[name] if row.split == split], name, num_test, seed, split)
-        for name in tested
+        name: _test_rows([row for row in own[name] if row.split == config.split], name, seed, config) for name in tested
     }
     _check_ids(blocks, test)
-    return Stream(kind, seed, seen, tuple(blocks), test, _candidates(labels, tested, records), unseen)
+    return Stream(config.kind, seed, seen, tuple(blocks), test, _candidates(labels, tested, records), unseen)

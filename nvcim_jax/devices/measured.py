@@ -1,13 +1,13 @@
 """Devices from measurements: a table, or repeated programming records from which the table is fitted."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
 from nvcim_jax.devices.laws import Row, level_table
-from nvcim_jax.devices.spec import Device, Drift, Read
+from nvcim_jax.devices.spec import Device, Effects, check_effects
 from nvcim_jax.signature import checked
 
 __all__ = ["LevelFit", "fit_table", "from_fit", "from_table"]
@@ -47,14 +47,7 @@ def from_table(
     on_off_ratio: ArrayLike = float("inf"),
     name: str = "measured",
     citation: str = "",
-    d2d_sigma: ArrayLike | None = None,
-    stuck_on: ArrayLike | None = None,
-    stuck_off: ArrayLike | None = None,
-    drift: Drift | None = None,
-    read: Read | None = None,
-    clip: bool = True,
-    rng: str = "counter",
-    **unknown: Any,
+    **effects: Unpack[Effects],
 ) -> Device:
     """Make a device of a measured table.
 
@@ -66,14 +59,8 @@ def from_table(
         on_off_ratio: g_max / g_min.
         name: Name of the device.
         citation: Where the numbers come from.
-        d2d_sigma: As in `get`.
-        stuck_on: As in `get`.
-        stuck_off: As in `get`.
-        drift: As in `get`.
-        read: As in `get`.
-        clip: Whether conductances are cut at 0.
-        rng: Generator of the noise.
-        **unknown: Nothing: a misspelt option is named, with the right one.
+        **effects: `d2d_sigma`, `stuck_on`, `stuck_off`, `drift`, `read`, `clip`, `rng`, as in `get`; conductances are
+            cut at 0 by default.
 
     Returns:
         The device, with `sigma` = 1 as the multiplier of the measured noise and as many levels as the table.
@@ -88,8 +75,7 @@ def from_table(
         >>> print(f"{devices.sigma_of(0.25, device) * device.g_max_us:.1f} uS")  # halfway from .01 to .05, of 40 uS
         1.2 uS
     """
-    known = set(from_table.__annotations__) - {"levels", "mean", "sigma", "unknown", "return"}
-    checks.options("from_table", unknown, known)
+    check_effects("from_table", effects, ("g_max_us", "on_off_ratio", "name", "citation"))
     checks.rank("levels", levels, 1, "(levels,)")
     num_levels = np.shape(levels)[0]
     checks.integer("num_levels", num_levels, low=2, fix="Give a level for g_min and one for g_max at least.")
@@ -102,17 +88,11 @@ def from_table(
         sigma=1.0,
         g_max_us=g_max_us,
         on_off_ratio=on_off_ratio,
-        d2d_sigma=d2d_sigma,
-        stuck_on=stuck_on,
-        stuck_off=stuck_off,
-        drift=drift,
-        read=read,
         name=name,
         citation=citation,
         num_levels=num_levels,
-        clip=clip,
-        rng=rng,
         sigma_unit="measured",
+        **{effect: value for effect, value in effects.items() if value is not None},  # type: ignore[arg-type]
     )
 
 
@@ -278,7 +258,7 @@ def from_fit(
     on_off_ratio: float | None = None,
     name: str = "measured",
     citation: str = "",
-    **effects: Any,
+    **effects: Unpack[Effects],
 ) -> Device:
     """Make a device of fitted levels.
 
@@ -307,7 +287,7 @@ def from_fit(
         levels = fit.target_us / g_max_us
     _check_unit("mean_us", float(np.max(fit.mean_us)) / g_max_us)
     if fit.d2d_sigma_us is not None:
-        effects = {"d2d_sigma": fit.d2d_sigma_us / g_max_us} | effects
+        effects = {"d2d_sigma": fit.d2d_sigma_us / g_max_us, **effects}
     return from_table(
         levels,
         fit.mean_us / g_max_us,

@@ -193,4 +193,5 @@ def from_csv(
         )
     else:
         fit = _table_fit(path, columns, num_levels)
-    return from_fit(fit, g_max_us=g_max_us, on_off_ratio=on_off_ratio, **({"name": path.stem} | effects))
+    named: dict[str, Any] = {"name": path.stem, **effects}
+    return from_fit(fit, g_max_us=g_max_us, on_off_ratio=on_off_ratio, **named)

@@ -9,13 +9,14 @@ number stands for the function that is the same everywhere.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from nvcim_jax import checks
 from nvcim_jax.devices import curves
@@ -24,7 +25,7 @@ from nvcim_jax.ops import RNGS
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
-__all__ = ["Device", "Drift", "Law", "Levels", "Read", "check_device"]
+__all__ = ["Device", "Drift", "Effects", "Law", "Levels", "Read", "check_device", "check_effects"]
 
 # Given as numbers or functions, held as `Scalar` and `Partial`; JAX puts anything in their place.
 Number: TypeAlias = Scalar | Any
@@ -150,6 +151,43 @@ class Read:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", function_of("sigma", self.sigma))
+
+
+class Effects(TypedDict, total=False):
+    """What a device may have besides its programming noise, and how its noise is made: keywords of `get`, `from_table`.
+
+    Attributes:
+        d2d_sigma: Standard deviation of a cell's lasting offset, relative to g_max.
+        stuck_on: Fraction of cells stuck at g = 1, in [0, 1].
+        stuck_off: Fraction of cells stuck at g_min, in [0, 1].
+        drift: Law of drift.
+        read: Law of read noise.
+        clip: Whether conductances are cut at 0.
+        rng: Generator of the noise, see `nvcim_jax.ops.normal`.
+    """
+
+    d2d_sigma: ArrayLike | None
+    stuck_on: ArrayLike | None
+    stuck_off: ArrayLike | None
+    drift: Drift | None
+    read: Read | None
+    clip: bool | None
+    rng: str
+
+
+def check_effects(owner: str, effects: Effects, others: Iterable[str]) -> None:
+    """Check that a function that takes effects got no other keyword; the nearest right one is named.
+
+    Raises:
+        TypeError: If it did.
+
+    Example:
+        >>> check_effects("get", {"stuck_onn": 0.1}, ["sigma"])
+        Traceback (most recent call last):
+        ...
+        TypeError: get has no option `stuck_onn`. Did you mean 'stuck_on'?
+    """
+    checks.options(owner, effects.keys() - Effects.__annotations__.keys(), {*others, *Effects.__annotations__})
 
 
 @spec

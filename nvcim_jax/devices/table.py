@@ -11,14 +11,14 @@ the group (paper or published code), [S] stated by a secondary source, [I] infer
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
 from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
-from nvcim_jax.devices.spec import Device, Drift, Law, Read
+from nvcim_jax.devices.spec import Device, Drift, Effects, Law, Read, check_effects
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
@@ -147,14 +147,7 @@ def get(
     sigma: ArrayLike | None = None,
     g_max_us: ArrayLike | None = None,
     on_off_ratio: ArrayLike | None = None,
-    d2d_sigma: ArrayLike | None = None,
-    stuck_on: ArrayLike | None = None,
-    stuck_off: ArrayLike | None = None,
-    drift: Drift | None = None,
-    read: Read | None = None,
-    clip: bool | None = None,
-    rng: str = "counter",
-    **unknown: Any,
+    **effects: Unpack[Effects],
 ) -> Device:
     """Return a device of the table, with some of its numbers replaced.
 
@@ -172,14 +165,10 @@ def get(
             0.1 by default. Measured devices: a multiplier, 1 by default (`device.sigma_unit` tells which).
         g_max_us: Greatest conductance, microsiemens, above 0.
         on_off_ratio: g_max / g_min, above 1; may be infinite.
-        d2d_sigma: Standard deviation of a cell's lasting offset, relative to g_max; None: no such effect.
-        stuck_on: Fraction of cells stuck at g = 1, in [0, 1]; None: no such effect.
-        stuck_off: Fraction of cells stuck at g_min, in [0, 1]; None: no such effect.
-        drift: Law of drift, in place of the device's own. To take one away: `device.replace(drift=None)`.
-        read: Law of read noise, in place of the device's own.
-        clip: Whether conductances are cut at 0.
-        rng: Generator of the noise, see `nvcim_jax.ops.normal`.
-        **unknown: Nothing: a misspelt option is named, with the right one.
+        **effects: `d2d_sigma` (standard deviation of a cell's lasting offset, relative to g_max), `stuck_on`,
+            `stuck_off` (fractions of cells stuck at g = 1 and at g_min, in [0, 1]), `drift`, `read` (laws, in place of
+            the device's own), `clip` (whether conductances are cut at 0), `rng` (generator of the noise, see
+            `nvcim_jax.ops.normal`). None leaves the device as it is; to take a law away: `device.replace(drift=None)`.
 
     Returns:
         The device.
@@ -202,27 +191,22 @@ def get(
         Qin et al., NVCiM-PT: an NVCiM-assisted prompt tuning framework for edge LLMs, arXiv:2411.08244; the citations
         of the other devices are in `device.citation`.
     """
-    checks.options("get", unknown, set(get.__annotations__) - {"name", "unknown", "return"})
+    check_effects("get", effects, ("sigma", "g_max_us", "on_off_ratio"))
     checks.choice("name", name, _TABLE)
     row = _TABLE[name]
     if sigma is not None and row.programming is _exact:
         checks.fail("sigma", "be left out", f"{name!r} programs exactly", "Use get('Gaussian', sigma=...).")
     ratio = row.on_off_ratio if on_off_ratio is None else on_off_ratio
     checks.number("on_off_ratio", ratio, low=1.0, low_open=True)
+    own = {"drift": row.drift, "read": row.read, "clip": row.clip}
     return Device(
         programming=row.programming(1.0 / jnp.asarray(ratio, jnp.float32)),
         sigma=row.sigma if sigma is None else sigma,
         g_max_us=row.g_max_us if g_max_us is None else g_max_us,
         on_off_ratio=ratio,
-        d2d_sigma=d2d_sigma,
-        stuck_on=stuck_on,
-        stuck_off=stuck_off,
-        drift=row.drift if drift is None else drift,
-        read=row.read if read is None else read,
         name=name,
         citation=row.citation,
         num_levels=row.num_levels,
-        clip=row.clip if clip is None else clip,
-        rng=rng,
         sigma_unit=row.sigma_unit,
+        **own | {effect: value for effect, value in effects.items() if value is not None},  # type: ignore[arg-type]
     )

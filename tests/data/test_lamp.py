@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from nvcim_jax import metrics
-from nvcim_jax.data import LAMP_TASKS, SOURCES, data_folder, profile_pairs, read_lamp, stream, write_predictions
+from nvcim_jax.data import (
+    LAMP_TASKS,
+    SOURCES,
+    StreamConfig,
+    data_folder,
+    profile_pairs,
+    read_lamp,
+    stream,
+    write_predictions,
+)
 from nvcim_jax.data.json_array import iterate_array
 
 PAPER = {"id": "p1", "title": "On Rivers", "abstract": "We study rivers."}
@@ -182,7 +191,12 @@ def test_pairs_of_users_make_a_stream(tmp_path: Path) -> None:
     _save(tmp_path / "dev_outputs.json", {"task": "LaMP_3", "golds": [{"id": str(i), "output": "3"} for i in range(3)]})
     records = list(read_lamp(tmp_path))
     train = [row for record in records for row in profile_pairs(record)]
-    made = stream([*train, *records], seed=0, buffer_size=8, labels=metrics.LAMP_LABELS["LaMP_3"], split="val")
+    made = stream(
+        [*train, *records],
+        seed=0,
+        config=StreamConfig(buffer_size=8, split="val"),
+        labels=metrics.LAMP_LABELS["LaMP_3"],
+    )
     assert len(made.blocks) == 3
     assert all(len(own) == 1 for own in made.test.values())
 

@@ -9,6 +9,7 @@ from nvcim_jax.data import (
     CLINC5_DOMAINS,
     Record,
     Stream,
+    StreamConfig,
     builtin_records,
     builtin_users,
     clinc5,
@@ -39,8 +40,8 @@ def _domains(made: Stream) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_test_rows_out_and_is_the_same_again(kind: str) -> None:
     options = {} if kind == "preference" else {"unseen": "d"}
-    made = stream(ROWS, kind=kind, buffer_size=10, seed=3, num_users=3, **options)
-    again = stream(ROWS, kind=kind, buffer_size=10, seed=3, num_users=3, **options)
+    made = stream(ROWS, seed=3, config=StreamConfig(kind=kind, buffer_size=10, num_users=3), **options)
+    again = stream(ROWS, seed=3, config=StreamConfig(kind=kind, buffer_size=10, num_users=3), **options)
     assert made == again
     buffered = [row for block in made.blocks for row in block.records]
     assert len({row.id for row in buffered}) == len(buffered)
@@ -54,12 +55,12 @@ def test_every_kind_keeps_test_rows_out_and_is_the_same_again(kind: str) -> None
     assert all(len(block.records) == 10 for block in made.blocks)
     for name, own in made.test.items():
         assert all(row.user_or_domain == name and row.output in made.candidates[name] for row in own)
-    other = stream(ROWS, kind=kind, buffer_size=10, seed=4, num_users=3, **options)
+    other = stream(ROWS, seed=4, config=StreamConfig(kind=kind, buffer_size=10, num_users=3), **options)
     assert [b.records for b in other.blocks] != [b.records for b in made.blocks]
 
 
 def test_block_order_previous_domains_and_columns() -> None:
-    made = stream(ROWS, seed=0, buffer_size=10, num_blocks=5)
+    made = stream(ROWS, seed=0, config=StreamConfig(buffer_size=10, num_blocks=5))
     assert _domains(made) == ["a", "b", "c", "d", "a"]
     assert [block.previous for block in made.blocks] == [(), ("a",), ("a", "b"), ("a", "b", "c"), ("b", "c", "d")]
     assert made.current.tolist() == [0, 1, 2, 3, 0]
@@ -67,7 +68,7 @@ def test_block_order_previous_domains_and_columns() -> None:
 
 
 def test_return_comes_back_to_the_first_domain() -> None:
-    made = stream(ROWS, kind="return", seed=0, buffer_size=10)
+    made = stream(ROWS, seed=0, config=StreamConfig(kind="return", buffer_size=10))
     assert _domains(made) == ["a", "b", "a", "c", "a", "d", "a"]
     assert made.blocks[2].previous == ("b",)
 
@@ -76,7 +77,7 @@ def test_gradual_share_rises_from_a_tenth_to_nine_tenths() -> None:
     size, seeds = 9, 400
     is_new = np.zeros((seeds, size))
     for seed in range(seeds):
-        made = stream(ROWS, kind="gradual", domains=["a", "b"], buffer_size=size, seed=seed)
+        made = stream(ROWS, seed=seed, config=StreamConfig(kind="gradual", buffer_size=size), domains=["a", "b"])
         is_new[seed] = [row.user_or_domain == "b" for row in made.blocks[1].records]
         assert {row.user_or_domain for row in made.blocks[0].records} == {"a"}
     expected = np.linspace(0.1, 0.9, size)
@@ -84,17 +85,17 @@ def test_gradual_share_rises_from_a_tenth_to_nine_tenths() -> None:
 
 
 def test_larger_buffers_and_other_kinds_share_their_rows() -> None:
-    small = stream(ROWS, seed=5, buffer_size=10)
-    large = stream(ROWS, seed=5, buffer_size=40)
-    back = stream(ROWS, kind="return", seed=5, buffer_size=10)
-    alone = stream(ROWS, domains=["b"], seed=5, buffer_size=10)
+    small = stream(ROWS, seed=5, config=StreamConfig(buffer_size=10))
+    large = stream(ROWS, seed=5, config=StreamConfig(buffer_size=40))
+    back = stream(ROWS, seed=5, config=StreamConfig(kind="return", buffer_size=10))
+    alone = stream(ROWS, seed=5, config=StreamConfig(buffer_size=10), domains=["b"])
     for block, longer in zip(small.blocks, large.blocks, strict=True):
         assert longer.records[:10] == block.records
     assert back.blocks[1].records == small.blocks[1].records == alone.blocks[0].records
 
 
 def test_preference_users_disagree_on_the_same_texts() -> None:
-    made = stream(ROWS, kind="preference", domains=["a"], buffer_size=10, seed=1, num_users=4)
+    made = stream(ROWS, seed=1, config=StreamConfig(kind="preference", buffer_size=10, num_users=4), domains=["a"])
     texts = [[row.input for row in made.test[name]] for name in made.domains]
     assert made.domains == ("user 1", "user 2", "user 3", "user 4")
     assert all(own == texts[0] for own in texts)
@@ -110,7 +111,12 @@ def test_preference_users_disagree_on_the_same_texts() -> None:
 def test_preference_agreement_of_two_users_is_at_chance() -> None:
     agree = []
     for seed in range(300):
-        made = stream(ROWS, kind="preference", domains=["a"], buffer_size=5, seed=seed, num_users=2, num_test=None)
+        made = stream(
+            ROWS,
+            seed=seed,
+            config=StreamConfig(kind="preference", buffer_size=5, num_users=2, num_test=None),
+            domains=["a"],
+        )
         one, two = ([row.output for row in made.test[name]] for name in made.domains)
         agree.append(np.mean([x == y for x, y in zip(one, two, strict=True)]))
     # distinct permutations of 5: fixed points have mean 1 and variance 1, given not all five: (5! - 5) / (5! - 1) / 5
@@ -127,17 +133,17 @@ def test_conflict_chooses_the_users_farthest_apart() -> None:
         for i in range(10)
     ]
     assert most_opposed(rows, list("uvwx"), 3, 10) == ("u", "w", "x")
-    made = stream(rows, kind="conflict", num_users=3, buffer_size=10, seed=0, labels=[*"12345"])
+    made = stream(rows, seed=0, config=StreamConfig(kind="conflict", num_users=3, buffer_size=10), labels=[*"12345"])
     assert made.domains == ("u", "w", "x")
     assert made.labels == tuple("12345")
     with pytest.raises(ValueError, match="at most the 4 users"):
-        stream(rows, kind="conflict", num_users=5, buffer_size=10, seed=0)
+        stream(rows, seed=0, config=StreamConfig(kind="conflict", num_users=5, buffer_size=10))
     with pytest.raises(ValueError, match="at most the 0 users"):
-        stream(rows, kind="conflict", num_users=2, buffer_size=11, seed=0)
+        stream(rows, seed=0, config=StreamConfig(kind="conflict", num_users=2, buffer_size=11))
 
 
 def test_unseen_domain_is_tested_and_never_trained() -> None:
-    made = stream(ROWS, seed=0, unseen="b", buffer_size=10, num_test=7)
+    made = stream(ROWS, seed=0, config=StreamConfig(buffer_size=10, num_test=7), unseen="b")
     assert made.unseen == "b"
     assert made.domains == ("a", "c", "d")
     assert set(made.test) == {"a", "b", "c", "d"}
@@ -147,12 +153,12 @@ def test_unseen_domain_is_tested_and_never_trained() -> None:
 
 
 def test_validation_rows_instead_of_test_rows() -> None:
-    made = stream(ROWS, seed=0, buffer_size=10, split="val")
+    made = stream(ROWS, seed=0, config=StreamConfig(buffer_size=10, split="val"))
     assert {row.split for own in made.test.values() for row in own} == {"val"}
 
 
 def test_the_order_of_domains_is_drawn_on_request() -> None:
-    orders = {stream(ROWS, seed=s, buffer_size=5, shuffle_domains=True).domains for s in range(12)}
+    orders = {stream(ROWS, seed=s, config=StreamConfig(buffer_size=5, shuffle_domains=True)).domains for s in range(12)}
     assert len(orders) > 4
     assert all(sorted(order) == list("abcd") for order in orders)
 
@@ -162,7 +168,7 @@ def test_a_test_row_among_the_training_rows_is_refused() -> None:
     rows = [*(row for row in ROWS if row.user_or_domain == "a"), leak]
     rows.append(dataclasses.replace(leak, id="other", split="test"))
     with pytest.raises(ValueError, match="'a-test-0' is in one"):
-        stream(rows, seed=0, buffer_size=1)
+        stream(rows, seed=0, config=StreamConfig(buffer_size=1))
 
 
 @pytest.mark.parametrize(
@@ -181,8 +187,10 @@ def test_a_test_row_among_the_training_rows_is_refused() -> None:
     ],
 )
 def test_a_wrong_argument_is_named(options: dict, message: str) -> None:
+    of_stream = {"domains", "unseen", "labels"} & options.keys()
+    asked = {name: options[name] for name in of_stream}
     with pytest.raises(ValueError, match=message):
-        stream(ROWS, **({"seed": 0} | options))
+        stream(ROWS, seed=0, config=StreamConfig(**{n: options[n] for n in options.keys() - of_stream}), **asked)
 
 
 def test_clinc5_keeps_the_first_answers_in_file_order() -> None:

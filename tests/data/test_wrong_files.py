@@ -177,6 +177,7 @@ CALLS = {
     "nv.data.stream('rows.jsonl', seed=0)": "is 'rows.jsonl'. Read a file with list(data.read_jsonl(path)).",
     "nv.data.stream({}, seed=0)": "is a dict. Give a list of them.",
     "nv.data.stream(None, seed=0)": "is None",
+    "nv.data.write_jsonl('x', jax.random.key(0))": "is a PRNGKeyArray. Give a list of them.",
     "nv.data.clinc5([{'id': 'a'}])": "row 0 is a dict",
     "nv.data.most_opposed(['a'], ['a', 'b'], 2, 1)": "row 0 is a str",
     "nv.data.permuted_users(['a'], ['a'], 2, None, np.random.default_rng(0))": "row 0 is a str",
@@ -204,8 +205,8 @@ def test_what_is_no_record_and_no_number_is_named(said_plainly: Any) -> None:
 
 def test_records_may_come_from_a_generator() -> None:
     rows = [data.Record(f"{s}{i}", "d", "t", f"x {i}", "y", s) for s in ("train", "test") for i in range(4)]
-    made = data.stream((row for row in rows), seed=0, buffer_size=2)
-    assert made == data.stream(rows, seed=0, buffer_size=2)
+    made = data.stream((row for row in rows), seed=0, config=data.StreamConfig(buffer_size=2))
+    assert made == data.stream(rows, seed=0, config=data.StreamConfig(buffer_size=2))
     assert len(data.clinc5(row for row in rows)) == 8
 
 

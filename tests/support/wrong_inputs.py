@@ -161,8 +161,10 @@ CALLS: dict[str, str] = {
     "data.profile_pairs": "record=ROW, task='LaMP_2M', seed=0, distractors=()",
     "data.read_jsonl": "path=FILE",
     "data.read_lamp": "source=FILE, outputs=None, task=None, split=None",
-    "data.stream": "records=ROWS, kind='block', domains=None, buffer_size=4, num_blocks=1, seed=0, labels=None, "
-    "unseen=None, num_users=2, num_test=None, shuffle_domains=False, split='test'",
+    "data.stream": "records=ROWS, seed=0, config=nv.data.StreamConfig(buffer_size=4), domains=None, labels=None, "
+    "unseen=None",
+    "data.StreamConfig": "kind='block', buffer_size=4, num_blocks=1, num_users=2, shuffle_domains=False, "
+    "num_test=None, split='test'",
     "data.write_jsonl": "path=FILE, records=ROWS",
     "data.write_predictions": "path=FILE, task='LaMP_2M', predictions={'1': 'a'}",
     "metrics.accuracy": "golds=['a'], preds=['a']",
