@@ -22,7 +22,8 @@ COMMANDS = {
 
 # Chunks are saved one by one, and slowly, so that a signal meets the writing.
 SLOW = """
-import functools, sys, time
+import functools, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off where a shell runs tests in the background
 from nvcim_jax import cli, files, io
 from nvcim_jax.io import store
 from nvcim_jax.montecarlo import engine
