@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from nvcim_jax import checks, data, devices, models, pipeline, study
 
@@ -159,7 +160,7 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
 def language_model(settings: Settings) -> tuple[models.LM, models.Text]:
     """Return the language model of the settings, and how text goes into it."""
     known = {"bundled": models.BUNDLED, "random": models.BUNDLED}
-    lm, text = models.load(known.get(settings.language_model, settings.language_model))
+    lm, text = models.load(known.get(settings.language_model, settings.language_model), dtype=jnp.float32)
     text = text.replace(template=models.Template(max_input=settings.max_input))
     if settings.language_model != "random":
         return lm, text

@@ -295,7 +295,8 @@ def _kernel(path: str, leaf: Any, select: Callable[[str, Any], Any], rows: int) 
         return None
     leave = f"Leave it out: select=lambda path, leaf: path != {path!r} and ..."
     if isinstance(leaf, ops.Weight):
-        checks.fail(name, "be an array to go on a chip", f"is a {type(leaf).__name__}", leave)
+        fix = f"{leave} If the model is packed, load it with dtype=jnp.float32."
+        checks.fail(name, "be an array to go on a chip", f"is a {type(leaf).__name__}", fix)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         checks.fail(name, "be of a floating dtype to go on a chip", f"is {leaf.dtype}", leave)
     kernel = chosen if isinstance(chosen, Kernel) else _usual(name, leaf, rows)

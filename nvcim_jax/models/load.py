@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import checks
@@ -323,21 +322,24 @@ def _compare(tokenizer: Any, config: Config) -> None:
 def load(
     source: str | Path,
     *,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     tokenizer: bool = True,
     report: Callable[[str], None] = logger.info,
 ) -> tuple[LM, Text]:
     """Load a decoder language model from a Hugging Face checkpoint or a GGUF file.
 
     Reads config, weights and tokenizer; torch is not needed. Tensors are read a few rows at a time straight into their
-    place, so the peak is the parameters and little more. GPTQ and AWQ weights stay int8; those of GGUF (F32, F16, BF16,
-    Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K) become floats.
+    place, so the peak is the parameters and little more. GPTQ and AWQ weights stay int8. Weights of GGUF (F32, F16,
+    BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K) stay as the file packs them: in the memory of the file they
+    multiply as their floats would, which are made layer by layer where they are used. What needs arrays, such as
+    chips, asks for a `dtype`.
 
     Args:
         source: A folder with config.json and safetensors, or the id of such a model on the Hugging Face hub (from its
             cache, or the network); a GGUF file, one of the parts of a split one, a folder that holds one, a file on the
             hub ("owner/name/file.gguf"), or "package:NAME/FILE", a file of an installed Python package.
-        dtype: dtype of the parameters; codes of quantised weights are int8 whatever it is.
+        dtype: dtype of the parameters, into which the weights of a GGUF file are then unpacked; codes of GPTQ and AWQ
+            are int8 whatever it is. None: float32, and GGUF as it is packed.
         tokenizer: Whether to load the tokenizer as well.
         report: Is told, before anything is read, how much memory it takes; the logger by default.
 
@@ -359,17 +361,17 @@ def load(
         >>> bool((again.params["layers"]["q"] == lm.params["layers"]["q"]).all())
         True
     """
-    path, target = find_source(source), np.dtype(dtype)
+    path, target = find_source(source), None if dtype is None else np.dtype(dtype)
     found = gguf_of(path) if isinstance(path, Path) else None
     if found is None:
-        lm, made = _load_folder(_folder(path), target, tokenizer, report)
+        lm, made = _load_folder(_folder(path), target or np.dtype(np.float32), tokenizer, report)
     else:
         lm, made = _load_gguf(found, target, tokenizer, report)
     _compare(made, lm.config)
     return lm, Text(made)
 
 
-def _load_gguf(path: Path, target: np.dtype, tokenizer: bool, report: Callable[[str], None]) -> tuple[LM, Any]:
+def _load_gguf(path: Path, target: np.dtype | None, tokenizer: bool, report: Callable[[str], None]) -> tuple[LM, Any]:
     file = read_gguf(path)
     config = gguf_config(file)
     lm = LM(gguf_params(file, config, target, report), config)

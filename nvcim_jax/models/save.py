@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from nvcim_jax import checks, files
+from nvcim_jax.models.files.gguf_weight import Blocks
 from nvcim_jax.models.hf_config import config_to_hf
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
@@ -22,6 +23,9 @@ from nvcim_jax.types import PyTree
 
 __all__ = ["save"]
 
+PACKED = (Packed, Blocks)
+"""Weights that are written as the floats they stand for."""
+
 
 def _leaf(params: PyTree, path: str) -> Any:
     for name in path.split("."):
@@ -33,7 +37,7 @@ def _layer(params: PyTree, path: str, place: Place, i: int, dtype: np.dtype) -> 
     leaf = _leaf(params, path)
     if place.layered:
         leaf = jax.tree.map(lambda a: a[i], leaf)
-    return np.asarray(leaf.dense() if isinstance(leaf, Packed) else leaf).astype(dtype, copy=False)
+    return np.asarray(leaf.dense() if isinstance(leaf, PACKED) else leaf).astype(dtype, copy=False)
 
 
 def _check(params: PyTree, config: Any) -> None:
@@ -44,7 +48,7 @@ def _check(params: PyTree, config: Any) -> None:
         if name not in branch:
             checks.fail("lm.params", f"hold `{path}`", "lacks it")
         leaf = branch[name]
-        if isinstance(leaf, Weight) and not isinstance(leaf, Packed):
+        if isinstance(leaf, Weight) and not isinstance(leaf, PACKED):
             checks.fail(
                 f"lm.params: {path}", "be an array to be saved", f"is a {type(leaf).__name__}", "Put its floats there."
             )

@@ -1,6 +1,7 @@
 """GGUF files of small models, written with the `gguf` package as llama.cpp's converter writes them."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,29 @@ def rope_factors(config: Any) -> np.ndarray:
     return np.array(found, np.float32)
 
 
-def write_gguf(path: Path, folder: Path, config: Any, kind: str = "F32", extra: Any = None) -> Path:
+HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where the numbers in half precision stand in a block (`ggml-common.h`)."""
+
+
+def random_blocks(name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return bytes of any codes and scales, the weights of a size that a model can bear."""
+    size, bytes_ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    raw = rng.integers(0, 256, (shape[0], shape[1] // size, bytes_), dtype=np.uint8)
+    for at in HALVES[kind]:
+        drawn = rng.uniform(1e-4, 2e-4, (*raw.shape[:2], 1)).astype(np.float16)
+        raw[..., at : at + 2] = drawn.view(np.uint8)
+    return raw.reshape(shape[0], -1)
+
+
+def write_gguf(path: Path, folder: Path, config: Any, kind: Any = "F32", extra: Any = None) -> Path:
     """Write the GGUF file of a checkpoint.
 
     Args:
         path: Where to.
         folder: The checkpoint.
         config: Its `Config`, from which the metadata are written.
-        kind: Type of the matrices; everything else stays F32.
+        kind: Type of the matrices, or a function from the name of a tensor to it; everything else stays F32.
         extra: Called with the writer, before anything is written.
     """
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -127,12 +143,16 @@ def write_gguf(path: Path, folder: Path, config: Any, kind: str = "F32", extra: 
     tensors = converted(folder)
     if config.rope.scaling == "llama3":
         tensors["rope_freqs.weight"] = rope_factors(config)
-    chosen = gguf.GGMLQuantizationType[kind]
     for name, array in tensors.items():
-        if array.ndim == 2 and kind not in {"F32", "F16"}:
-            writer.add_tensor(name, gguf.quantize(array, chosen), raw_dtype=chosen)
+        named = kind(name) if callable(kind) else kind
+        chosen = gguf.GGMLQuantizationType[named]
+        block = gguf.GGML_QUANT_SIZES[chosen][0]
+        if array.ndim != 2 or named == "F32" or array.shape[-1] % block:
+            writer.add_tensor(name, array)
+        elif named.endswith("_K"):  # the package makes none of these: codes and scales are drawn
+            writer.add_tensor(name, random_blocks(name, named, array.shape), raw_dtype=chosen)
         else:
-            writer.add_tensor(name, array.astype(np.float16) if kind == "F16" and array.ndim == 2 else array)
+            writer.add_tensor(name, gguf.quantize(array, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,9 +1,11 @@
 """Load a decoder language model from a GGUF file."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nvcim_jax import checks
@@ -11,7 +13,8 @@ from nvcim_jax.models.config import Config
 from nvcim_jax.models.files.arrays import aligned, take_over
 from nvcim_jax.models.files.gguf_families import REFUSED_TENSORS, ROPE_FACTORS, architecture, config_from_gguf
 from nvcim_jax.models.files.gguf_file import Gguf, GgufTensor, read_blocks
-from nvcim_jax.models.files.gguf_types import decode
+from nvcim_jax.models.files.gguf_types import KINDS, decode
+from nvcim_jax.models.files.gguf_weight import Blocks, pack_rows
 from nvcim_jax.types import PyTree
 
 __all__ = ["GgufPlace", "gguf_config", "gguf_params", "gguf_places"]
@@ -185,13 +188,57 @@ def _floats(place: GgufPlace, tensors: list[GgufTensor], dtype: np.dtype) -> jax
     return take_over(whole if place.layered else whole[0])
 
 
-def gguf_params(file: Gguf, config: Config, dtype: np.dtype, report: Callable[[str], None]) -> PyTree:
-    """Return the parameters of a model as floats.
+def _blocks(place: GgufPlace, tensors: list[GgufTensor]) -> Blocks:
+    """Return a parameter as it is packed, a few outputs at a time."""
+    fields: dict[str, np.ndarray] = {}
+    order = place.order() - place.start
+    for i, tensor in enumerate(tensors):
+        raw = read_blocks(tensor, place.start, place.start + place.rows)
+        step = max(1, CHUNK_BYTES // tensor.row_bytes)
+        for low in range(0, place.rows, step):
+            part = raw[order[low : low + step]] if place.heads else raw[low : low + step]
+            for name, field in pack_rows(part, tensor.kind).items():
+                if name not in fields:
+                    fields[name] = aligned((len(tensors), len(field), place.rows), field.dtype)
+                    fields[name][...] = 0  # what layers of other types leave out
+                fields[name][i, :, low : low + step] = field
+    kinds = sorted({tensor.kind for tensor in tensors})
+    which = jnp.asarray([kinds.index(tensor.kind) for tensor in tensors], jnp.int32)
+    made = {name: take_over(field if place.layered else field[0]) for name, field in fields.items()}
+    width = place.shape[0] if place.turned else place.shape[1]
+    return Blocks(made, which if place.layered else which[0], tuple(kinds), width, not place.turned)
+
+
+def _is_packed(place: GgufPlace, tensors: list[GgufTensor]) -> bool:
+    return len(place.shape) == 2 and all(KINDS[tensor.kind].parts is not None for tensor in tensors)
+
+
+def _announce(
+    file: Gguf,
+    config: Config,
+    found: dict[str, list[GgufTensor]],
+    dtype: np.dtype,
+    packed: set[str],
+    report: Callable[[str], None],
+) -> None:
+    kinds = sorted({tensor.kind for tensors in found.values() for tensor in tensors})
+    total = 0
+    for path, tensors in found.items():
+        rows = [tensor.row_bytes if path in packed else tensor.shape[-1] * dtype.itemsize for tensor in tensors]
+        total += max(rows) * sum(math.prod(tensor.shape[:-1]) for tensor in tensors)
+    report(
+        f"Loading {config.family} with {config.num_layers} layers from {file.path.name} ({', '.join(kinds)}): about "
+        f"{total / 2**20:.0f} MiB of parameters{', packed as they are' if packed else f' in {dtype.name}'}."
+    )
+
+
+def gguf_params(file: Gguf, config: Config, dtype: np.dtype | None, report: Callable[[str], None]) -> PyTree:
+    """Return the parameters of a model.
 
     Args:
         file: The file.
         config: Its config.
-        dtype: dtype of the parameters.
+        dtype: dtype of the parameters; None: packed weights stay as they are, all others are float32.
         report: Is told, before anything is read, how much memory it takes.
 
     Raises:
@@ -199,15 +246,13 @@ def gguf_params(file: Gguf, config: Config, dtype: np.dtype, report: Callable[[s
     """
     places = gguf_places(file, config)
     _check(file, places, config)
-    kinds = sorted({tensor.kind for tensor in file.tensors.values()})
-    total = config.num_params * dtype.itemsize / 2**20
-    report(
-        f"Loading {config.family} with {config.num_layers} layers from {file.path.name} ({', '.join(kinds)}): "
-        f"{total:.0f} MiB of parameters in {dtype.name}."
-    )
+    found = {path: [file.tensors[name] for name in place.names(config.num_layers)] for path, place in places.items()}
+    packed = {path for path, place in places.items() if dtype is None and _is_packed(place, found[path])}
+    floats = np.dtype(np.float32) if dtype is None else dtype
+    _announce(file, config, found, floats, packed, report)
     params: dict[str, Any] = {"layers": {}}
     for path, place in places.items():
-        tensors = [file.tensors[name] for name in place.names(config.num_layers)]
         branch = params["layers"] if place.layered else params
-        branch[path.removeprefix("layers.")] = _floats(place, tensors, dtype)
+        made = _blocks(place, found[path]) if path in packed else _floats(place, found[path], floats)
+        branch[path.removeprefix("layers.")] = made
     return params
