@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "data": set(),
     "plots": set(),
-    "io": {"ops", "metrics", "devices", "crossbar", "montecarlo", "models", "selection", "pipeline"},
+    "io": {"ops", "metrics", "devices", "crossbar", "montecarlo", "models", "tuning", "selection", "pipeline"},
     "cli": {"*"},
 }
 

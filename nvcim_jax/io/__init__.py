@@ -1,7 +1,8 @@
-"""Disk: folders of records that a run goes on from, what they were made with, merging, tables, saved memories."""
+"""Disk: folders of records that a run goes on from, fingerprints, merging, tables, saved memories, adapters."""
 
 from nvcim_jax.io.fingerprint import difference, fingerprint
 from nvcim_jax.io.merging import Merged, merge, merge_points
+from nvcim_jax.io.peft import load_peft, save_peft
 from nvcim_jax.io.records import locked, read
 from nvcim_jax.io.state import load_state, save_state
 from nvcim_jax.io.store import folder, holds, point_name, points
@@ -15,6 +16,7 @@ __all__ = [
     "folder",
     "holds",
     "left_out",
+    "load_peft",
     "load_state",
     "locked",
     "merge",
@@ -23,6 +25,7 @@ __all__ = [
     "points",
     "read",
     "read_points",
+    "save_peft",
     "save_state",
     "summary",
 ]

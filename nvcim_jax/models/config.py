@@ -1,13 +1,16 @@
 """The static description of a decoder language model: everything in which the families differ, as data."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.types import PyTree
+
+if TYPE_CHECKING:
+    from nvcim_jax.models.layout import Place
 
 __all__ = ["ACTIVATIONS", "Config", "Rope"]
 
@@ -237,6 +240,13 @@ class Config:
         if self.head_bias:
             found["head_bias"] = (self.vocab_size,)
         return found
+
+    @property
+    def places(self) -> "dict[str, Place]":
+        """Where each parameter lies in a checkpoint of the family: path, such as "layers.q" -> its place."""
+        from nvcim_jax.models.layout import places  # which describes a config
+
+        return places(self)
 
     @property
     def num_params(self) -> int:

@@ -1,18 +1,17 @@
 """Adapters tuned on a user's own data: bundles of functions, aware of the noise they will be stored with."""
 
 from nvcim_jax.tuning.adapter import Adapter, as_adapter, frozen, rows_shape
+from nvcim_jax.tuning.dept import dept
 from nvcim_jax.tuning.examples import Examples, Words, draw_batch, examples
-from nvcim_jax.tuning.noise import censored_noise, right_censored_moments
+from nvcim_jax.tuning.ia3 import ia3
+from nvcim_jax.tuning.lora import lora
+from nvcim_jax.tuning.merging import merge, unmerge
+from nvcim_jax.tuning.noise import censored_noise
 from nvcim_jax.tuning.optimisers import Schedule, adam, bounded, penalties
+from nvcim_jax.tuning.p_tuning import p_tuning
+from nvcim_jax.tuning.prefix import prefix
 from nvcim_jax.tuning.prompt import prompt
-from nvcim_jax.tuning.starts import (
-    STARTS,
-    assign_examples,
-    start_activations,
-    start_examples,
-    start_text,
-    start_vocabulary,
-)
+from nvcim_jax.tuning.starts import STARTS, start_activations
 from nvcim_jax.tuning.tune import Options, Parts, TuneInfo, answer_loss, tune
 
 __all__ = [
@@ -27,19 +26,21 @@ __all__ = [
     "adam",
     "answer_loss",
     "as_adapter",
-    "assign_examples",
     "bounded",
     "censored_noise",
+    "dept",
     "draw_batch",
     "examples",
     "frozen",
+    "ia3",
+    "lora",
+    "merge",
+    "p_tuning",
     "penalties",
+    "prefix",
     "prompt",
-    "right_censored_moments",
     "rows_shape",
     "start_activations",
-    "start_examples",
-    "start_text",
-    "start_vocabulary",
     "tune",
+    "unmerge",
 ]

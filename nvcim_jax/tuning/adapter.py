@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nvcim_jax import checks
 from nvcim_jax.models import LM, Inputs
 from nvcim_jax.ops import as_partial
 from nvcim_jax.signature import checked
@@ -33,6 +34,26 @@ class Adapter(NamedTuple):
     apply: Callable[[Any, LM, Inputs], tuple[LM, Inputs]]
     rows: Callable[[Any], jax.Array]
     from_rows: Callable[[jax.Array], Any]
+
+    @property
+    def details(self) -> tuple[Any, ...]:
+        """Options and numbers that an adapter of this library was made with; () for one of your own."""
+        found = getattr(self.apply, "args", ())
+        return found if found and hasattr(found[0], "kind") else ()
+
+    def parts(self, state: Any, lm: LM) -> dict[str, jax.Array]:
+        """Return the arrays of a state by name: of `lora` "q.a", "q.b", ..., of `prefix` "keys" and "values".
+
+        Args:
+            state: The state.
+            lm: The model that it belongs to.
+
+        Raises:
+            ValueError: If it belongs to another model; of an adapter of your own.
+        """
+        if not self.details or not hasattr(self.details[0], "parts"):
+            checks.fail("adapter", "be one of this library that packs several arrays", "is not", "Look at the state.")
+        return self.details[0].parts(state, lm.config)
 
 
 @checked

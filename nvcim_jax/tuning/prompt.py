@@ -1,7 +1,7 @@
 """The soft prompt: virtual tokens before every text. The first member of the adapters."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from nvcim_jax.ops import as_partial
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter
 from nvcim_jax.tuning.examples import Examples
+from nvcim_jax.tuning.rows import itself
 from nvcim_jax.tuning.starts import STARTS
 from nvcim_jax.types import Key
 
@@ -23,6 +24,7 @@ __all__ = ["prompt"]
 class _Size:
     """Virtual tokens of a prompt."""
 
+    kind: ClassVar[str] = "prompt"
     num_virtual: int
 
     def __post_init__(self) -> None:
@@ -35,12 +37,9 @@ def _init(size: _Size, start: Any, key: Key, lm: LM, examples: Examples, weights
     return start(key, lm, examples, counts, size.num_virtual).astype(jnp.float32)
 
 
-def _apply(state: jax.Array, lm: LM, inputs: Inputs) -> tuple[LM, Inputs]:
+def _apply(size: _Size, state: jax.Array, lm: LM, inputs: Inputs) -> tuple[LM, Inputs]:
+    del size
     return lm, models.prepend(state, inputs)
-
-
-def _itself(rows: jax.Array) -> jax.Array:
-    return rows
 
 
 @checked
@@ -72,5 +71,5 @@ def prompt(num_virtual: int = 8, start: str | Callable[..., jax.Array] = "text")
     if isinstance(start, str):
         checks.choice("start", start, STARTS)
         start = STARTS[start]
-    init = Partial(_init, _Size(num_virtual=num_virtual), as_partial(start))
-    return Adapter(init, Partial(_apply), Partial(_itself), Partial(_itself))
+    size = _Size(num_virtual=num_virtual)
+    return Adapter(Partial(_init, size, as_partial(start)), Partial(_apply, size), Partial(itself), Partial(itself))

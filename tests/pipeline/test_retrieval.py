@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from support.small import filled_store
 
-from nvcim_jax import crossbar, devices, models, pipeline, selection, tuning
+from nvcim_jax import crossbar, devices, models, pipeline, selection
 from nvcim_jax.pipeline.retrieval import key_matrix, value_matrix
 from nvcim_jax.pipeline.store import insert
 from nvcim_jax.pipeline.text import answer_ids, pad_rows, text_features
+from nvcim_jax.tuning.starts import assign_examples
 
 WIDTH, SLOTS, FILLED = 32, 4, 3
 EXACT = pipeline.exact_memory()
@@ -218,7 +219,7 @@ def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, text, buffer
     for i, start in enumerate(found):
         own = [j for j in range(len(buffers[0])) if weights[i, j] > 0]
         for token, row in zip(
-            start, tuning.assign_examples(jnp.zeros(len(own), jnp.int32), jnp.ones(len(own), bool), 2), strict=True
+            start, assign_examples(jnp.zeros(len(own), jnp.int32), jnp.ones(len(own), bool), 2), strict=True
         ):
             held = [own[j] for j in range(len(own)) if row[j]]
             words, answers = (

@@ -9,7 +9,9 @@ from support.tracing import count_traces
 
 from nvcim_jax import models, tuning
 
-CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
+CONFIG = models.Config(
+    vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=48, qkv_bias=True, eos_ids=(2,)
+)
 
 
 def _zeros(key, lm, examples, weights=None):
@@ -45,6 +47,14 @@ ADAPTERS = {
     "prompt": tuning.prompt(4),
     "prompt from the vocabulary": tuning.prompt(4, "vocabulary"),
     "prompt from activations": tuning.prompt(4, tuning.start_activations(1)),
+    "prefix": tuning.prefix(3),
+    "p-tuning": tuning.p_tuning(4, 16),
+    "lora": tuning.lora(2, 4.0),
+    "rslora on a group": tuning.lora(4, 2.0, targets=("q+k", "down", "gate+up"), rs=True),
+    "dora": tuning.lora(2, dora=True),
+    "ia3": tuning.ia3(),
+    "ia3 on biased outputs": tuning.ia3(("q", "o", "up"), inputs=("o",)),
+    "dept": tuning.dept(2, 3, 8),
     "shift": shift(),
     "scale": scale(),
 }
@@ -73,7 +83,10 @@ def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
     state = adapter.init(jax.random.key(1), lm, batch)
     rows = adapter.rows(state)
     assert rows.shape == tuning.rows_shape(adapter, lm)
-    equal(adapter.from_rows(rows), state, 0.0)
+    again = adapter.from_rows(rows)
+    equal(adapter.rows(again), rows, 0.0)
+    if jax.tree.structure(again) == jax.tree.structure(state):  # P-tuning drops its network on the way
+        equal(again, state, 0.0)
 
 
 def test_jit_equals_eager_and_vmap_equals_a_loop(lm, batch, adapter) -> None:

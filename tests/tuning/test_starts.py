@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvcim_jax import models, tuning
+from nvcim_jax.tuning.starts import assign_examples, start_examples, start_text, start_vocabulary
 
 CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
 
@@ -30,18 +31,18 @@ def test_a_text_gives_the_tokens_of_the_example_that_counts_most_answer_first(lm
         (jnp.array([1.0, 1.0]), [8, 9, 1, 3, 4, 8, 9]),
         (jnp.array([1.0, 2.0]), [7, 1, 5, 7, 1, 5, 7]),
     ):
-        found = tuning.start_text(key, lm, examples, weights, 7)
+        found = start_text(key, lm, examples, weights, 7)
         np.testing.assert_array_equal(found, models.embed(lm, jnp.array(ids)))
 
 
 def test_the_vocabulary_and_activations(lm, examples) -> None:
     key, weights = jax.random.key(0), jnp.ones(2)
-    rows = tuning.start_vocabulary(key, lm, examples, weights, 64)
+    rows = start_vocabulary(key, lm, examples, weights, 64)
     np.testing.assert_allclose(jnp.sort(rows, axis=0), jnp.sort(lm.params["embedding"], axis=0))
     with pytest.raises(ValueError, match="num"):
-        tuning.start_vocabulary(key, lm, examples, weights, 65)
+        start_vocabulary(key, lm, examples, weights, 65)
     states = tuning.start_activations(1)(key, lm, examples, weights, 5)
-    truth, _ = models.hidden(lm, tuning.start_text(key, lm, examples, weights, 5), stop=1)
+    truth, _ = models.hidden(lm, start_text(key, lm, examples, weights, 5), stop=1)
     cosine = (states * truth).sum() / jnp.linalg.norm(states) / jnp.linalg.norm(truth)
     np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
 
@@ -50,7 +51,7 @@ def assigned(answers: list[str], num: int, chosen: list[bool] | None = None) -> 
     names = sorted(set(answers))
     label = jnp.array([names.index(answer) for answer in answers], jnp.int32)
     mask = jnp.ones(len(answers), bool) if chosen is None else jnp.array(chosen)
-    return np.asarray(tuning.assign_examples(label, mask, num))
+    return np.asarray(assign_examples(label, mask, num))
 
 
 def by_hand(answers: list[str], num: int) -> np.ndarray:
@@ -98,8 +99,8 @@ def test_examples_start_where_the_model_was_taught_to_read_them(lm) -> None:
     x, y = jax.random.normal(jax.random.key(0), (2, 4, 32))
     words = tuning.Words(x, y, jnp.ones(()), jnp.array([1, 0, 1, 0], jnp.int32))
     examples = tuning.examples([[1]] * 4, [[2]] * 4)._replace(words=words)
-    found = tuning.start_examples(jax.random.key(0), lm.replace(soft_tokens=layout), examples, jnp.ones(4), 2)
+    found = start_examples(jax.random.key(0), lm.replace(soft_tokens=layout), examples, jnp.ones(4), 2)
     np.testing.assert_allclose(found[0], models.soft_tokens(x[1] + x[3], y[1] + y[3], layout=layout), rtol=1e-5)
     np.testing.assert_allclose(found[1], models.soft_tokens(x[0] + x[2], y[0] + y[2], layout=layout), rtol=1e-5)
     with pytest.raises(ValueError, match=r"examples\.words"):
-        tuning.start_examples(jax.random.key(0), lm, examples._replace(words=None), jnp.ones(4), 2)
+        start_examples(jax.random.key(0), lm, examples._replace(words=None), jnp.ones(4), 2)

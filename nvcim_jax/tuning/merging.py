@@ -1,0 +1,93 @@
+"""Adapters that change weights, merged into them and taken out again."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from nvcim_jax import checks
+from nvcim_jax.models import LM, Inputs
+from nvcim_jax.signature import checked
+from nvcim_jax.tuning.adapter import Adapter
+from nvcim_jax.tuning.targets import changed_layers
+from nvcim_jax.tuning.weights import LowRank, Scaled, change, dense
+from nvcim_jax.types import PyTree
+
+__all__ = ["merge", "unmerge"]
+
+
+def _applied(state: PyTree, lm: LM, adapter: Adapter) -> LM:
+    x = jnp.zeros((1, 1, lm.config.width), lm.params["final_norm"].dtype)
+    adapted, inputs = adapter.apply(state, lm, Inputs(x))
+    if inputs.x is not x or inputs.prefix is not None or adapted is lm:
+        fix = "Keep it before the texts: a prompt or prefix is no part of the weights."
+        checks.fail("adapter", "change weights to be merged into them", "changes the inputs", fix)
+    return adapted
+
+
+@checked
+def merge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
+    """Return the model with an adapter's change in its weights: no adapter is needed to use it, or to save it.
+
+    Args:
+        lm: The model; what is changed must be arrays.
+        state: State of the adapter.
+        adapter: One that changes weights: `lora` (also `rs`, `dora`) or `ia3`.
+
+    Raises:
+        ValueError: If the adapter changes inputs, or a weight is packed or lies on a chip.
+
+    Example:
+        >>> import jax
+        >>> from nvcim_jax import models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm, adapter = models.init(jax.random.key(0), config=config), tuning.ia3(("up",), inputs=())
+        >>> merged = merge(lm, jnp.full((2, 32), 3.0), adapter)
+        >>> print((merged.params["layers"]["up"] / lm.params["layers"]["up"]).mean().round(3))
+        3.0
+    """
+    layers = _applied(state, lm, adapter).params["layers"]
+    found = {
+        name: dense(leaf, f"lm.params: layers.{name}") if isinstance(leaf, LowRank | Scaled) else leaf
+        for name, leaf in layers.items()
+    }
+    return lm.replace(params=changed_layers(lm.params, found))
+
+
+@checked
+def unmerge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
+    """Return the model from before `merge`, up to rounding.
+
+    Args:
+        lm: The merged model.
+        state: The state that was merged.
+        adapter: The adapter.
+
+    Raises:
+        ValueError: If the adapter changes inputs, scales by zero, or is DoRA, which forgets the sizes of the columns
+            (the model from before is still at hand).
+    """
+    before, found = lm.params["layers"], {}
+    for name, leaf in _applied(state, lm, adapter).params["layers"].items():
+        if isinstance(leaf, LowRank):
+            found[name] = _without(leaf)
+        elif isinstance(leaf, Scaled):
+            inverse = Scaled(leaf.w, *(_inverse(factor) for factor in (leaf.inputs, leaf.outputs)))
+            found[name] = dense(inverse, f"lm.params: layers.{name}")
+            if leaf.outputs is not None and f"{name}_bias" in before:
+                bias = before[f"{name}_bias"]
+                found[f"{name}_bias"] = bias / leaf.outputs.astype(bias.dtype)
+    return lm.replace(params=changed_layers(lm.params, found))
+
+
+def _without(leaf: LowRank) -> Any:
+    if leaf.magnitude is not None:
+        checks.fail("adapter", "keep the sizes of columns to be taken out", "is DoRA", "Keep the model from before.")
+    return (leaf.w.astype(jnp.float32) - change(leaf)).astype(leaf.w.dtype)
+
+
+def _inverse(factor: Any) -> Any:
+    if factor is None:
+        return None
+    if checks.is_concrete(factor) and not bool((factor != 0).all()):
+        checks.fail("state", "scale by no zero to be taken out", "has a factor of zero", "Keep the model from before.")
+    return 1.0 / factor
