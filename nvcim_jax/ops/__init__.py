@@ -6,7 +6,7 @@ from nvcim_jax.ops.mirrored import mirror
 from nvcim_jax.ops.partials import as_partial
 from nvcim_jax.ops.patches import patches
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
-from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_pair
+from nvcim_jax.ops.random import RNGS, Rng, centred_uniform, normal, normal_at, normal_pair
 from nvcim_jax.ops.relaxed import relaxed_steps
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "from_digits",
     "mirror",
     "normal",
+    "normal_at",
     "normal_pair",
     "patches",
     "refuse",

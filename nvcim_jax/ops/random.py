@@ -27,7 +27,7 @@ from nvcim_jax.ops.mirrored import is_mirrored, original
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["RNGS", "Rng", "centred_uniform", "normal", "normal_pair"]
+__all__ = ["RNGS", "Rng", "centred_uniform", "normal", "normal_at", "normal_pair"]
 
 RNGS = ("counter", "threefry")
 Rng: TypeAlias = str
@@ -66,6 +66,30 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[A
     # Only the cosines: joining cosines and sines along one axis would cost more than it saves, since a CPU cannot
     # vectorise a loop that branches on the position.
     return _box_muller(key, size)[0].reshape(shape)
+
+
+@checked
+def normal_at(key: Key, positions: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return some of the numbers that `normal` draws, without drawing the others.
+
+    Each number depends on the key and its position alone, so that an array that is too large to be drawn whole comes
+    piece by piece, where it is used.
+
+    Args:
+        key: A JAX random key, consumed; a mirrored one gives the negated numbers.
+        positions: Where the numbers stand, any shape.
+
+    Returns:
+        `normal(key, (size,))[positions]` of the generator `counter`, whatever the size.
+
+    Example:
+        >>> z = normal(jax.random.key(0), (1000,))
+        >>> bool((normal_at(jax.random.key(0), jnp.arange(500, 502, dtype=jnp.uint32)) == z[500:502]).all())
+        True
+    """
+    if is_mirrored(key):
+        return -normal_at(original(key), positions)
+    return _box_muller_at(jax.random.bits(key, (4,), jnp.uint32), positions)[0]
 
 
 @checked
@@ -148,8 +172,13 @@ def _uniform_bits(key: Key, size: int) -> UInt32[Array, " size"]:
 @functools.partial(jax.jit, static_argnames="num_pairs", inline=True)
 def _box_muller(key: Key, num_pairs: int) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
     """Return r cos(a) and r sin(a) with r = sqrt(-2 ln u), u and a uniform and independent."""
-    words = jax.random.bits(key, (4,), jnp.uint32)
-    position = lax.iota(jnp.uint32, num_pairs)
+    return _box_muller_at(jax.random.bits(key, (4,), jnp.uint32), lax.iota(jnp.uint32, num_pairs))
+
+
+def _box_muller_at(
+    words: UInt32[Array, " 4"], position: UInt32[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Return the pairs at some positions, from four random words."""
     # Two keyed rounds for the radius; the angle's round is keyed once more, so that no fixed map ties it to the radius.
     radius_bits = _mix(_mix(position + words[0]) ^ words[1])
     angle_bits = _mix(_mix(radius_bits + words[2]) ^ words[3])
@@ -161,14 +190,14 @@ def _box_muller(key: Key, num_pairs: int) -> tuple[Float[Array, " pairs"], Float
     return radius * cosine, radius * sine
 
 
-def _mix(x: UInt32[Array, " pairs"]) -> UInt32[Array, " pairs"]:
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     """Return a bijective scrambling of 32 bits (C. Wellons' "lowbias32", public domain, bias 0.17)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def _log(u: Float[Array, " pairs"]) -> Float[Array, " pairs"]:
+def _log(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return ln(u) for u in (0, 1], to float32 precision; coefficients of Cephes' logf (S. L. Moshier)."""
     bits = lax.bitcast_convert_type(u, jnp.int32)
     exponent = (bits - 0x3F3504F3) >> 23
@@ -191,7 +220,7 @@ def _log(u: Float[Array, " pairs"]) -> Float[Array, " pairs"]:
     return jnp.minimum(natural, 0.0)
 
 
-def _cos_sin(bits: UInt32[Array, " pairs"]) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
+def _cos_sin(bits: UInt32[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Return cos and sin of an angle uniform on the circle: two bits choose the quadrant, 23 the angle within it."""
     quadrant = bits >> 30
     within = ((bits << 2) >> 9).astype(jnp.int32).astype(jnp.float32)
@@ -206,6 +235,6 @@ def _cos_sin(bits: UInt32[Array, " pairs"]) -> tuple[Float[Array, " pairs"], Flo
     )
 
 
-def _flip_sign(value: Float[Array, " pairs"], second_bit: UInt32[Array, " pairs"]) -> Float[Array, " pairs"]:
+def _flip_sign(value: Float[Array, "*shape"], second_bit: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `value` with its sign bit inverted where the second bit is set."""
     return lax.bitcast_convert_type(lax.bitcast_convert_type(value, jnp.uint32) ^ (second_bit << 30), jnp.float32)

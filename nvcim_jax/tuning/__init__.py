@@ -13,6 +13,8 @@ from nvcim_jax.tuning.prefix import prefix
 from nvcim_jax.tuning.prompt import prompt
 from nvcim_jax.tuning.starts import STARTS, start_activations
 from nvcim_jax.tuning.tune import Options, Parts, TuneInfo, answer_loss, tune
+from nvcim_jax.tuning.whole import full
+from nvcim_jax.tuning.zeroth_order import zeroth_order
 
 __all__ = [
     "STARTS",
@@ -32,6 +34,7 @@ __all__ = [
     "draw_batch",
     "examples",
     "frozen",
+    "full",
     "ia3",
     "lora",
     "merge",
@@ -43,4 +46,5 @@ __all__ = [
     "start_activations",
     "tune",
     "unmerge",
+    "zeroth_order",
 ]

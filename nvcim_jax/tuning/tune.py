@@ -175,7 +175,10 @@ def _loss(state: PyTree, key: Key, step: jax.Array, data: tuple[Any, ...], how: 
     noise_key, batch_key = jax.random.split(key)
     share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
     rows = adapter.rows(state)
-    noisy = adapter.from_rows(rows + share * (how.perturb(noise_key, rows) - rows))
+    if how.perturb.func is _as_it_is:  # the weights of a whole model are no rows
+        noisy = state
+    else:
+        noisy = adapter.from_rows(rows + share * (how.perturb(noise_key, rows) - rows))
     if options.batch is not None:
         chosen = draw_batch(batch_key, weights, options.batch)
         batch, weights = (
@@ -199,7 +202,7 @@ def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, 
         gradient=how.gradient,
         project=how.project,
     )
-    return tuned, TuneInfo(losses, jnp.abs(how.adapter.rows(tuned)).max())
+    return tuned, TuneInfo(losses, jnp.abs(how.adapter.rows(tuned)).max(initial=0.0))
 
 
 @checked
