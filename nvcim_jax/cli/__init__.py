@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
+    "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
     "report": "the table and the figures of a run again, from its records alone",
     "product": "how far one product is off, over noisy chips, with its table and figure",
     "sweep": "run a grid of settings over device instances, resumable and in shards",

@@ -28,6 +28,9 @@ MOST_STREAMS, MOST_ROWS = 1000, 10**6
 """More is a slip of the finger, and would fill the memory before it is noticed."""
 
 DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
+RATES = {"prefix": 1e-2, "lora": 1e-2, "ia3": 2e-2}
+"""Learning rates of what is no prompt: usual ones for Adam, not searched for."""
+
 TYPICAL_INPUT = 32
 """Tokens of an input that an estimate without data assumes."""
 
@@ -88,6 +91,9 @@ class Options:
     preset: str | None = None
     """Where the options of the memory below start from: bundled, any, paper. None: bundled with the bundled model,
     any with another."""
+    adapter: str = "prompt"
+    """What is tuned and kept in the memory: prompt, prefix, lora, ia3. What is no prompt has bounds and learning rates
+    of its own where the preset's were not changed."""
     chosen: Annotated[pipeline.Preset, tyro.conf.arg(name="")] = pipeline.presets["bundled"]
     max_input: int | None = None
     """Tokens of an input that are kept, from its beginning; all of them by default."""
@@ -119,9 +125,14 @@ def read(words: Sequence[str]) -> Options | int:
             return found
     name = found.preset or ("bundled" if found.model == "bundled" else "any")
     checks.choice("--preset", name, pipeline.presets)
-    if name == "bundled":
+    checks.choice("--adapter", found.adapter, ("prompt", *RATES))
+    chosen = pipeline.presets[name]
+    if found.adapter in RATES:
+        tuned = {"tunes": found.adapter, "start": "text"}
+        chosen = chosen.changed(bound=float("inf"), learning_rate=RATES[found.adapter], config=tuned)
+    if chosen == Options().chosen:
         return found
-    return parse(Options, "nvcim run", words, default=Options(chosen=pipeline.presets[name]))
+    return parse(Options, "nvcim run", words, default=Options(chosen=chosen))
 
 
 def main(options: Options) -> int:

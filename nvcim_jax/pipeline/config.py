@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any
 
 from nvcim_jax import checks, selection
-from nvcim_jax.tuning import STARTS, Adapter, Options, prompt, start_activations
+from nvcim_jax.tuning import STARTS, Adapter, Options, ia3, lora, prefix, prompt, start_activations
 
-__all__ = ["SEPARATE_KEYS", "Config", "changed"]
+__all__ = ["ADAPTERS", "SEPARATE_KEYS", "Config", "changed"]
 
+ADAPTERS = ("prompt", "prefix", "lora", "ia3")
 CODECS = ("autoencoder", "identity")
 FEATURES = ("embedding", "hidden", "last")
 KEYS = ("prompt", "anchored", "contrastive", "representative", "centroid")
@@ -27,7 +28,10 @@ class Config:
     Numbers that are swept, and the memory cells, are no part of it: see `Preset`.
 
     Attributes:
-        num_virtual: Virtual tokens of a prompt.
+        tunes: What is tuned and stored: a `prompt`, a `prefix` of keys and values, low-rank changes (`lora`) or factors
+            (`ia3`). Only a prompt can be its own key.
+        num_virtual: Virtual tokens of a prompt or prefix.
+        rank: Rank of low-rank changes.
         start: Where a prompt starts: the `text` of its representative with its answer, rows of the `vocabulary`,
             `activations` of that text, or all `examples` that it is tuned on, several in each virtual token, in the
             way the model was taught to read them (see `tuning.STARTS`).
@@ -61,7 +65,9 @@ class Config:
         ValueError: If an option has no such value, or does not go together with another.
     """
 
+    tunes: str = "prompt"
     num_virtual: int = 8
+    rank: int = 2
     start: str = "text"
     num_prompts: int | None = None
     cluster_by: str = "input"
@@ -85,6 +91,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check every option, then those that may not go together."""
         choices = {
+            "tunes": ADAPTERS,
             "start": STARTS,
             "cluster_by": CLUSTER_BY,
             "train_on": TRAIN_ON,
@@ -96,7 +103,12 @@ class Config:
         }
         for name, known in choices.items():
             checks.choice(name, getattr(self, name), known)
-        for name, most in (("num_virtual", MOST_VIRTUAL), ("code", None), ("capacity", MOST_PROMPTS)):
+        for name, most in (
+            ("num_virtual", MOST_VIRTUAL),
+            ("rank", MOST_VIRTUAL),
+            ("code", None),
+            ("capacity", MOST_PROMPTS),
+        ):
             checks.integer(name, getattr(self, name), high=most)
         for name in ("num_prompts", "key_tokens"):
             if getattr(self, name) is not None:
@@ -107,6 +119,9 @@ class Config:
             checks.number("key_clip", self.key_clip, low=0.0, low_open=True)
         if self.keys == "contrastive" and self.codec == "identity":
             checks.fail("codec", "be 'autoencoder' with keys='contrastive'", "is 'identity', which learns nothing")
+        if self.tunes != "prompt" and self.keys not in SEPARATE_KEYS:
+            fix = f"Search by keys apart: {', '.join(SEPARATE_KEYS)}."
+            checks.fail("keys", f"be apart from the values with tunes={self.tunes!r}", f"are {self.keys!r}", fix)
 
     def changed(self, **fields: Any) -> "Config":
         """Return a copy with some fields replaced; a dictionary replaces fields of a part.
@@ -118,7 +133,10 @@ class Config:
         return changed(self, **fields)
 
     def adapter(self) -> Adapter:
-        """Return what is tuned by default: a prompt of this size and start."""
+        """Return what is tuned by default: a prompt of this size and start, or what `tunes` names."""
+        if self.tunes != "prompt":
+            start = self.start if self.start in ("text", "vocabulary") else "text"
+            return {"prefix": prefix(self.num_virtual, start), "lora": lora(self.rank), "ia3": ia3()}[self.tunes]
         start: Any = self.start
         return prompt(self.num_virtual, start_activations(self.feature_layers) if start == "activations" else start)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nvcim_jax import checks, crossbar, models, selection
+from nvcim_jax import checks, crossbar, models, selection, tuning
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.signature import checked
 
@@ -200,7 +200,8 @@ def capacity(model: models.Config, config: Config, arrays: crossbar.Config) -> C
         16
     """
     code = model.width if config.codec == "identity" else config.code
-    shapes = [(config.num_virtual * code, config.capacity)]
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=model))
+    shapes = [(tuning.rows_shape(config.adapter(), lm)[0] * code, config.capacity)]
     if not config.shares_arrays:
         rows = selection.num_key_rows(config.search_tokens, code, config=config.search)
         shapes.append((rows, config.capacity))

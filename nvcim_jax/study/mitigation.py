@@ -16,6 +16,7 @@ from nvcim_jax import checks, crossbar, devices, pipeline, selection, tuning
 from nvcim_jax.models import LM
 from nvcim_jax.pipeline import Config, Memory, Store
 from nvcim_jax.signature import checked
+from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
 __all__ = ["calibrated", "code_importance", "corrected_memory", "curvature", "program_selected"]
@@ -39,6 +40,7 @@ def curvature(
     *,
     num_probes: int = 4,
     num_examples: int | None = 8,
+    adapter: Adapter | None = None,
 ) -> Float[Array, "prompts virtual width"]:
     """Return the diagonal of the second derivative of each prompt's loss, by which SWV ranks what to verify.
 
@@ -52,6 +54,7 @@ def curvature(
         weights: How much each example counts for each prompt.
         num_probes: Draws of z.
         num_examples: Examples of the largest weight that are looked at for each prompt; None for all.
+        adapter: What the rows belong to; None: prompts.
 
     Returns:
         The estimate, of the shape of the prompts, nats.
@@ -61,19 +64,25 @@ def curvature(
         C. Bekas et al., "An estimator for the diagonal of a matrix", Applied Numerical Mathematics 57 (2007).
     """
     probing = _Probing(num_probes=num_probes, num_examples=num_examples)
-    return _curvature(key, prompts, lm, batch._replace(words=None), weights, probing)
+    chosen = tuning.as_adapter(tuning.prompt(prompts.shape[1]) if adapter is None else adapter)
+    return _curvature(key, prompts, lm, batch._replace(words=None), weights, probing, chosen)
 
 
 @jax.jit
 def _curvature(
-    key: Key, prompts: jax.Array, lm: LM, batch: tuning.Examples, weights: jax.Array, probing: _Probing
+    key: Key,
+    prompts: jax.Array,
+    lm: LM,
+    batch: tuning.Examples,
+    weights: jax.Array,
+    probing: _Probing,
+    adapter: Adapter,
 ) -> jax.Array:
-    adapter = tuning.prompt(prompts.shape[1])
-
     def one(key: Key, prompt: jax.Array, weights: jax.Array) -> jax.Array:
         chosen = jnp.argsort(-weights, stable=True)[: probing.num_examples]
         part = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch)
-        grad = jax.grad(lambda p: tuning.answer_loss(p, lm, part, weights[chosen], adapter=adapter))
+        counts = weights[chosen]
+        grad = jax.grad(lambda p: tuning.answer_loss(adapter.from_rows(p), lm, part, counts, adapter=adapter))
 
         def probe(key: Key) -> jax.Array:
             z = jax.random.rademacher(key, prompt.shape, prompt.dtype)

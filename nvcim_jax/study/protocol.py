@@ -17,6 +17,7 @@ from nvcim_jax.pipeline import Preset, State, Store
 from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Trial
 from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
+from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
 __all__ = [
@@ -128,7 +129,8 @@ def observe_stream(
         buffer = pipeline.make_buffer(block.records, lm, text, config=config)
         state, info = pipeline.observe(jax.random.fold_in(key, t), state, buffer, lm, config=config, **parts)
         if with_curvature:
-            diagonal = _add_curvature(jax.random.fold_in(probe_key, t), diagonal, state, buffer, info, lm)
+            found = _curvature(jax.random.fold_in(probe_key, t), state, buffer, info, lm, config.adapter())
+            diagonal = diagonal.at[info.inserted.slots].set(found)
         stores.append(state.store)
         calibrations.append(buffer.features)
         curvatures.append(diagonal)
@@ -137,12 +139,11 @@ def observe_stream(
     return Observed(tuple(stores), tuple(calibrations), tuple(curvatures), tuple(infos))
 
 
-def _add_curvature(key: Key, diagonal: jax.Array, state: State, buffer: Any, info: Any, lm: LM) -> jax.Array:
+def _curvature(key: Key, state: State, buffer: Any, info: Any, lm: LM, adapter: Adapter) -> jax.Array:
     """Measure the second derivatives of a buffer's prompts on the examples of their clusters."""
     slots = info.inserted.slots
     member = (info.clusters.assignment[None, :] == jnp.arange(len(slots))[:, None]).astype(jnp.float32)
-    found = curvature(key, state.store.prompts[slots], lm, buffer.examples, member)
-    return diagonal.at[slots].set(found)
+    return curvature(key, state.store.prompts[slots], lm, buffer.examples, member, adapter=adapter)
 
 
 @checked

@@ -12,7 +12,7 @@ from nvcim_jax.models import LM, Config, Inputs
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter
 from nvcim_jax.tuning.examples import Examples
-from nvcim_jax.tuning.rows import itself, pack, unpack
+from nvcim_jax.tuning.rows import pack, unpack
 from nvcim_jax.tuning.targets import changed_layers, check_targets, matrices
 from nvcim_jax.tuning.weights import Scaled
 from nvcim_jax.types import Key
@@ -45,13 +45,21 @@ class Ia3Options:
 
     def pack(self, parts: dict[str, jax.Array], config: Config) -> jax.Array:
         """Return the state that holds some arrays."""
-        return pack(parts, self.shapes(config), config)
+        return pack(parts, self.shapes(config), config, fill=1.0)
 
 
 def _init(options: Ia3Options, key: Key, lm: LM, examples: Examples, weights: Any = None) -> jax.Array:
     del key, examples, weights
     ones = {name: jnp.ones(shape, jnp.float32) for name, shape in options.shapes(lm.config).items()}
     return options.pack(ones, lm.config)
+
+
+def _rows(state: jax.Array) -> jax.Array:
+    return state - 1.0  # the noise of a memory grows with the largest entry: the ones are no part of it
+
+
+def _from_rows(rows: jax.Array) -> jax.Array:
+    return rows + 1.0
 
 
 def _apply(options: Ia3Options, state: jax.Array, lm: LM, inputs: Inputs) -> tuple[LM, Inputs]:
@@ -72,7 +80,8 @@ def ia3(targets: Sequence[str] = ("k", "v", "down"), *, inputs: Sequence[str] = 
     """Return the adapter of (IA)3: keys, values and the hidden units of the feed-forward part times a factor each.
 
     Factors of outputs scale `x W + bias`, those of inputs x; all are one at the start. W may be any weight. A state
-    holds the factors one after the other as rows of the model's width; `adapter.parts(state, lm)` gives them by name.
+    holds the factors one after the other in rows of the model's width, filled up with ones; `adapter.parts(state, lm)`
+    gives them by name. What a memory stores is what they differ from one by.
 
     Args:
         targets: Matrices of the blocks: out of q, k, v, o, gate, up, down.
@@ -95,4 +104,4 @@ def ia3(targets: Sequence[str] = ("k", "v", "down"), *, inputs: Sequence[str] = 
         arXiv:2205.05638, section 3.3.
     """
     options = Ia3Options(targets=tuple(targets), inputs=tuple(inputs))
-    return Adapter(Partial(_init, options), Partial(_apply, options), Partial(itself), Partial(itself))
+    return Adapter(Partial(_init, options), Partial(_apply, options), Partial(_rows), Partial(_from_rows))

@@ -22,8 +22,8 @@ def packed_shape(shapes: Shapes, config: Config) -> tuple[int, int]:
     return -(-sum(map(math.prod, shapes.values())) // config.width), config.width
 
 
-def pack(parts: Mapping[str, jax.Array], shapes: Shapes, config: Config) -> jax.Array:
-    """Return arrays one after the other as rows of the model's width, float32.
+def pack(parts: Mapping[str, jax.Array], shapes: Shapes, config: Config, fill: float = 0.0) -> jax.Array:
+    """Return arrays one after the other as rows of the model's width, float32; `fill` fills the last one up.
 
     Example:
         >>> config = Config(vocab_size=8, width=4, num_layers=1, num_heads=1, mlp_width=4)
@@ -34,7 +34,7 @@ def pack(parts: Mapping[str, jax.Array], shapes: Shapes, config: Config) -> jax.
         checks.shape(f"parts[{name!r}]", parts[name], shape)
     num, width = packed_shape(shapes, config)
     flat = jnp.concatenate([jnp.ravel(parts[name]).astype(jnp.float32) for name in shapes])
-    return jnp.pad(flat, (0, num * width - flat.size)).reshape(num, width)
+    return jnp.pad(flat, (0, num * width - flat.size), constant_values=fill).reshape(num, width)
 
 
 def unpack(rows: PyTree, shapes: Shapes, config: Config) -> dict[str, jax.Array]:

@@ -15,23 +15,23 @@ from nvcim_jax.types import Key
 
 __all__ = ["Shifted", "direction"]
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Most entries of a direction that exist at a time; a larger matrix is multiplied in pieces."""
 
 
 class Shifted(Weight):
-    """w + size z, with z ~ N(0, 1) drawn from a key and the place of each entry; zero where |w| exceeds a limit.
+    """w + by z, with z ~ N(0, 1) drawn from a key and the place of each entry; zero where |w| exceeds a limit.
 
     Attributes:
         w: ([layers,] rows, columns), an array.
         key: ([layers]): of the direction.
-        size: ([layers]).
+        by: ([layers]).
         limit: ([layers]), or None.
     """
 
     w: Any
     key: Any
-    size: Any
+    by: Any
     limit: Any = None
 
     def aval(self) -> Any:
@@ -59,7 +59,7 @@ def _kept(z: jax.Array, w: jax.Array, limit: jax.Array | None) -> jax.Array:
 
 def _moved(w: Shifted, rows: jax.Array, first: ArrayLike, dtype: Any) -> jax.Array:
     z = direction(w.key, rows, w.limit, first)
-    return (rows.astype(jnp.float32) + w.size * z).astype(dtype)
+    return (rows.astype(jnp.float32) + w.by * z).astype(dtype)
 
 
 def _times(w: Shifted, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -99,4 +99,4 @@ def _(w: Shifted, index: ArrayLike, *, dimension_numbers: Any, slice_sizes: Any,
     rows = jnp.asarray(index).astype(jnp.uint32) * jnp.uint32(w.w.shape[1])  # (..., 1)
     columns = lax.broadcasted_iota(jnp.uint32, found.shape, found.ndim - 1)
     z = _kept(normal_at(jax.random.clone(w.key), rows + columns), found, w.limit)
-    return (found.astype(jnp.float32) + w.size * z).astype(found.dtype)
+    return (found.astype(jnp.float32) + w.by * z).astype(found.dtype)

