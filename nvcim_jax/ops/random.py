@@ -69,7 +69,7 @@ def normal(key: Key, shape: tuple[int, ...], *, rng: Rng = "counter") -> Float[A
 
 
 @checked
-def normal_at(key: Key, positions: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+def normal_at(key: Key, *positions: UInt32[Array, "..."]) -> Float[Array, "..."]:
     """Return some of the numbers that `normal` draws, without drawing the others.
 
     Each number depends on the key and its position alone, so that an array that is too large to be drawn whole comes
@@ -77,10 +77,11 @@ def normal_at(key: Key, positions: UInt32[Array, "*shape"]) -> Float[Array, "*sh
 
     Args:
         key: A JAX random key, consumed; a mirrored one gives the negated numbers.
-        positions: Where the numbers stand, any shape.
+        *positions: Where the numbers stand, any shape; or several arrays that are broadcast and added, such as
+            (rows, 1) and (1, columns), which a compiler cannot take out of a loop over keys as one large array.
 
     Returns:
-        `normal(key, (size,))[positions]` of the generator `counter`, whatever the size.
+        `normal(key, (size,))[position]` of the generator `counter`, whatever the size.
 
     Example:
         >>> z = normal(jax.random.key(0), (1000,))
@@ -88,8 +89,9 @@ def normal_at(key: Key, positions: UInt32[Array, "*shape"]) -> Float[Array, "*sh
         True
     """
     if is_mirrored(key):
-        return -normal_at(original(key), positions)
-    return _box_muller_at(jax.random.bits(key, (4,), jnp.uint32), positions)[0]
+        return -normal_at(original(key), *positions)
+    words = jax.random.bits(key, (4,), jnp.uint32)
+    return _box_muller_at(words, functools.reduce(jnp.add, positions[1:], positions[0] + words[0]))[0]
 
 
 @checked
@@ -172,15 +174,16 @@ def _uniform_bits(key: Key, size: int) -> UInt32[Array, " size"]:
 @functools.partial(jax.jit, static_argnames="num_pairs", inline=True)
 def _box_muller(key: Key, num_pairs: int) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
     """Return r cos(a) and r sin(a) with r = sqrt(-2 ln u), u and a uniform and independent."""
-    return _box_muller_at(jax.random.bits(key, (4,), jnp.uint32), lax.iota(jnp.uint32, num_pairs))
+    words = jax.random.bits(key, (4,), jnp.uint32)
+    return _box_muller_at(words, lax.iota(jnp.uint32, num_pairs) + words[0])
 
 
 def _box_muller_at(
-    words: UInt32[Array, " 4"], position: UInt32[Array, "*shape"]
+    words: UInt32[Array, " 4"], started: UInt32[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Return the pairs at some positions, from four random words."""
+    """Return the pairs at some positions, to which the first of four random words was added."""
     # Two keyed rounds for the radius; the angle's round is keyed once more, so that no fixed map ties it to the radius.
-    radius_bits = _mix(_mix(position + words[0]) ^ words[1])
+    radius_bits = _mix(_mix(started) ^ words[1])
     angle_bits = _mix(_mix(radius_bits + words[2]) ^ words[3])
     # 31 bits: u in [2**-32, 1], so that the tail reaches 6.6 standard deviations
     u = lax.shift_right_logical(radius_bits, jnp.uint32(1)).astype(jnp.int32).astype(jnp.float32)

@@ -1,6 +1,6 @@
 """Factors on activations: (IA)3."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -43,7 +43,7 @@ class Ia3Options:
         """Return the arrays of a state by name."""
         return unpack(state, self.shapes(config), config)
 
-    def pack(self, parts: dict[str, jax.Array], config: Config) -> jax.Array:
+    def pack(self, parts: Mapping[str, Any], config: Config) -> jax.Array:
         """Return the state that holds some arrays."""
         return pack(parts, self.shapes(config), config, fill=1.0)
 

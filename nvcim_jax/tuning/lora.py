@@ -1,6 +1,6 @@
 """Low-rank changes of a model's matrices: LoRA, rsLoRA and DoRA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -58,7 +58,7 @@ class LoraOptions:
         """Return the arrays of a state by name."""
         return unpack(state, self.shapes(config), config)
 
-    def pack(self, parts: dict[str, jax.Array], config: Config) -> jax.Array:
+    def pack(self, parts: Mapping[str, Any], config: Config) -> jax.Array:
         """Return the state that holds some arrays."""
         return pack(parts, self.shapes(config), config)
 

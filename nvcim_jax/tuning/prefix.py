@@ -1,5 +1,6 @@
 """Keys and values before every text, in every block: prefix tuning, that is P-tuning v2."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -42,7 +43,7 @@ class PrefixOptions:
         """Return the arrays of a state by name."""
         return unpack(state, self.shapes(config), config)
 
-    def pack(self, parts: dict[str, jax.Array], config: Config) -> jax.Array:
+    def pack(self, parts: Mapping[str, Any], config: Config) -> jax.Array:
         """Return the state that holds some arrays."""
         return pack(parts, self.shapes(config), config)
 

@@ -22,7 +22,7 @@ def packed_shape(shapes: Shapes, config: Config) -> tuple[int, int]:
     return -(-sum(map(math.prod, shapes.values())) // config.width), config.width
 
 
-def pack(parts: Mapping[str, jax.Array], shapes: Shapes, config: Config, fill: float = 0.0) -> jax.Array:
+def pack(parts: Mapping[str, Any], shapes: Shapes, config: Config, fill: float = 0.0) -> jax.Array:
     """Return arrays one after the other as rows of the model's width, float32; `fill` fills the last one up.
 
     Example:

@@ -15,7 +15,7 @@ from nvcim_jax.types import Key
 
 __all__ = ["Shifted", "direction"]
 
-PIECE = 1 << 18
+PIECE = 1 << 19
 """Most entries of a direction that exist at a time; a larger matrix is multiplied in pieces."""
 
 
@@ -48,9 +48,10 @@ def direction(key: Key, w: jax.Array, limit: jax.Array | None, first: ArrayLike 
         limit: Largest |w| that is moved; None: all are.
         first: Number of the first of them.
     """
-    start = jnp.asarray(first, jnp.uint32) * jnp.uint32(math.prod(w.shape[1:]))
-    place = start + lax.iota(jnp.uint32, w.size).reshape(w.shape)
-    return _kept(normal_at(jax.random.clone(key), place), w, limit)
+    columns = math.prod(w.shape[1:])
+    rows = (jnp.asarray(first, jnp.uint32) + lax.iota(jnp.uint32, len(w))) * jnp.uint32(columns)
+    z = normal_at(jax.random.clone(key), rows[:, None], lax.iota(jnp.uint32, columns)[None])
+    return _kept(z.reshape(w.shape), w, limit)
 
 
 def _kept(z: jax.Array, w: jax.Array, limit: jax.Array | None) -> jax.Array:
@@ -97,6 +98,6 @@ def _(w: Shifted, index: ArrayLike, *, dimension_numbers: Any, slice_sizes: Any,
         refuse(w, "looked up in another way than row by row")
     found = lax.gather_p.bind(w.w, index, dimension_numbers=dimension_numbers, slice_sizes=slice_sizes, **how)
     rows = jnp.asarray(index).astype(jnp.uint32) * jnp.uint32(w.w.shape[1])  # (..., 1)
-    columns = lax.broadcasted_iota(jnp.uint32, found.shape, found.ndim - 1)
-    z = _kept(normal_at(jax.random.clone(w.key), rows + columns), found, w.limit)
+    columns = lax.broadcasted_iota(jnp.uint32, (1,) * (found.ndim - 1) + found.shape[-1:], found.ndim - 1)
+    z = _kept(normal_at(jax.random.clone(w.key), rows, columns), found, w.limit)
     return (found.astype(jnp.float32) + w.by * z).astype(found.dtype)

@@ -117,7 +117,10 @@ def answer_loss(
     """
     weights = weights.astype(jnp.float32)
     text = models.embed(lm, batch.ids)
-    lm, inputs = adapter.apply(state, lm, Inputs(text))
+    adapted, inputs = adapter.apply(state, lm, Inputs(text))
+    if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
+        adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids)))
+    lm = adapted
     at = batch.where + (inputs.x.shape[1] - text.shape[1])
     # Where memory is short, one block at a time.
     unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)

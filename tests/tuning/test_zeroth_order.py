@@ -151,7 +151,7 @@ def _shift(w: jax.Array, limit: Any = None) -> Shifted:
     return Shifted(w, jax.random.key(4), jnp.float32(0.5), limit)
 
 
-@pytest.mark.parametrize("limit", [None, 0.7])
+@pytest.mark.parametrize("limit", [None, jnp.float32(0.7)], ids=["all", "some"])
 @pytest.mark.parametrize("shape", [(6, 5), (1500, 1100)], ids=["small", "in pieces"])
 def test_a_moved_weight_is_its_array_and_its_direction(shape, limit) -> None:
     w = jax.random.normal(jax.random.key(5), shape)
@@ -254,31 +254,36 @@ def test_wrong_use_is_named(lm, batch) -> None:
         tuning.full().from_rows(jnp.zeros((1, 32)))
 
 
-def test_tuning_all_weights_takes_the_memory_of_a_forward_pass_and_one_block() -> None:
-    """XLA's own account, of a model whose layers are many and small beside their stack."""
-    config = models.Config(vocab_size=512, width=128, num_layers=24, num_heads=4, num_kv_heads=2, mlp_width=384)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two_sided", "conservative"])
+def test_tuning_all_of_smollm2_takes_the_memory_of_a_forward_pass_and_one_block(kind) -> None:
+    """XLA's own account of 134.5 million weights; nothing is computed."""
+    config = models.Config(vocab_size=49152, width=576, num_layers=30, num_heads=9, num_kv_heads=3, mlp_width=1536)
     lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=config))
-    batch = tuning.examples([[1] * 12] * 2, [[3, 2]] * 2)
-    adapter, gradient = tuning.full(), tuning.zeroth_order(1e-3)
+    batch = tuning.examples([[1] * 30] * 4, [[3, 2]] * 4)
+    adapter, gradient = tuning.full(), tuning.zeroth_order(1e-3, kind=kind, learning_rate=1e-6)
 
-    def loss(state: Whole, key: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        del key, step
-        value = tuning.answer_loss(state, lm_of(state), batch, jnp.ones(2), adapter=adapter, remat=True)
-        return value, value
+    def tune(state: Whole, key: jax.Array) -> Whole:
+        return tuning.tune(
+            key,
+            state,
+            models.LM(state.params, config),
+            batch,
+            adapter=adapter,
+            options=tuning.Options(num_steps=2, remat=True),
+            optimiser=Partial(_sgd, jnp.float32(1e-6)),
+            gradient=gradient,
+        )[0]
 
-    def lm_of(state: Whole) -> models.LM:
-        return models.LM(state.params, config)
+    def forward(state: Whole) -> jax.Array:
+        weights, whole = jnp.ones(4), models.LM(state.params, config)
+        return tuning.answer_loss(state, whole, batch, weights, adapter=adapter, remat=True)
 
-    def step(state: Whole, key: jax.Array) -> Whole:
-        slope, _ = gradient(key, loss, state, jnp.int32(0))
-        return jax.tree.map(lambda w, g: w - 1e-6 * g, state, slope)
-
-    state = Whole(lm.params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    tuned = jax.jit(step, donate_argnums=0).lower(state, key).compile().memory_analysis()
-    forward = jax.jit(lambda s: loss(s, None, None)[0]).lower(state).compile().memory_analysis()  # type: ignore[arg-type]
-    block = 4 * sum(np.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(lm.params["layers"]))
-    weights = 4 * config.num_params
-    assert tuned.alias_size_in_bytes >= weights
-    assert tuned.temp_size_in_bytes <= forward.temp_size_in_bytes + block
-    assert block < 0.05 * weights
+    state, key = Whole(lm.params), jax.eval_shape(lambda: jax.random.key(0))
+    tuned = jax.jit(tune, donate_argnums=0).lower(state, key).compile().memory_analysis()
+    once = jax.jit(forward).lower(state).compile().memory_analysis()
+    block = 4 * sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(lm.params["layers"]))
+    sizes = (tuned.temp_size_in_bytes, once.temp_size_in_bytes, block)
+    print(f"{kind}: tuning, a forward pass, a block:", *(f"{size / 1e6:.1f} MB" for size in sizes))
+    assert tuned.alias_size_in_bytes >= 4 * config.num_params  # the update is made in place
+    assert tuned.temp_size_in_bytes <= once.temp_size_in_bytes + block
