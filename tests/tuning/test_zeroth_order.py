@@ -182,7 +182,7 @@ def test_numbers_at_places_are_those_drawn_whole() -> None:
 @pytest.mark.parametrize("kind", ["two_sided", "forward"])
 def test_all_weights_move_along_one_direction(lm, batch, kind) -> None:
     """The derivative found through moved weights is that of the weights along the direction of the update."""
-    adapter, gradient = tuning.full(), tuning.zeroth_order(1e-2, kind=kind)
+    adapter, gradient = tuning.full(), tuning.zeroth_order(1e-3, kind=kind)  # the error is that of a third derivative
     state = adapter.init(jax.random.key(1), lm, batch, None)
 
     def loss(state: Whole, key: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -191,7 +191,7 @@ def test_all_weights_move_along_one_direction(lm, batch, kind) -> None:
         return value, value
 
     found, _ = jax.jit(lambda state: gradient(jax.random.key(8), loss, state, jnp.int32(0)))(state)
-    sign = jax.jit(lambda s: tuning.zeroth_order(1e-2, kind="sign")(jax.random.key(8), loss, s, jnp.int32(0)))(state)[0]
+    sign = jax.jit(lambda s: tuning.zeroth_order(1e-3, kind="sign")(jax.random.key(8), loss, s, jnp.int32(0)))(state)[0]
     slope = jax.jit(jax.grad(lambda s: loss(s, None, None)[0]))(state)  # type: ignore[arg-type]
     dot = lambda a, b: sum(float((x * y).sum()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))  # noqa: E731
     # g z and sign(g) z: g is their quotient, and the derivative along z.
@@ -224,12 +224,12 @@ def test_it_lowers_the_loss_of_every_adapter_and_compiles_once(lm, batch, name) 
             lm,
             batch,
             adapter=adapter,
-            options=tuning.Options(num_steps=150),
+            options=tuning.Options(num_steps=60),
             optimiser=Partial(_sgd, jnp.float32(rate)),
             gradient=tuning.zeroth_order(eps),
         )[1]
 
-    info = run(2e-5 if name == "all weights" else 1e-3, 1e-3)
+    info = run(5e-5 if name == "all weights" else 3e-3, 1e-3)
     assert float(info.losses[-20:].mean()) < float(info.losses[:20].mean())
     with count_traces() as traced:
         run(1e-4, 1e-2)
