@@ -1,12 +1,14 @@
 """The static description of a decoder language model: everything in which the families differ, as data."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from nvcim_jax import checks
+from nvcim_jax.models.families import family
 from nvcim_jax.types import PyTree
 
 if TYPE_CHECKING:
@@ -240,6 +242,11 @@ class Config:
         if self.head_bias:
             found["head_bias"] = (self.vocab_size,)
         return found
+
+    @property
+    def stems(self) -> Mapping[str, str]:
+        """What the family calls the tensor of each parameter: name, such as "q" -> tensor, `{i}` for the layer."""
+        return family(self.family).stems
 
     @property
     def places(self) -> "dict[str, Place]":

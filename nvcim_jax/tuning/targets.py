@@ -31,8 +31,7 @@ def default_groups(config: Config) -> tuple[str, ...]:
         >>> default_groups(gpt2), default_groups(dataclasses.replace(gpt2, family="llama"))
         (('q+k+v',), ('q', 'v'))
     """
-    places = config.places
-    stems = {name: places[f"layers.{name}"].stem for name in matrices(config)}
+    stems = {name: config.stems.get(name, name) for name in matrices(config)}
     groups = ["+".join(other for other, stem in stems.items() if stem == stems[name]) for name in ("q", "v")]
     return tuple(dict.fromkeys(groups))
 
