@@ -1,0 +1,46 @@
+"""Any adapter's rows in the memory: coded, programmed, searched, read back, and the model adapted by what is read."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvcim_jax import crossbar, devices, io, pipeline, tuning
+
+FINE = crossbar.Config(rows=64, cols=8, weight_bits=16, cell_bits=2, weight_scale="column")
+
+
+@pytest.fixture(scope="module", params=["prefix", "lora", "ia3"])
+def config(request, config) -> pipeline.Config:
+    return dataclasses.replace(config, tunes=request.param, rank=1)
+
+
+def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path) -> None:
+    adapter, memory = config.adapter(), pipeline.crossbar_memory(devices.get("ideal"), FINE)
+    state = pipeline.init(jax.random.key(0), lm, config=config, memory=memory)
+    buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)
+    state, info = pipeline.observe(jax.random.key(1), state, buffer, lm, config=config, memory=memory)
+    assert state.store.prompts.shape[1:] == tuning.rows_shape(adapter, lm)
+    assert float(info.tuned.losses[:, -1].mean()) < float(info.tuned.losses[:, 0].mean())
+    read = pipeline.read_prompts(jax.random.key(2), state.store, state.arrays, memory)
+    size = float(jnp.abs(state.store.prompts).max())
+    np.testing.assert_allclose(read[:2], state.store.prompts[:2], atol=size * 1e-3)
+    queries = pipeline.make_queries([buffers[0][0].input], lm, text, config=config, labels=["yes", "no"])
+    logs, answered = pipeline.choose(jax.random.key(3), state, queries, lm, config=config, memory=memory)
+    slot = int(answered.found.slots[0])
+    wanted = pipeline.rank(state.store.prompts[slot][None], queries, lm, adapter=adapter)
+    np.testing.assert_allclose(logs, wanted, atol=0.02)
+    path = io.save_state(tmp_path / "m.safetensors", state, config=config)
+    again, options = io.load_state(path, memory)
+    assert options == config
+    np.testing.assert_array_equal(again.store.prompts, state.store.prompts)
+    room = pipeline.capacity(lm.config, config, FINE)
+    num_rows, width = tuning.rows_shape(adapter, lm)
+    assert room.value_arrays == crossbar.report((num_rows * width, config.capacity), FINE).num_arrays
+
+
+def test_a_prompt_alone_is_its_own_key(config) -> None:
+    with pytest.raises(ValueError, match=r"`keys` must be apart from the values with tunes='.*', but are 'prompt'"):
+        dataclasses.replace(config, keys="prompt")
