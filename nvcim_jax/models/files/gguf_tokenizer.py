@@ -97,7 +97,7 @@ def _byte_level(meta: Meta, name: str) -> Any:
     return made
 
 
-def _merges(vocab: Mapping[str, int], rank: Mapping[str, float]) -> list[tuple[str, str]]:
+def _merges(vocab: Mapping[str, int], rank: Mapping[str, int] | Mapping[str, float]) -> list[tuple[str, str]]:
     """Return every split of a token into two tokens, the tokens of the lowest rank first."""
     found = [
         (rank[token], at, len(token), token[:at], token[at:])
