@@ -58,7 +58,7 @@ def test_outputs_equal_the_committed_ones(name, checkpoint, example, weights, go
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_survives_the_way_through_config_json(name, checkpoint) -> None:
-    from nvcim_jax.models.hf_config import config_from_hf, config_to_hf
+    from nvcim_jax.models.files.hf_config import config_from_hf, config_to_hf
 
     config = models.load_config(checkpoint(name))
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nvcim_jax import models
-from nvcim_jax.models.quantised import unpack_awq, unpack_gptq
+from nvcim_jax.models.files.quantised import unpack_awq, unpack_gptq
 
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 

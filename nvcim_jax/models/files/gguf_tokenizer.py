@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvcim_jax import checks
-from nvcim_jax.models.quiet import import_transformers
+from nvcim_jax.models.files.quiet import import_transformers
 
 __all__ = ["gguf_tokenizer"]
 

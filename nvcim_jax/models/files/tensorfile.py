@@ -122,7 +122,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
                 "Convert it with transformers: save_pretrained(folder)."
             )
         return _tensors(single)
-    from nvcim_jax.models.hf_config import read_json
+    from nvcim_jax.models.files.hf_config import read_json
 
     places: dict[str, str] = read_json(index).get("weight_map", {})
     found: dict[str, Tensor] = {}

@@ -7,8 +7,8 @@ import numpy as np
 
 from nvcim_jax import checks
 from nvcim_jax.models.config import Config
+from nvcim_jax.models.files.tensorfile import Tensor, read_rows
 from nvcim_jax.models.positions import frequencies
-from nvcim_jax.models.tensorfile import Tensor, read_rows
 
 __all__ = ["check_skipped"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from nvcim_jax import checks
 from nvcim_jax.models.config import Config, Rope
 from nvcim_jax.models.families import FAMILIES, Family, family
-from nvcim_jax.models.quiet import import_transformers
+from nvcim_jax.models.files.quiet import import_transformers
 
 __all__ = ["config_from_hf", "config_to_hf", "read_json"]
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from nvcim_jax import checks, files
 from nvcim_jax.models.files.gguf_weight import Blocks
-from nvcim_jax.models.hf_config import config_to_hf
+from nvcim_jax.models.files.hf_config import config_to_hf
+from nvcim_jax.models.files.quantised import Packed
+from nvcim_jax.models.files.tensorfile import write_tensors
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
-from nvcim_jax.models.quantised import Packed
 from nvcim_jax.models.soft_tokens import SoftTokens
-from nvcim_jax.models.tensorfile import write_tensors
 from nvcim_jax.ops import Weight
 from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree

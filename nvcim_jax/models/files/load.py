@@ -19,22 +19,22 @@ from nvcim_jax.models.files.arrays import aligned, take_over
 from nvcim_jax.models.files.gguf import gguf_config, gguf_params
 from nvcim_jax.models.files.gguf_file import read_gguf
 from nvcim_jax.models.files.gguf_tokenizer import gguf_tokenizer
+from nvcim_jax.models.files.hf_config import config_from_hf, read_json
+from nvcim_jax.models.files.quantised import Packed, unpack_awq, unpack_gptq
+from nvcim_jax.models.files.quiet import import_transformers
+from nvcim_jax.models.files.skipped import check_skipped
 from nvcim_jax.models.files.source import find_source, gguf_of
-from nvcim_jax.models.hf_config import config_from_hf, read_json
+from nvcim_jax.models.files.tensorfile import Tensor, find_tensors, read_rows
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
-from nvcim_jax.models.quantised import Packed, unpack_awq, unpack_gptq
-from nvcim_jax.models.quiet import import_transformers
-from nvcim_jax.models.skipped import check_skipped
 from nvcim_jax.models.soft_tokens import SoftTokens
-from nvcim_jax.models.tensorfile import Tensor, find_tensors, read_rows
 from nvcim_jax.signature import checked
 
 __all__ = ["BUNDLED", "Packing", "load", "load_config"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = Path(__file__).parents[1] / "bundled"
 """Folder of the small language model that ships with the package."""
 
 CHUNK_BYTES = 8 << 20
