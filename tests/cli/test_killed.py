@@ -1,10 +1,13 @@
 """A kill, an interrupt and a full disk: nothing finished is lost, and the same command ends as without a break."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,25 +89,55 @@ def test_an_interrupted_product_says_what_is_true(tmp_path: Path) -> None:
     assert io.holds(out)
 
 
+# Files are full from the sixth on that is replaced: where no small disk can be mounted.
+LIMIT = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from nvcim_jax import files
+keep, calls = files.replacing, []
+def replacing(path):
+    calls.append(path)
+    if len(calls) == 6: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    return keep(path)
+files.replacing = replacing
+"""
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Callable[[], None] | None]:
+    """Mount a disk of 48 KiB on a folder, and yield what makes room on it; None where this may not be done."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+
+    def make_room() -> None:
+        subprocess.run(["mount", "-o", "remount,size=50M", str(folder)], check=True)
+
+    try:
+        yield make_room
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs limits on the size of files")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_gets_one_line_and_keeps_what_is_finished(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    limit = (
-        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from nvcim_jax import files\nkeep, calls = files.replacing, []\n"
-        "def replacing(path):\n"
-        "    calls.append(path)\n"
-        "    if len(calls) == 6: resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
-        "    return keep(path)\n"
-        "files.replacing = replacing\n"
-    )
-    words = [*COMMANDS[name].split(), "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", limit + SLOW, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"nvcim {name}: Could not write {out}")
-    assert said.endswith("What was finished before is kept: make room and run the same command again.")
-    assert io.holds(out)
-    assert not _records(out)
-    assert cli.main(words) == 0
+    with _small_disk(tmp_path / "disk") as make_room:
+        out = tmp_path / "disk" / "out"
+        words = [*COMMANDS[name].split(), "--out", str(out)]
+        script = SLOW if make_room else LIMIT + SLOW
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith(f"nvcim {name}: Could not write {out}")
+        assert said.endswith("What was finished before is kept: make room and run the same command again.")
+        assert "Traceback" not in done.stderr
+        assert io.holds(out)
+        assert not _records(out)
+        assert list(out.rglob("chunks/*.parquet"))
+        if make_room:
+            assert "No space left on device" in said
+            make_room()
+        assert cli.main(words) == 0
