@@ -187,7 +187,7 @@ def tree_mask(prompt_tokens: int, queries: Queries, candidates: Candidates) -> j
     return allowed & jnp.tril(jnp.ones((stem + branch, stem + branch), bool))
 
 
-@partial(jax.jit, static_argnames="config")
+@jax.jit
 def rank(
     params: PyTree, prompt: jax.Array, queries: Queries, candidates: Candidates, *, config: models.Config
 ) -> Float[Array, "queries answers"]:
@@ -221,7 +221,7 @@ def accuracy(
     return float((jnp.argmax(rank(params, prompt, queries, candidates, config=config), axis=1) == truth).mean())
 
 
-@partial(jax.jit, static_argnames=("config", "num_steps", "bound"))
+@partial(jax.jit, static_argnames="num_steps")  # the length of the scan
 def tune(
     params: PyTree,
     prompt: jax.Array,

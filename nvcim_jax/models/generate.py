@@ -255,7 +255,7 @@ def _step_context(slots: _Slots, now: jax.Array, before: int, positions: jax.Arr
     return make_context(positions, allowed, local, config)
 
 
-_compiled = jax.jit(generate_tokens, static_argnames="max_new_tokens")
+_compiled = jax.jit(generate_tokens, static_argnames="max_new_tokens")  # a length: it decides shapes
 
 
 def _tokenise(text: Text, texts: Sequence[str], room: int | None) -> tuple[np.ndarray, np.ndarray]:
