@@ -269,7 +269,8 @@ def _convolution(w: Weight, x: jax.Array, options: dict[str, Any], times: Times)
         refuse(w, "used in a transposed convolution", "Leave transposed convolutions out by `select=`.")
     window = [w.shape[axis] for axis in of_w[2:]]
     x = jnp.transpose(x, (of_x[0], *of_x[2:], of_x[1]))
-    seen = patches(x, window, options["window_strides"], options["padding"], options["rhs_dilation"])
+    padding = [(int(low), int(high)) for low, high in options["padding"]]  # NumPy's integers before JAX 0.9
+    seen = patches(x, window, options["window_strides"], padding, options["rhs_dilation"])
     y = times(w, seen, (*of_w[2:], of_w[1]))  # (images, *places, outputs)
     y = jnp.moveaxis(y, (0, y.ndim - 1, *range(1, y.ndim - 1)), tuple(of_y))
     wanted = options["preferred_element_type"]

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "a column": (lambda w: w[:, 1], "cut apart"),
     "rows by numbers": (lambda w: w[jnp.array([1, 2])], "`gather`"),
     "another axis": (lambda w: w[None], "`broadcast_in_dim`"),
-    "stacking": (lambda w: jnp.stack([w, w]), "`stack`"),
+    "stacking": (lambda w: jnp.stack([w, w]), "`stack` or `broadcast_in_dim`"),  # the latter in JAX 0.8
     "two weights": (lambda w: w.T @ w, "multiplied with a weight of type Held"),
     "batch over a matrix": (lambda w: jnp.einsum("i,io->io", X1, w), "batch by batch along an axis of its matrix"),
     "a sum over an axis": (lambda w: jnp.einsum("bi,io->b", X2, w), "`reduce_sum`"),
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[Form, str]] = {
 REFUSED_STACK: dict[str, tuple[Form, str]] = {
     "a product over the stack": (lambda s: jnp.einsum("bl,lio->bio", _draw(4, 6), s), "summed over its stack"),
     "transposed across it": (lambda s: s.T, "transposed to the axes (2, 1, 0) across its stack"),
-    "every other": (lambda s: s[::2], "cut apart"),
+    "every other": (lambda s: s[::2], "cut apart or `gather`"),  # the latter in JAX 0.8
     "squeezed": (lambda s: jnp.squeeze(s[:, :, :1], -1), "cut apart"),
 }
 
@@ -229,7 +229,7 @@ def test_a_stack_multiplies_as_if_dense(form: str) -> None:
 def test_what_is_no_product_is_refused_by_name(form: Form, names: str) -> None:
     with pytest.raises(ValueError, match="in products alone") as error:
         _held(form)(Held(_draw(5, 3)))
-    assert names in str(error.value)
+    assert any(name in str(error.value) for name in names.split(" or "))
     assert "Held" in str(error.value) or "Transposed" in str(error.value)
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_product_is_refused_by_name(form: Form, names: str) -> None:
 def test_what_no_stack_can_is_refused_by_name(form: Form, names: str) -> None:
     with pytest.raises(ValueError, match="in products alone") as error:
         _held(form)(Held(_draw(6, 5, 3)))
-    assert names in str(error.value)
+    assert any(name in str(error.value) for name in names.split(" or "))
 
 
 def test_it_never_becomes_dense() -> None:
@@ -332,7 +332,8 @@ def test_an_nnx_network() -> None:
 
 
 def test_an_equinox_network() -> None:
-    net = eqx.nn.MLP(5, 3, 8, 2, key=jax.random.key(0))
+    with jax.debug_key_reuse(False):  # Equinox splits a key twice for the check of JAX 0.8
+        net = eqx.nn.MLP(5, 3, 8, 2, key=jax.random.key(0))
     arrays, static = eqx.partition(net, eqx.is_array)
 
     def apply(arrays: Any) -> jax.Array:
