@@ -36,6 +36,7 @@ def test_it_is_plain_python_that_needs_no_notebook_to_run() -> None:
     assert not [line for line in lines if line.lstrip().startswith(("%", "!"))]
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom_without_a_network(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

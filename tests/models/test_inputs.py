@@ -200,7 +200,7 @@ def test_old_keys_draw_as_new_ones() -> None:
     np.testing.assert_array_equal(drawn.params["embedding"], lm.params["embedding"])
 
 
-@pytest.mark.parametrize("kind", ["mixed", "learned"])
+@pytest.mark.parametrize("kind", [pytest.param("mixed", marks=pytest.mark.slow), "learned"])
 def test_every_function_runs_in_64_bits(kind) -> None:
     examples = ([[5, 6], [7]], [[8, 2], [9, 2]])
     with jax.enable_x64(True):
