@@ -147,12 +147,9 @@ def _records(bench: _Bench, unit: Unit, block: int, right: np.ndarray, hit: np.n
 
 
 def _right(bench: _Bench, prompts: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Return whether the right label is ranked first, for rows of a prompt and the number of a query each."""
-    all_queries, truth, adapter = (
-        bench.questions.queries,
-        np.asarray(bench.questions.truth),
-        bench.preset.config.adapter(),
-    )
+    """Return whether the right label is ranked first, for a prompt's rows (or none) and the number of a query each."""
+    all_queries, truth = bench.questions.queries, np.asarray(bench.questions.truth)
+    adapter = bench.preset.config.adapter() if prompts.shape[1] else tuning.frozen()
     ids, mask = np.asarray(all_queries.ids), np.asarray(all_queries.mask)
     found = []
     for start in range(0, len(queries), _ROWS):

@@ -148,7 +148,7 @@ def _curvature(key: Key, state: State, buffer: Any, info: Any, lm: LM, adapter: 
 
 @checked
 def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind: str) -> Iterator[jax.Array]:
-    """Tune one prompt for a whole stream, and yield it after every block, (virtual tokens, width).
+    """Tune one prompt for a whole stream, and yield its rows after every block, (virtual tokens, width).
 
     It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
 
@@ -192,7 +192,7 @@ def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind:
             options=options,
             **held,
         )
-        yield prompt
+        yield adapter.rows(prompt)
 
 
 def _route(key: Key, scores: jax.Array, questions: Questions, store: Store, route: str) -> jax.Array:

@@ -122,13 +122,20 @@ def test_official_predictions_are_those_of_the_very_chips_of_the_records(done: t
 
 
 def test_other_adapters_are_kept_in_the_memory(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--model", str(tiny), "--adapter", "lora", *f"{SMALL} --methods NVCiM-PT --no-plots".split()]
+    words = [
+        "run",
+        "--model",
+        str(tiny),
+        "--adapter",
+        "lora",
+        *f"{SMALL} --methods NVCiM-PT,frozen,latest --no-plots".split(),
+    ]
     code, _, err = _call([*words, "--config.rank", "1", "--out", str(tmp_path / "out")], capsys)
     assert code == 0, err
     options = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["options"]["chosen"]
     assert (options["config"]["tunes"], options["config"]["rank"], options["bound"]) == ("lora", 1, float("inf"))
     lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    assert {line["method"] for line in lines} == {"NVCiM-PT"}
+    assert {line["method"] for line in lines} == {"NVCiM-PT", "frozen", "latest"}
     code, _, err = _call(["run", "--adapter", "loha"], capsys)
     assert code == 2
     assert "`--adapter`" in err
