@@ -147,6 +147,7 @@ def run_calls(made: Iterable[tuple[str, str, dict[str, str]]], folder: Path) -> 
 COMMANDS = {
     "run": "--out OUT",
     "report": "FILE",
+    "device": "FILE --g-max-us 40 --out OUT",
     "product": "--inputs 8 --outputs 4 --batch 2 --rows 8 --cols 8 --weight-bits 4 --out OUT",
     "sweep": "--axis sigma=0.1 --set inputs=8 --set outputs=4 --set batch=2 --out OUT",
     "merge": "FILE",

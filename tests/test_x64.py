@@ -16,6 +16,7 @@ made = data.builtin_users(0, num_users=2, num_topics=3)
 rows = [row for block in made.blocks for row in block.records] + [row for own in made.test.values() for row in own]
 codec = selection.codec_init(key, 4, code=3)
 R = np.array([[1.0, np.nan], [0.5, 1.0]])
+CELLS = "cell,t_s,level,g_us\\n" + "".join(f"{c},{t},{c % 2},{5 + 30 * (c % 2) + 0.1 * c - 0.01 * t}\\n" for c in range(12) for t in (0, 100))
 class Held(ops.Weight):
     matrix: jax.Array
     def aval(self): return jax.core.ShapedArray(self.matrix.shape, self.matrix.dtype)
@@ -27,14 +28,14 @@ CALLS = {
         "Device": "devices.Device(sigma=np.float64(0.1), g_max_us=jnp.asarray(40.0), on_off_ratio=10)",
         "Drift": "devices.program(key, g, pcm.replace(drift=devices.Drift(mean=lambda g: 0.1 * g, std=0.01)))",
         "Law": "devices.program(key, g, pcm.replace(programming=devices.Law(sigma=lambda g: 0.1 + g, mean=lambda g: 0.9 * g)))",
-        "LevelFit": "devices.fit_table(np.arange(40) % 2, np.arange(40.0))._asdict()",
+        "BY_NAME": "[*devices.BY_NAME]",
         "Read": "devices.read(key, devices.program(other, g, pcm), pcm.replace(read=devices.Read(sigma=0.1)))",
-        "check_device": "devices.check_device(pcm)",
         "cycle_key": "devices.cycle_key(key)",
         "drift": "jax.jit(devices.drift)(devices.program(key, g, pcm), 60.0, pcm)",
         "fit_table": "devices.fit_table(np.arange(40) % 2, np.arange(40.0), cell=np.arange(40) // 4)",
         "from_csv": "open('x64.csv', 'w').write('level,mean_us,sigma_us\\n0,1,1\\n1,39,1\\n'); devices.from_csv('x64.csv', g_max_us=40)",
-        "from_fit": "devices.from_fit(devices.fit_table(np.arange(40) % 2, np.arange(40.0)), g_max_us=30)",
+        "fit_records": "open('x64.csv', 'w').write(CELLS); devices.fit_records(devices.read_records('x64.csv'), g_max_us=40.0, min_records=2)._asdict()",
+        "from_records": "open('x64.csv', 'w').write(CELLS); [devices.drift(devices.program(key, g, d), 50.0, d) for law in ('trajectories', 'empirical', 'student', 'gaussian') for d in [devices.from_records(devices.read_records('x64.csv'), g_max_us=40.0, min_records=2, law=law)]]",
         "from_table": "devices.program(key, g, devices.from_table(g, g, 0.1 * g, g_max_us=40.0))",
         "get": "[jax.jit(devices.program)(key, g, devices.get(name)) for name in devices.names()]",
         "level_conductances": "devices.level_conductances(4, pcm)",

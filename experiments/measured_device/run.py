@@ -69,7 +69,7 @@ def simulate(config: Config, path: Path) -> None:
     files.write(path, files.csv(rows))
 
 
-def _check_device(config: Config, fit: devices.LevelFit, device: devices.Device) -> list[float]:
+def _check_device(config: Config, fit: Any, device: devices.Device) -> list[float]:
     """Return, for each level, how far programmed cells are from the fitted mean, in standard errors."""
     targets = jnp.asarray(config.levels_us) / device.g_max_us
     g = jnp.broadcast_to(targets, (config.num_programmed, len(config.levels_us)))

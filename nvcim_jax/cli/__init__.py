@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
     "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
     "report": "the table and the figures of a run again, from its records alone",
+    "device": "make a device of measured cells: table, figures, and a file that every command takes",
     "product": "how far one product is off, over noisy chips, with its table and figure",
     "sweep": "run a grid of settings over device instances, resumable and in shards",
     "merge": "join the shards of a sweep; find gaps, duplicates and conflicts",

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 import tyro
 
 from nvcim_jax import checks, crossbar, devices, pipeline
+from nvcim_jax.cli.known import known_device
 
 __all__ = [
     "BITS",
@@ -70,7 +72,8 @@ class Product:
     """One product y = x W on a chip; its fields, and those of its arrays, are the settings of every command."""
 
     device: str = "FeFET6"
-    """Memory cell: RRAM1, FeFET2, FeFET3, RRAM4, FeFET6, PCM, RRAMWan2022-1d, RRAMMilo2021, Gaussian, ideal, ..."""
+    """Memory cell: RRAM1, FeFET2, FeFET3, RRAM4, FeFET6, PCM, RRAMWan2022-1d, RRAMMilo2021, Gaussian, ideal, ..., or a
+    file that nvcim device wrote of measured cells."""
     sigma: float | None = None
     """Programming noise: a share of g_max (the five of NVCiM-PT, Gaussian), or a factor on a measured noise (the
     others). None: the device's own."""
@@ -141,6 +144,7 @@ def check(settings: Mapping[str, Any], memory_budget_mb: float = MEMORY_BUDGET_M
     _check_numbers(settings)
     device = device_of(settings, settings)
     config = config_of(settings)
+    _check_time(settings, device)
     if "drift_time_s" in settings and device.drift is None:
         fix = "Choose a device that drifts, such as PCM, or leave drift_time_s out."
         checks.fail("drift_time_s", "be left out for a device without drift", f"is given for {device.name}", fix)
@@ -190,8 +194,7 @@ def device_of(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> device
     """Return the device of a product, with the numbers of its physics from `numbers`."""
     given = {name: numbers[name] for name in _OF_DEVICE if name in numbers}
     chosen = {**DEFAULTS, **settings}
-    checks.choice("device", chosen["device"], devices.names())
-    device = devices.get(chosen["device"], rng=chosen["rng"], **given)
+    device = known_device(chosen["device"], rng=chosen["rng"], **given)
     if "level_sigma" not in numbers:
         return device
     levels = _table(device)
@@ -235,7 +238,7 @@ def _cell_bits(settings: Mapping[str, Any]) -> int | None:
     """Return the default bits of a cell: real for real weights, else no more than the device has levels for."""
     if settings["weight_bits"] is None:
         return None
-    return pipeline.Preset().fitted(devices.get(settings["device"])).arrays.cell_bits
+    return pipeline.Preset().fitted(known_device(settings["device"])).arrays.cell_bits
 
 
 def _keeps_a_chip(settings: Mapping[str, Any], config: crossbar.Config) -> bool:
@@ -360,13 +363,29 @@ def sigma_label(named: Iterable[str], command: str = "") -> str:
         >>> sigma_label(["FeFET3", "FeFET6"]), sigma_label((), "nvcim sweep --set device=PCM")
         ('sigma (share of g_max)', 'sigma (multiple of the measured noise)')
     """
-    given = [*named] or re.findall(r"\bdevice=([\w.-]+)", command) or [DEFAULTS["device"]]
-    known = [name for name in dict.fromkeys(given) if name in devices.names()]
-    labels = {name: devices.get(name).sigma_label for name in known}
+    given = [*named] or re.findall(r"\bdevice=([^\s'\"]+)", command) or [DEFAULTS["device"]]
+    known = {name: _if_there(name) for name in dict.fromkeys(given)}
+    known = {name: device for name, device in known.items() if device is not None}
+    labels = {name: device.sigma_label for name, device in known.items()}
     if len(set(labels.values())) < 2:
         return next(iter(labels.values()), "sigma")
-    measured = ", ".join(name for name in known if devices.get(name).sigma_unit == "measured")
+    measured = ", ".join(name for name, device in known.items() if device.sigma_unit == "measured")
     return f"sigma (share of g_max;\nfor {measured} a multiple of the measured noise)"
+
+
+def _check_time(settings: Mapping[str, Any], device: devices.Device) -> None:
+    """Refuse a time beyond the last one that cells were measured at, which a traced time cannot be."""
+    last = getattr(device.drift, "last_s", None)
+    if last is not None and "drift_time_s" in settings:
+        fix = f"Nothing is known of {device.name!r} beyond that."
+        checks.number("drift_time_s", settings["drift_time_s"], low=0.0, high=float(last) * 1.00001, unit="s", fix=fix)
+
+
+def _if_there(name: str) -> devices.Device | None:
+    """Return a device of the table or of a file; None where there is none any more."""
+    if name in devices.names() or Path(name).expanduser().is_file():
+        return known_device(name)
+    return None
 
 
 def check_all(points: Sequence[Mapping[str, Any]], memory_budget_mb: float = MEMORY_BUDGET_MB) -> None:
@@ -379,4 +398,4 @@ def check_all(points: Sequence[Mapping[str, Any]], memory_budget_mb: float = MEM
             seen.add(program)
         else:
             _check_numbers(settings)
-            device_of(settings, settings)
+            _check_time(settings, device_of(settings, settings))

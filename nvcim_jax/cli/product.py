@@ -22,6 +22,7 @@ import nvcim_jax
 from nvcim_jax import checks, crossbar, files, io, montecarlo, plots
 from nvcim_jax.cli import matrix
 from nvcim_jax.cli.entry import command_line
+from nvcim_jax.cli.known import content
 
 __all__ = ["FILES", "Options", "Summary", "main"]
 
@@ -126,7 +127,7 @@ def _measure(settings: dict[str, Any], options: Options) -> Summary:
         options.instances,
         args=(numbers, weights, x),
         quantiles=QUANTILES,
-        store=io.folder(options.out / CHIPS, config={**settings, "seed": options.seed}),
+        store=io.folder(options.out / CHIPS, config={**settings, "seed": options.seed} | content(settings["device"])),
     )
     seconds = time.perf_counter() - started
     error = stats.values["error"]
@@ -215,7 +216,7 @@ def _figure(found: Summary, settings: dict[str, Any]) -> bytes:
         np.asarray(found.chips["relative_error"], np.float64),
         quantiles,
         closed_form=found.statistics["rms_relative_error_closed_form"],
-        title=f"{settings['device']}, {size}, {found.statistics['instances']} chips",
+        title=f"{matrix.device_of(settings, settings).name}, {size}, {found.statistics['instances']} chips",
     )
     return plots.png(figure)
 

@@ -16,6 +16,7 @@ import nvcim_jax
 from nvcim_jax import checks, data, devices, files, models, pipeline, selection, study
 from nvcim_jax.cli import estimate, official
 from nvcim_jax.cli.entry import command_line, parse
+from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
 from nvcim_jax.cli.report import report
 from nvcim_jax.cli.source import Source, read_source
@@ -188,10 +189,8 @@ def _check(options: Options) -> None:
 
 
 def _device(options: Options) -> Any:
-    checks.choice("--device", options.device, devices.names())
-    if options.sigma is None:
-        return devices.get(options.device)
-    return devices.get(options.device, sigma=options.sigma)
+    given = {} if options.sigma is None else {"sigma": options.sigma}
+    return known_device(options.device, "--device", **given)
 
 
 def _folder(options: Options) -> str | Path:
@@ -286,7 +285,7 @@ def _announce(options: Options, source: Source, lm: models.LM, text: models.Text
         print(f"{cut} of {len(inputs)} inputs are cut to their first {options.max_input} tokens, for every method.")
     arrays = room.value_arrays + room.key_arrays
     noise = device.sigma_label.replace("sigma", f"sigma {float(device.sigma):g}")
-    print(f"Memory {options.device}, {noise}: {room.prompts} prompts in {arrays} arrays.", flush=True)
+    print(f"Memory {device.name}, {noise}: {room.prompts} prompts in {arrays} arrays.", flush=True)
 
 
 def _measure(

@@ -12,6 +12,7 @@ import tyro
 from nvcim_jax import checks, files, io, montecarlo
 from nvcim_jax.cli import matrix
 from nvcim_jax.cli.entry import command_line
+from nvcim_jax.cli.known import content
 from nvcim_jax.cli.spec import Grid, read_grid
 from nvcim_jax.cli.tables import print_table
 
@@ -122,12 +123,19 @@ def run_grid(
         traced=tuple(name for name in axes if name in matrix.NUMBERS),
         args=lambda settings: matrix.operands({**fixed, **settings}, made.seed),
         precision=precision,
-        store=io.points(out, config={"metric": "relative error of one product", **fixed}),
+        store=io.points(out, config={"metric": "relative error of one product", **fixed, **_files(axes, fixed)}),
         placement=placement,
     )
     points, programs = len(found.points), found.num_programs
     print(f"{points} points by {programs} compiled programs, records in {out}", file=sys.stderr)
     return found
+
+
+def _files(axes: dict[str, list[Any]], fixed: dict[str, Any]) -> dict[str, str]:
+    """Return what must be noted of the device files that a grid names."""
+    named = [*axes.get("device", []), fixed.get("device", matrix.DEFAULTS["device"])]
+    noted = {name: content(name) for name in named if isinstance(name, str)}
+    return {f"content of {name}": found["device_file"] for name, found in noted.items() if found}
 
 
 def finish(out: Path, command: str, plots: bool, only: Sequence[tuple[dict[str, Any], range]] | None = None) -> None:

@@ -10,6 +10,7 @@ import tyro
 
 from nvcim_jax import checks, io, montecarlo
 from nvcim_jax.cli import matrix
+from nvcim_jax.cli.known import content
 from nvcim_jax.cli.spec import read_grid
 from nvcim_jax.cli.tables import print_table
 
@@ -66,7 +67,7 @@ def main(options: Options) -> int:
         between=(options.low, options.high),
         args=matrix.operands(settings, options.seed),
         resolution=options.resolution,
-        store=io.points(out, config=fixed),
+        store=io.points(out, config=fixed | content(fixed.get("device", matrix.DEFAULTS["device"]))),
     )
     rows = [{options.of: x, "share of good chips": share} for x, share in found.curve]
     print_table(rows, title=f"On {matrix.named(fixed)}")

@@ -1,7 +1,7 @@
 """Weights on arrays of memory cells: mapping, converters, programming, the noisy product, and its statistics."""
 
 from nvcim_jax.crossbar.calibration import calibrate, calibrate_network
-from nvcim_jax.crossbar.chip import Chip, compensate, drift, program, read_back, reprogram, write
+from nvcim_jax.crossbar.chip import Chip, chip_axes, compensate, drift, program, read_back, reprogram, write
 from nvcim_jax.crossbar.config import Config, Converters, geometry
 from nvcim_jax.crossbar.converters import Bits
 from nvcim_jax.crossbar.ir_drop import Wires, transfer_matrix
@@ -25,6 +25,7 @@ __all__ = [
     "Wires",
     "calibrate",
     "calibrate_network",
+    "chip_axes",
     "column_factors",
     "compensate",
     "drift",

@@ -28,7 +28,7 @@ from nvcim_jax.crossbar.mapping import (
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["Chip", "compensate", "drift", "program", "read_back", "reprogram", "write"]
+__all__ = ["Chip", "chip_axes", "compensate", "drift", "program", "read_back", "reprogram", "write"]
 
 # An array whose conductances sum to less than this share of their absolute values holds nothing but noise.
 _LEAST_SHARE = 0.1
@@ -209,7 +209,7 @@ def _rewrite_cells(
 
 @checked
 def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
-    """Let time pass: clock 2 of the noise, from the exponents sampled at programming. Draws nothing.
+    """Let time pass: clock 2 of the noise, from what was drawn at programming. Draws nothing.
 
     Args:
         chip: The chip.
@@ -219,7 +219,7 @@ def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
         The same chip at time `t_s`.
 
     Raises:
-        ValueError: If the device does not drift.
+        ValueError: If the device does not drift, or the time is negative or beyond the last that was measured.
     """
     cells = jax.vmap(lambda c: devices.drift(c, t_s, chip.device), in_axes=(CELL_AXES,), out_axes=CELL_AXES)(chip.cells)
     return _with_transfer(dataclasses.replace(chip, cells=cells))
@@ -337,4 +337,25 @@ def _through_wires(g: jax.Array, chip: Chip) -> jax.Array:
     return transfer_cells(g, chip.wires, chip.device, sizes)
 
 
-CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None)  # type: ignore[arg-type]
+CELL_AXES = devices.Cells(g=0, g_programmed=0, nu=0, d2d=0, fault=0, t_s=None, target=0, z=0)  # type: ignore[arg-type]
+
+
+@checked
+def chip_axes(chip: Chip) -> Any:
+    """Return `out_axes` for `jax.vmap` over chips like this one: an axis for what each has, the device in common.
+
+    A device of measured cells is a table, which chips need not hold once each.
+
+    Args:
+        chip: One such chip, or its shapes from `jax.eval_shape`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> make = lambda key: crossbar.program(key, jnp.ones((3, 2)), devices.get("PCM"), config=crossbar.Config())
+        >>> axes = crossbar.chip_axes(make(jax.random.key(0)))
+        >>> chips = jax.vmap(make, out_axes=axes)(jax.random.split(jax.random.key(1), 5))
+        >>> chips.cells.g.shape, chips.device.sigma.shape
+        ((5, 1, 2, 3, 2), ())
+    """
+    return dataclasses.replace(jax.tree.map(lambda _: 0, chip), device=None)

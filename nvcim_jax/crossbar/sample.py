@@ -135,7 +135,9 @@ def _draw_cells(write_key: Key, read_key: Key, target: Target, drive: Drive) -> 
     device, config, num_cols = target.device, target.config, target.scale.shape[0]
     if config.noise == "value":
         return known_lines(write_cells(write_key, target).g, config, num_cols)
-    others = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
+    # what changes only later draws nothing of its own: power laws do
+    drift = device.drift if isinstance(device.drift, devices.Drift) else None
+    others = (device.d2d_sigma, device.stuck_on, device.stuck_off, drift, device.read)
     only_cycle_noise = all(effect is None for effect in others)
     if only_cycle_noise and device.programming is None:
         # nothing is drawn: each array is its target
@@ -307,6 +309,7 @@ def _check_sampling(sampling: str, target: Target) -> None:
     reasons = {
         "noise='value', which knows no single cells": config.noise == "value",
         "stuck cells": device.stuck_on is not None or device.stuck_off is not None,
+        "noise that is not Gaussian": device.programming is not None and not device.programming.gaussian,
         "drift, whose exponents belong to single cells": device.drift is not None,
         "read noise, which belongs to single cells": device.read is not None,
         "clipping at 0, which makes the noise of a cell not Gaussian": device.clip and sampling != "moment_matched",
@@ -329,6 +332,8 @@ def _check_sampling(sampling: str, target: Target) -> None:
 
 
 def _other_sampling(reason: str) -> str:
+    if reason.startswith("noise that is not Gaussian"):
+        return "Use sampling='device'; product_moments has the exact mean and variance."
     if reason.startswith("clipping"):
         return "Use sampling='device', or 'moment_matched', which knows the cut."
     return "Use sampling='device'."

@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int8, Num
 
 from nvcim_jax import checks
-from nvcim_jax.devices.programming import law_values, programmed
-from nvcim_jax.devices.spec import Device, Drift, check_device
+from nvcim_jax.devices.programming import law_values, uncut
+from nvcim_jax.devices.spec import Device, Drift, Relaxation, check_device
 from nvcim_jax.ops import normal
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
@@ -32,11 +32,14 @@ class Cells(NamedTuple):
 
     Attributes:
         g: Conductances now, in units of g_max.
-        g_programmed: Conductances just after programming; None where the device does not drift.
-        nu: Drift exponents; None where the device does not drift.
+        g_programmed: Conductances just after programming, before the cut at 0 where the device relaxes; None where it
+            does not drift.
+        nu: Drift exponents; None where the device has no law of exponents.
         d2d: Lasting offsets; None where the device has no device-to-device noise.
         fault: +1 stuck on, -1 stuck off, 0 healthy; None where no fraction of stuck cells is given.
         t_s: Seconds since programming.
+        target: Conductances that were asked for; None where the device does not relax as it was measured.
+        z: Place of each cell among those that were measured, as a standard normal number; None likewise.
     """
 
     g: Float[Array, "*cells"]
@@ -45,6 +48,8 @@ class Cells(NamedTuple):
     d2d: Float[Array, "*cells"] | None
     fault: Int8[Array, "*cells"] | None
     t_s: Float[Array, ""]
+    target: Float[Array, "*cells"] | None = None
+    z: Float[Array, "*cells"] | None = None
 
 
 class _Keys(NamedTuple):
@@ -79,7 +84,7 @@ def _draw_faults(key: Key, shape: tuple[int, ...], device: Device) -> Int8[Array
     return fault
 
 
-def _drift_of(device: Device) -> Drift:
+def _drift_of(device: Device) -> Drift | Relaxation:
     check_device(device)
     if device.drift is None:
         fix = "Give it one, such as get(name, drift=Drift(mean=0.05))."
@@ -95,13 +100,18 @@ def _settle(
     device: Device,
 ) -> Cells:
     """Program cells whose lasting properties are known."""
-    exact = device.programming is None
+    relaxes = isinstance(device.drift, Relaxation)
+    exact = device.programming is None and not relaxes
     z = jnp.zeros_like(g) if exact else normal(keys.cycle, g.shape, rng=device.rng)
-    settled = programmed(g, z, device, d2d)
+    free = uncut(g, z, device, d2d)
+    settled = jnp.maximum(free, 0.0) if device.clip else free
     if fault is not None:
-        settled = jnp.where(fault > 0, 1.0, jnp.where(fault < 0, device.g_min, settled))
+        settled, free = (jnp.where(fault > 0, 1.0, jnp.where(fault < 0, device.g_min, one)) for one in (settled, free))
     kept, nu = None, None
-    if device.drift is not None:
+    if relaxes:
+        # uncut: what is below 0 now may be above it later
+        return Cells(settled, free, None, d2d, fault, jnp.zeros((), jnp.float32), g, z)
+    if isinstance(device.drift, Drift):
         mean = law_values("drift.mean", device.drift.mean, settled)
         std = law_values("drift.std", device.drift.std, settled)
         nu = jnp.abs(mean + std * normal(keys.exponent, g.shape, rng=device.rng))
@@ -195,7 +205,8 @@ def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Devic
 def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
     """Let time pass: the cells as they are t_s seconds after programming.
 
-    g(t) = g_programmed * ((t + t0) / t0) ** -nu. The time is absolute: drifting twice to the same time changes nothing.
+    g(t) = g_programmed * ((t + t0) / t0) ** -nu, or, for a device of measured cells, g_programmed and the change that
+    was measured. The time is absolute: drifting twice to the same time changes nothing.
 
     Args:
         cells: The cells, at any time.
@@ -206,7 +217,8 @@ def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
         The cells at `t_s`.
 
     Raises:
-        ValueError: If the device does not drift, or the time is negative.
+        ValueError: If the device does not drift, the time is negative, or it lies beyond the last that was measured
+            (where it is traced, that last one holds).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -218,13 +230,31 @@ def drift(cells: Cells, t_s: Num[ArrayLike, ""], device: Device) -> Cells:
         0.8913 0.8913
     """
     law = _drift_of(device)
+    checks.number("t_s", t_s, low=0.0, unit="s")
+    checks.finite("t_s", t_s)
+    if isinstance(law, Relaxation):
+        return _relax(cells, t_s, device, law)
     if cells.nu is None or cells.g_programmed is None:
         fix = "Program them with the device that drifts."
         checks.fail("cells", "be programmed with a device that drifts", "they have no exponents", fix)
-    checks.number("t_s", t_s, low=0.0, unit="s")
-    checks.finite("t_s", t_s)
     t_s = jnp.asarray(t_s, jnp.float32)
     g = cells.g_programmed * jnp.exp(-cells.nu * jnp.log1p(t_s / law.t0_s))
+    return cells._replace(g=jnp.maximum(g, 0.0) if device.clip else g, t_s=t_s)
+
+
+def _relax(cells: Cells, t_s: ArrayLike, device: Device, law: Relaxation) -> Cells:
+    """Return cells that went the way of the measured ones."""
+    if cells.g_programmed is None or cells.target is None or cells.z is None:
+        fix = "Program them with the device that relaxes."
+        checks.fail("cells", "be programmed with a device of measured cells", "they keep no measured cell", fix)
+    if checks.is_concrete(law.last_s) and np.ndim(law.last_s) == 0:
+        fix = "Nothing is known beyond the last time that was measured."
+        checks.number("t_s", t_s, low=0.0, high=float(law.last_s) * (1.0 + _ROUNDING), unit="s", fix=fix)
+    t_s = jnp.asarray(t_s, jnp.float32)
+    change = law_values("drift.change", law.change, cells.target, cells.z, t_s)
+    # a stuck cell does not move
+    change = change if cells.fault is None else jnp.where(cells.fault == 0, change, 0.0)
+    g = cells.g_programmed + change
     return cells._replace(g=jnp.maximum(g, 0.0) if device.clip else g, t_s=t_s)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["OWN", "everywhere", "log_linear", "on_levels", "one_over_f", "polynomial", "shifted"]
+__all__ = ["OWN", "everywhere", "interpolate", "log_linear", "on_levels", "one_over_f", "polynomial", "shifted"]
 
 # Up to here a sum of clipped ramps, which fuses with its surroundings, is faster than a search in the table.
 _MAX_RAMPS = 64
@@ -22,7 +22,7 @@ def everywhere(value: jax.Array, g: jax.Array, *rest: Any) -> jax.Array:
     return jnp.broadcast_to(value, g.shape)
 
 
-def _interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[Array, " L"]) -> Float[Array, "*cells"]:
+def interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[Array, " L"]) -> Float[Array, "*cells"]:
     """Return the piecewise linear curve through (at, row), constant outside."""
     if at.shape[0] > _MAX_RAMPS:
         return jnp.interp(g, at, row)
@@ -35,12 +35,12 @@ def _interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[A
 
 def on_levels(at: jax.Array, row: jax.Array, g: jax.Array) -> jax.Array:
     """Return the noise of a table of levels."""
-    return _interpolate(g, at, row)
+    return interpolate(g, at, row)
 
 
 def shifted(at: jax.Array, mean: jax.Array, g: jax.Array) -> jax.Array:
     """Return the mean of a table of levels: the target and its interpolated shift."""
-    return g + _interpolate(g, at, mean - at)
+    return g + interpolate(g, at, mean - at)
 
 
 def polynomial(coefficients: jax.Array, g: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from nvcim_jax.devices.laws import Row, level_table
 from nvcim_jax.devices.spec import Device, Effects, check_effects
 from nvcim_jax.signature import checked
 
-__all__ = ["LevelFit", "fit_table", "from_fit", "from_table"]
+__all__ = ["LevelFit", "fit_table", "from_fit", "from_table", "offsets_of"]
 
 
 class LevelFit(NamedTuple):
@@ -163,6 +163,12 @@ def _offsets(residual: np.ndarray, cells: np.ndarray, noise: np.ndarray) -> tupl
     squared = observed - float(np.mean(_sums(cells, noise) / counts**2))
     error = observed * (2.0 / (len(counts) - 1)) ** 0.5
     return (squared**0.5, error / (2.0 * squared**0.5)) if squared > 0 else (0.0, float("inf"))
+
+
+def offsets_of(level: np.ndarray, values: np.ndarray, cells: np.ndarray, residual: np.ndarray) -> tuple[float, float]:
+    """Return the standard deviation of the cells' offsets and its standard error; cells are numbered from 0."""
+    variance, _ = _pooled_variance(level, values, cells, int(level.max()) + 1)
+    return _offsets(residual, cells, variance[level])
 
 
 def _checked_cells(cell: Row, length: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import csv
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -12,27 +12,11 @@ from nvcim_jax.devices.measured import LevelFit, fit_table, from_fit
 from nvcim_jax.devices.spec import Device
 from nvcim_jax.signature import checked
 
-__all__ = ["Records", "from_csv", "read_records"]
+__all__ = ["from_csv"]
 
 _RECORDS = ("level", "g_us")
 _TABLE = ("level", "mean_us", "sigma_us")
 _OPTIONAL = ("target_us", "cell")
-
-
-class Records(NamedTuple):
-    """Columns of a file of programming records, one entry a record.
-
-    Attributes:
-        level: Level that was asked for, from 0.
-        g_us: Conductance read back, microsiemens.
-        cell: Which cell it was; None without that column.
-        target_us: Conductance that was asked for (levels,), microsiemens; None without that column.
-    """
-
-    level: np.ndarray
-    g_us: np.ndarray
-    cell: np.ndarray | None
-    target_us: np.ndarray | None
 
 
 def _fail(path: Path, expected: str, found: str, fix: str = "") -> NoReturn:
@@ -98,32 +82,6 @@ def _targets(path: Path, level: np.ndarray, target_us: np.ndarray | None) -> np.
     return targets
 
 
-@checked
-def read_records(path: str | Path) -> Records:
-    """Read programming records from a CSV file.
-
-    The file has a header with the columns `level` and `g_us`, and optionally `cell` and `target_us`; further columns
-    are left alone, lines that start with # are comments.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its columns.
-
-    Raises:
-        ValueError: If the file is missing, empty or a web page, lacks a column, has a row of another length, or an
-            entry that is not a finite number; the message names the line.
-    """
-    path = Path(path)
-    columns = _columns(path)
-    if "g_us" not in columns:
-        _fail(path, "hold records, with a column g_us", "holds a table", "Use from_csv.")
-    level = columns["level"].astype(np.int64)
-    cell = columns["cell"].astype(np.int64) if "cell" in columns else None
-    return Records(level, columns["g_us"], cell, _targets(path, level, columns.get("target_us")))
-
-
 def _table_fit(path: Path, columns: dict[str, np.ndarray], num_levels: int | None) -> LevelFit:
     """Return a table that is already fitted, one row a level; its errors are unknown."""
     level = columns["level"].astype(np.int64)
@@ -182,12 +140,12 @@ def from_csv(
     path = Path(path)
     columns = _columns(path)
     if "g_us" in columns:
-        records = read_records(path)
+        level = columns["level"].astype(np.int64)
         fit = fit_table(
-            records.level,
-            records.g_us,
-            cell=records.cell,
-            target_us=records.target_us,
+            level,
+            columns["g_us"],
+            cell=columns["cell"].astype(np.int64) if "cell" in columns else None,
+            target_us=_targets(path, level, columns.get("target_us")),
             num_levels=num_levels,
             min_records=min_records,
         )

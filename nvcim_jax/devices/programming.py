@@ -23,6 +23,7 @@ __all__ = [
     "program_moments",
     "programmed",
     "sigma_of",
+    "uncut",
 ]
 
 # So many sigmas above 0 nothing is cut, and so many below everything.
@@ -116,7 +117,8 @@ def programmed(
 ) -> Float[Array, "*cells"]:
     """Return the conductance that programming g gives for the standard normals z.
 
-    max(mean_of(g) + sigma_of(g) * z + offset, 0), without the maximum where `device.clip` is False: one elementwise
+    max(mean_of(g) + noise + offset, 0), where the noise is sigma_of(g) * z, or what another law makes of z; without
+    the maximum where `device.clip` is False: one elementwise
     expression, without randomness, faults or drift.
 
     Args:
@@ -131,12 +133,20 @@ def programmed(
     for name, array in (("z", z), ("offset", offset)):
         if array is not None:
             checks.broadcast(name, array, np.shape(g))
-    value = mean_of(g, device)
-    if device.programming is not None:
-        value = value + sigma_of(g, device) * z
-    if offset is not None:
-        value = value + offset
+    value = uncut(g, z, device, offset)
     return jnp.maximum(value, 0.0) if device.clip else value
+
+
+def uncut(g: Any, z: jax.Array, device: Device, offset: jax.Array | None) -> Float[Array, "*cells"]:
+    """Return what `programmed` does before the cut at 0."""
+    value = mean_of(g, device)
+    law = device.programming
+    if law is not None and law.noise is None:
+        value = value + sigma_of(g, device) * z
+    elif law is not None:
+        noise: Any = law.noise
+        value = value + device.sigma * law_values("programming.noise", noise, jnp.asarray(g, jnp.float32), z)
+    return value if offset is None else value + offset
 
 
 class Moments(NamedTuple):
@@ -163,7 +173,14 @@ def cell_moments(g: Num[ArrayLike, "*cells"], device: Device) -> Moments:
     Args:
         g: Target conductances, normalised to g_max, any shape.
         device: The device; stuck cells are not counted.
+
+    Raises:
+        ValueError: If noise that is not Gaussian is cut at 0: two moments say not what is left.
     """
+    law = device.programming
+    if device.clip and law is not None and not law.gaussian:
+        found = f"is {device.name!r}, whose noise is neither Gaussian nor free of the cut at 0"
+        checks.fail("device", "have moments in closed form", found, "Use device.replace(clip=False), or sample.")
     mean = mean_of(g, device)
     cycle = jnp.zeros_like(mean)
     if device.programming is not None:

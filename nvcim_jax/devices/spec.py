@@ -19,13 +19,24 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
-from nvcim_jax.devices import curves
+from nvcim_jax.devices import curves, recorded
 from nvcim_jax.devices.tree import function_of, replaced, spec, strong
 from nvcim_jax.ops import RNGS
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Scalar
 
-__all__ = ["Device", "Drift", "Effects", "Law", "Levels", "Read", "check_device", "check_effects"]
+__all__ = [
+    "BY_NAME",
+    "Device",
+    "Drift",
+    "Effects",
+    "Law",
+    "Levels",
+    "Read",
+    "Relaxation",
+    "check_device",
+    "check_effects",
+]
 
 # Given as numbers or functions, held as `Scalar` and `Partial`; JAX puts anything in their place.
 Number: TypeAlias = Scalar | Any
@@ -44,6 +55,7 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "stuck_off": (0.0, False, 1.0),
 }
 _ALWAYS = ("sigma", "g_max_us", "on_off_ratio")
+_OWN = (*curves.OWN, *recorded.OWN)
 # Conductances at which a user's law is looked at where the device has no levels.
 _NUM_POINTS = 17
 
@@ -60,11 +72,13 @@ class Levels(NamedTuple):
 class Law:
     """Programming noise as functions of the target conductance.
 
-    programmed = mean(g) + device.sigma * sigma(g) * z, z standard normal.
+    programmed = mean(g) + device.sigma * noise(g, z), z standard normal; noise = sigma(g) * z where none is given.
 
     Attributes:
         sigma: `f(g)`: noise relative to the device's `sigma`, at least 0, of the shape of g; or one number.
         mean: `f(g)`: expected conductance after programming; None where it is the target itself.
+        noise: `f(g, z)`: noise that is not Gaussian, as a function of a standard normal number, elementwise, of mean 0
+            and standard deviation sigma(g) over z; None: sigma(g) * z.
 
     Raises:
         ValueError: If a part is neither a function nor a number of at least 0.
@@ -82,6 +96,7 @@ class Law:
 
     sigma: Function
     mean: Function | None = None
+    noise: Function | None = None
 
     def replace(self, **changes: Any) -> "Law":
         """Return one with some fields changed, checked as when it is made."""
@@ -89,19 +104,25 @@ class Law:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", function_of("sigma", self.sigma))
-        if self.mean is not None:
-            object.__setattr__(self, "mean", function_of("mean", self.mean))
+        for name in ("mean", "noise"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, function_of(name, getattr(self, name)))
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the noise is a normal number times sigma(g)."""
+        return self.noise is None
 
     @property
     def constant(self) -> bool:
         """Whether the noise is the same at every conductance, known without its value."""
         flat = self.sigma.func is curves.polynomial and np.shape(self.sigma.args[0]) == (1,)
-        return self.mean is None and (flat or self.sigma.func is curves.everywhere)
+        return self.mean is None and self.gaussian and (flat or self.sigma.func is curves.everywhere)
 
     @property
     def levels(self) -> Levels | None:
         """The rows of a law made by `level_table`; None for any other."""
-        if self.sigma.func is not curves.on_levels:
+        if self.sigma.func is not curves.on_levels or not self.gaussian:
             return None
         at, sigma = self.sigma.args
         return Levels(at, sigma, None if self.mean is None else self.mean.args[1])
@@ -132,6 +153,30 @@ class Drift:
         object.__setattr__(self, "mean", function_of("mean", self.mean))
         object.__setattr__(self, "std", function_of("std", self.std))
         object.__setattr__(self, "t0_s", strong("t0_s", self.t0_s, low=0.0, low_open=True, unit="s"))
+
+
+@spec
+class Relaxation:
+    """Conductance that goes its own way after programming, as it was measured.
+
+    g(t) = g_programmed + change(g, z, t), g the target and z the normal number that programming drew for the cell: the
+    place of the cell among those that were measured, which it keeps.
+
+    Attributes:
+        change: `f(g, z, t_s)`: change since programming, elementwise in g and z.
+        last_s: The last time that it is known at, seconds.
+    """
+
+    change: Function
+    last_s: Number = float("inf")
+
+    def replace(self, **changes: Any) -> "Relaxation":
+        """Return one with some fields changed, checked as when it is made."""
+        return replaced(self, changes)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "change", function_of("change", self.change))
+        object.__setattr__(self, "last_s", strong("last_s", self.last_s, low=0.0, unit="s"))
 
 
 @spec
@@ -169,7 +214,7 @@ class Effects(TypedDict, total=False):
     d2d_sigma: ArrayLike | None
     stuck_on: ArrayLike | None
     stuck_off: ArrayLike | None
-    drift: Drift | None
+    drift: Drift | Relaxation | None
     read: Read | None
     clip: bool | None
     rng: str
@@ -206,7 +251,7 @@ class Device:
             of g_max.
         stuck_on: Fraction of cells that stay at g = 1 whatever is programmed.
         stuck_off: Fraction of cells that stay at g_min.
-        drift: Change in time.
+        drift: Change in time: a power law, or what was measured.
         read: Noise of one read.
         name: Name in the table, or the caller's.
         citation: Where the numbers come from.
@@ -227,7 +272,7 @@ class Device:
     d2d_sigma: Number | None = None
     stuck_on: Number | None = None
     stuck_off: Number | None = None
-    drift: Drift | None = None
+    drift: Drift | Relaxation | None = None
     read: Read | None = None
     name: str = dataclasses.field(default="custom", metadata={"static": True})
     citation: str = dataclasses.field(default="", metadata={"static": True})
@@ -301,7 +346,7 @@ def _check_facts(device: Device) -> None:
         checks.fail("clip", "be True or False", f"is {device.clip!r}")
     for name, kind in (("programming", Law), ("drift", Drift), ("read", Read)):
         law = getattr(device, name)
-        if law is not None and not isinstance(law, kind):
+        if law is not None and not isinstance(law, (kind, Relaxation) if kind is Drift else kind):
             part = "mean" if kind is Drift else "sigma"
             fix = f"Use devices.{kind.__name__}({part}=...), with a number or a function of the conductance."
             found = repr(law) if isinstance(law, str | float | int) else f"a {type(law).__name__}"
@@ -323,11 +368,12 @@ def _users(device: Device) -> Iterator[tuple[str, Any, float, int]]:
     found: Sequence[tuple[str, Any, float, int]] = (
         ("programming.sigma", law and law.sigma, 0.0, 1),
         ("programming.mean", law and law.mean, -float("inf"), 1),
-        ("drift.mean", drift and drift.mean, 0.0, 1),
-        ("drift.std", drift and drift.std, 0.0, 1),
+        ("programming.noise", law and law.noise, -float("inf"), 2),
+        ("drift.mean", drift.mean if isinstance(drift, Drift) else None, 0.0, 1),
+        ("drift.std", drift.std if isinstance(drift, Drift) else None, 0.0, 1),
         ("read.sigma", read and read.sigma, 0.0, 3),
     )
-    return (part for part in found if part[1] is not None and part[1].func not in curves.OWN)
+    return (part for part in found if part[1] is not None and part[1].func not in _OWN)
 
 
 def _check_laws(device: Device) -> None:
@@ -346,3 +392,10 @@ def _check_laws(device: Device) -> None:
         if checks.is_concrete(value):
             checks.finite(name, value, fix)
             checks.number(name, value, low=low, fix=fix)
+
+
+BY_NAME: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (Device, Drift, Law, Read, Relaxation)},
+    **{function.__name__: function for function in _OWN},
+}
+"""What a device is made of, by name: kinds and functions of the library, for a file to refer to."""

@@ -1,5 +1,6 @@
 """Disk: folders of records that a run goes on from, fingerprints, merging, tables, saved memories, adapters."""
 
+from nvcim_jax.io.devices import DEVICE_SUFFIX, load_device, save_device
 from nvcim_jax.io.fingerprint import difference, fingerprint
 from nvcim_jax.io.merging import Merged, merge, merge_points
 from nvcim_jax.io.peft import load_peft, save_peft
@@ -9,6 +10,7 @@ from nvcim_jax.io.store import folder, holds, point_name, points
 from nvcim_jax.io.tables import export, left_out, read_points, summary
 
 __all__ = [
+    "DEVICE_SUFFIX",
     "Merged",
     "difference",
     "export",
@@ -16,6 +18,7 @@ __all__ = [
     "folder",
     "holds",
     "left_out",
+    "load_device",
     "load_peft",
     "load_state",
     "locked",
@@ -25,6 +28,7 @@ __all__ = [
     "points",
     "read",
     "read_points",
+    "save_device",
     "save_peft",
     "save_state",
     "summary",

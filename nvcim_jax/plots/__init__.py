@@ -1,6 +1,7 @@
 """Figures from saved records: column width, legible in print, safe for colour-blind readers."""
 
 from nvcim_jax.plots import chips
+from nvcim_jax.plots.cells import cell_levels, cell_quantiles, cell_spread, shown_time
 from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
 from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
@@ -12,6 +13,9 @@ __all__ = [
     "Panel",
     "accuracy_bars",
     "accuracy_curves",
+    "cell_levels",
+    "cell_quantiles",
+    "cell_spread",
     "chips",
     "error_curves",
     "error_distribution",
@@ -19,5 +23,6 @@ __all__ = [
     "new_figure",
     "png",
     "shift_heatmaps",
+    "shown_time",
     "style",
 ]

@@ -85,14 +85,14 @@ def test_an_unbalanced_fit_pools_the_groups_that_repeat() -> None:
 def test_a_fitted_device_has_the_moments_of_the_records(key, assert_moments) -> None:
     level, g_us, cell = _records(0, num_cells=60, repeats=20, d2d_us=1.5)
     fit = devices.fit_table(level, g_us, cell=cell, target_us=TARGETS)
-    device = devices.from_fit(fit, g_max_us=40.0, clip=False)
+    device = devices.from_records(fit, g_max_us=40.0, clip=False)
     np.testing.assert_allclose(device.programming.levels.conductance, TARGETS / 40, rtol=1e-6)
     np.testing.assert_allclose(device.on_off_ratio, 20.0)
     np.testing.assert_allclose(device.d2d_sigma * 40, fit.d2d_sigma_us, rtol=1e-6)
     g = np.broadcast_to(np.float32(TARGETS / 40), (50_000, 4))
     variance = (fit.sigma_us**2 + fit.d2d_sigma_us**2) / 1600
     assert_moments(devices.program(key, g, device).g, fit.mean_us / 40, variance)
-    assert devices.from_fit(fit, g_max_us=40.0, d2d_sigma=0.5).d2d_sigma == 0.5
+    assert devices.from_records(fit, g_max_us=40.0, d2d_sigma=0.5).d2d_sigma == 0.5
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -189,7 +189,9 @@ def test_further_mistakes_with_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"from_table has no option `dirft`\. Did you mean 'drift'\?"):
         devices.from_csv(file, g_max_us=40.0, dirft=None)
     table = _write(tmp_path, "level,mean_us,sigma_us\n0,1,1\n1,3,1\n")
-    with pytest.raises(ValueError, match=r"must hold records, with a column g_us, .* holds a table"):
+    with pytest.raises(
+        ValueError, match=r"must have a column of conductances or resistances, .* has level, mean_us, sigma_us"
+    ):
         devices.read_records(table)
 
 

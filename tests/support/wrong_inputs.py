@@ -44,6 +44,14 @@ ROW = nv.data.Record("1", "ann", "t", "a film", "good", "train")
 ROWS = list(nv.data.builtin_records(0, num_users=2, num_topics=2, num_train=8, num_test=4))
 
 
+def cells_file():
+    path = Path(__import__("tempfile").mkdtemp()) / "cells.csv"
+    reads = [(c, t, c % 2, 5.0 + 30 * (c % 2) + 0.1 * c - 0.01 * t) for c in range(12) for t in (0.0, 10.0, 100.0)]
+    lines = ["cell,t_s,level,g_us", *(",".join(map(str, read)) for read in reads)]
+    path.write_text(chr(10).join(lines))
+    return path
+
+
 def metric(key, *args):
     return jax.random.normal(key)
 
@@ -58,7 +66,8 @@ LATER = {
     "DRIFTING": "nv.crossbar.program(K, W, PCM, config=C)",
     "CALIBRATED": "nv.crossbar.program(K, W, D, config=dataclasses.replace(C, adc_range='calibrated'))",
     "CELLS": "nv.devices.program(K, G, PCM)",
-    "FIT": "nv.devices.fit_table([0, 1] * 20, V)",
+    "RECORDS": "nv.devices.read_records(cells_file())",
+    "CELL_FIT": "nv.devices.fit_records(nv.devices.read_records(cells_file()), g_max_us=40.0, min_records=2)",
     "STATS": "nv.montecarlo.run(metric, K, 4)",
 }
 """What only some calls need, made when one does."""
@@ -71,7 +80,9 @@ CALLS: dict[str, str] = {
     "devices.drift": "cells=CELLS, t_s=60.0, device=PCM",
     "devices.fit_table": "level=[0, 1] * 20, g_us=V, cell=None, target_us=None, num_levels=2, min_records=10",
     "devices.from_csv": "path=FILE, g_max_us=40.0, on_off_ratio=10.0, num_levels=4, min_records=10",
-    "devices.from_fit": "fit=FIT, g_max_us=1.0, on_off_ratio=10.0, name='x', citation=''",
+    "devices.fit_records": "records=RECORDS, g_max_us=40.0, levels=None, times_s=None, limits=(-0.1, 1.5), "
+    "min_records=2",
+    "devices.from_records": "records=CELL_FIT, g_max_us=40.0, law='trajectories', t_s=10.0",
     "devices.from_table": "levels=[0.0, 1.0], mean=[0.0, 1.0], sigma=[0.1, 0.1], g_max_us=40.0, on_off_ratio=10.0, "
     "d2d_sigma=0.1, stuck_on=0.1, stuck_off=0.1, clip=True, rng='counter'",
     "devices.level_conductances": "num_levels=4, device=D",
@@ -83,7 +94,7 @@ CALLS: dict[str, str] = {
     "devices.program_moments": "g=G, device=D",
     "devices.programmed": "g=G, z=G, device=D, offset=None",
     "devices.read": "key=K, cells=CELLS, device=PCM",
-    "devices.read_records": "path=FILE",
+    "devices.read_records": "path=FILE, columns={'g': 0, 'level': 1}, units={'g': 'uS'}",
     "devices.read_sigma": "cells=CELLS, device=PCM",
     "devices.reprogram": "key=K, cells=CELLS, g=G, device=PCM",
     "devices.sigma_of": "g=G, device=D",
@@ -95,6 +106,7 @@ CALLS: dict[str, str] = {
     "crossbar.Wires": "row_ohm=1.0, col_ohm=1.0",
     "crossbar.Bits": "dac=6.5, adc=6.5",
     "crossbar.calibrate": "key=K, x=X, chip=CALIBRATED, quantile=0.99",
+    "crossbar.chip_axes": "chip=CHIP",
     "crossbar.column_factors": "outputs=X, reference=X, ridge=1e-6",
     "crossbar.compensate": "key=K, chip=DRIFTING",
     "crossbar.drift": "chip=DRIFTING, t_s=60.0",
@@ -143,12 +155,14 @@ CALLS: dict[str, str] = {
     "io.holds": "path=FILE",
     "io.left_out": "folder=FILE, only=[]",
     "io.load_state": "path=FILE, device=D, config=None",
+    "io.load_device": "path=FILE",
     "io.merge": "sources=[FILE], target=FILE, num_instances=3, rtol=1e-5",
     "io.merge_points": "sources=[FILE], target=FILE, num_instances=3, rtol=1e-5",
     "io.point_name": "settings={'a': 1}",
     "io.points": "path=FILE, config=None, save_every_s=1.0",
     "io.read": "folder=FILE",
     "io.read_points": "folder=FILE, only=None",
+    "io.save_device": "path=FILE, device=D",
     "io.summary": "points=[], quantiles=(0.5,)",
     "data.Record": "id='1', user_or_domain='a', task='t', input='x', output='y', split='train'",
     "data.builtin_records": "seed=0, num_users=2, num_topics=2, num_train=4, num_test=2, num_words=1, own_words=False",
