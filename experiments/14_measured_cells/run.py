@@ -16,9 +16,9 @@ Expect:   the records and the figures are in `results/`, with their commands bes
           - `student`, fitted by greatest likelihood, is a bad law here: 31.8 % at 1 s, the worst 1 % of chips 73.7 %.
           - digits, trained plainly (98 % trained noise-aware): 97.3 % as programmed, 96.5 % at 1 s, 93.4 % a day later,
             the worst 1 % of chips 85.6 % (noise-aware: 97.6 %, worst 96.7 %). `gaussian`: 93.3 %, worst 84.9 %.
-          - the store of NVCiM-PT (two streams, 20 chips each), trained for FeFET3: right answers 73.8 % as programmed and
-            73.7 % a day later (exact memory 73.8 %); with the oracle's route 82.8 and 81.3 % (83.1 %). Laws differ by
-            less than the spread over chips: averaging over cells and choosing among labels forgive the tails.
+          - the store of NVCiM-PT (two streams, 20 chips each), trained for FeFET3: right answers 73.8 % as programmed,
+            73.7 % a day later (exact memory 73.8 %); with the oracle's route 82.8 and 81.3 % (83.1 %). Laws
+            differ by less than the spread over chips: averaging over cells and choosing among labels forgive the tails.
 
 A cell of the memory is one of 16,292 measured RRAM cells (`rram_relaxation`), programmed with verification to 32 levels
 and read until 100,000 s later. Parts: `cells` fits each law to one half of the cells and holds it against the other;
