@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gguf
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from support.gguf_files import write_gguf
 
 from nvcim_jax import crossbar, devices, models, ops
 from nvcim_jax.models.files import gguf_weight
+from nvcim_jax.models.files.gguf_file import read_gguf
 from nvcim_jax.models.files.gguf_types import KINDS, decode
 from nvcim_jax.models.files.gguf_weight import Blocks, pack_rows
 
@@ -331,3 +333,40 @@ def test_a_folder_of_several_models_asks_for_one(wide_file, tmp_path) -> None:
     wide_file("F32").rename(tmp_path / "several" / "two.gguf")
     with pytest.raises(ValueError, match=r"Add one of one.gguf, two.gguf"):
         models.load(tmp_path / "several")
+
+
+def test_headers_are_read_as_by_the_gguf_package(wide_file) -> None:
+    def more(writer: gguf.GGUFWriter) -> None:
+        writer.add_array("some.words", ["a", "ü", ""])
+        writer.add_array("some.numbers", [1.5, -2.0])
+        writer.add_array("some.truths", [True, False])
+        writer.add_int64("some.long", -(2**40))
+        writer.add_bool("some.truth", True)
+
+    path = wide_file(_mixed, more)
+    found, wanted = read_gguf(path), gguf.GGUFReader(path)
+    for name, field in wanted.fields.items():
+        if not name.startswith("GGUF."):
+            value, given = field.contents(), found.meta[name]
+            assert (list(given) == list(value)) if isinstance(value, list) else given == value, name
+    for tensor in wanted.tensors:
+        ours = found.tensors[tensor.name]
+        assert (ours.kind, ours.begin) == (tensor.tensor_type.name, tensor.data_offset)
+        assert ours.shape == tuple(tensor.shape[::-1])
+
+
+def test_a_file_on_the_hub_is_asked_for_by_its_name(wide_file, monkeypatch) -> None:
+    path, asked = wide_file("Q8_0"), []
+
+    def download(*named: str) -> str:
+        asked.append(named)
+        if named[0] == "owner/none":
+            raise OSError("offline")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    lm, _ = models.load("owner/name/model.gguf", tokenizer=False)
+    assert lm.config == models.load_config(path)
+    assert asked == [("owner/name", "model.gguf")]
+    with pytest.raises(FileNotFoundError, match=r"no file owner/none/a\.gguf here, and it could not be had"):
+        models.load("owner/none/a.gguf")

@@ -3,8 +3,7 @@
 The codes are kept in planes of 8, 4, 2 or 1 bits: a code of five bits has its lower four in one plane and the fifth in
 another. The outputs of a matrix lie side by side in memory, so that one instruction takes many of them apart, and the
 fields of a byte belong to different inputs of one group: they are never put together, each field multiplies its own
-share of the inputs. So a token's product with 4-bit codes took half the time of one with floats (SmolLM2's Q4_1, two
-cores), where codes in the order of the file took twice that time.
+share of the inputs.
 """
 
 import dataclasses
