@@ -2,7 +2,7 @@
 
 from nvcim_jax.devices.cellfit import fit_records
 from nvcim_jax.devices.clocks import Cells, cycle_key, drift, program, read, read_sigma, reprogram
-from nvcim_jax.devices.from_records import from_records
+from nvcim_jax.devices.four_laws import from_records
 from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
 from nvcim_jax.devices.measured import fit_table, from_table
 from nvcim_jax.devices.measured_csv import from_csv

@@ -164,7 +164,7 @@ def test_at_a_time_for_good_is_drifted_there(fit: Any, made: dict[str, devices.D
 
 
 def test_fitted_numbers_are_within_their_standard_errors() -> None:
-    from nvcim_jax.devices.from_records import student_fits
+    from nvcim_jax.devices.four_laws import student_fits
 
     scores: dict[str, list[float]] = {"mean": [], "sigma": [], "scale": [], "freedom": []}
     truth = TARGETS_US[:, None] - 0.4 * np.arange(len(TIMES_S))
