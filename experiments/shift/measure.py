@@ -23,7 +23,9 @@ __all__ = ["collect", "main", "measure", "read", "summaries", "table"]
 Record = dict[str, Any]
 
 
-def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *, quiet: bool = False) -> list[Record]:
+def measure(
+    variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *, trained: Path, quiet: bool = False
+) -> list[Record]:
     """Measure every variant on some streams, each in a folder of its own, and return all records in `out`.
 
     Several processes may work on different streams of one `out` side by side; what is finished is not done again.
@@ -32,6 +34,7 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
         variants: Name -> settings.
         out: Folder of the experiment.
         seeds: Seeds of the streams.
+        trained: Folder of what was trained, which all experiments share.
         quiet: Whether to print no progress.
     """
     started = time.perf_counter()
@@ -50,7 +53,8 @@ def measure(variants: Mapping[str, Settings], out: Path, seeds: Sequence[int], *
                     print(f"{passed:7.0f} s  {name}: {done}/{number} of stream, {note}", flush=True)
 
             folder = out / "parts" / name / f"stream-{stream.seed}"
-            chosen: Any = {"preset": settings.preset, "design": compared, "advance": advance}
+            session = study.Session(advance, trained)
+            chosen: Any = {"preset": settings.preset, "design": compared, "session": session}
             study.run(folder, key, [stream], lm, text, places, **chosen)
     return collect(out)
 
@@ -156,6 +160,7 @@ def main(
     parser.add_argument("--out", type=Path, help=f"folder of the records; runs/{experiment}/NAME by default")
     parser.add_argument("--streams", type=int, nargs="+", help="seeds of the streams of this process; all by default")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to measure; all by default")
+    parser.add_argument("--trained", type=Path, default=Path("runs") / "trained", help="folder of what was trained")
     parser.add_argument("--model", help="checkpoint to use in place of the settings'")
     chosen = parser.parse_args(arguments)
     name = "tiny" if chosen.tiny else "full"
@@ -169,7 +174,7 @@ def main(
     out = chosen.out or Path("runs") / experiment / name
     seeds = chosen.streams or range(max(settings.num_streams for settings in made.values()))
     started = time.perf_counter()
-    records = measure(made, out, seeds, quiet=chosen.tiny)
+    records = measure(made, out, seeds, trained=chosen.trained, quiet=chosen.tiny)
     about = {
         "command": shlex.join(["python", "-m", f"experiments.{experiment}.run", *(arguments or sys.argv[1:])]),
         "settings": {key: dataclasses.asdict(value) for key, value in made.items()},  # type: ignore[call-overload]

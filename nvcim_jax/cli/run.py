@@ -306,7 +306,7 @@ def _measure(
             [device],
             preset=options.chosen,
             design=design,
-            advance=advance,
+            session=study.Session(advance),
         )
     return [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
 

@@ -14,13 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nvcim_jax import checks, crossbar, files, selection
+from nvcim_jax.ops import Moments
 from nvcim_jax.pipeline import Config, Memory, State, Store, program_store
 from nvcim_jax.signature import checked
 from nvcim_jax.types import PyTree
 
 __all__ = ["load_state", "save_state"]
 
-FORMAT = "nvcim_jax.pipeline.State 2"
+FORMAT = "nvcim_jax.pipeline.State 3"
 OTHER = "no crossbars"
 """What stands in place of a device's name where no chip is held."""
 
@@ -195,6 +196,7 @@ def _template(path: Path, tensors: Mapping[str, np.ndarray], memory: Memory, con
         block=form((slots,), jnp.int32),
         codec=_codec_form(path, tensors),
         scale_weights=form((len(config.search.scales),), jnp.float32),
+        seen=Moments(form((), jnp.float32), *2 * (form((config.search_tokens, rows[1]), jnp.float32),)),
     )
     program = partial(program_store, memory=memory, config=config)
     arrays = jax.eval_shape(program, jax.eval_shape(lambda: jax.random.key(0)), store)

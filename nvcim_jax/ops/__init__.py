@@ -3,6 +3,7 @@
 from nvcim_jax.ops.descend import Gradient, Loss, Optimiser, descend, reverse_mode
 from nvcim_jax.ops.dispatch import Transposed, Weight, refuse, register_weight, understand
 from nvcim_jax.ops.mirrored import mirror
+from nvcim_jax.ops.moments import Moments, moments_add, moments_init, moments_spread
 from nvcim_jax.ops.partials import as_partial
 from nvcim_jax.ops.patches import patches
 from nvcim_jax.ops.quantise import clip_inclusive, digits, from_digits, round_straight_through, uniform_steps
@@ -13,6 +14,7 @@ __all__ = [
     "RNGS",
     "Gradient",
     "Loss",
+    "Moments",
     "Optimiser",
     "Rng",
     "Transposed",
@@ -24,6 +26,9 @@ __all__ = [
     "digits",
     "from_digits",
     "mirror",
+    "moments_add",
+    "moments_init",
+    "moments_spread",
     "normal",
     "normal_at",
     "normal_pair",

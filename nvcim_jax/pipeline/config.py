@@ -50,6 +50,9 @@ class Config:
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
         key_centre: Whether keys and queries are taken relative to the mean of what is stored: what all texts have in
             common tells none apart, and takes room that the cells need for the rest.
+        key_spread: Whether each dimension of a separately stored key, and of a query, is divided by its spread over all
+            texts observed so far. A few dimensions of a large model's states carry most of their length, and drown the
+            others without it.
         key_clip: Largest entry of a stored key, in units of the root mean square of its entries: the noise of a cell
             grows with the largest entry of its column, so a few large ones drown all others. None clips nothing.
         key_unit: Whether a separately stored key, and a query, is brought to unit length first.
@@ -78,6 +81,7 @@ class Config:
     keys: str = "representative"
     key_tokens: int | None = None
     key_centre: bool = False
+    key_spread: bool = False
     key_clip: float | None = None
     key_unit: bool = True
     search: selection.SearchConfig = selection.SearchConfig()
@@ -117,6 +121,11 @@ class Config:
             checks.integer("feature_layers", self.feature_layers, low=0)
         if self.key_clip is not None:
             checks.number("key_clip", self.key_clip, low=0.0, low_open=True)
+        if self.key_spread and self.keys not in SEPARATE_KEYS:
+            known = " or ".join(map(repr, SEPARATE_KEYS))
+            checks.fail(
+                "key_spread", f"be False with keys={self.keys!r}", "is True", f"Store keys apart: keys={known}."
+            )
         if self.keys == "contrastive" and self.codec == "identity":
             checks.fail("codec", "be 'autoencoder' with keys='contrastive'", "is 'identity', which learns nothing")
         if self.tunes != "prompt" and self.keys not in SEPARATE_KEYS:

@@ -1,6 +1,7 @@
 """A buffer becomes stored prompts: representatives, prompts tuned side by side, store, codec, memory. All traced."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Int
 
 from nvcim_jax import checks, selection, tuning
 from nvcim_jax.models import LM
-from nvcim_jax.ops import as_partial
+from nvcim_jax.ops import as_partial, moments_add
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory, exact_memory
 from nvcim_jax.pipeline.retrieval import Arrays, program_store
@@ -183,6 +184,8 @@ def _observe(
     if config.keys == "centroid":
         found_by = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)
     store, inserted = insert(state.store, rows, found_by, config=config)
+    seen = moments_add(state.store.seen, buffer.features)
+    store = store._replace(seen=jax.tree.map(partial(jnp.where, inserted.refused), state.store.seen, seen))
     codec, fitted = chosen.codec(codec_key, store, buffer.features, inserted.slots[clusters.assignment])
     store = store._replace(codec=codec)
     arrays = program_store(chip_key, store, chosen.memory, config=config, similarity=chosen.similarity)

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, selection
+from nvcim_jax.ops import moments_spread
 from nvcim_jax.pipeline.config import SEPARATE_KEYS, Config
 from nvcim_jax.pipeline.memory import Memory
 from nvcim_jax.pipeline.store import Store
@@ -54,6 +55,11 @@ def _common(codes: jax.Array, store: Store) -> jax.Array:
     return jnp.einsum("s,stc->tc", weights, codes, precision="highest") / jnp.maximum(weights.sum(), 1.0)
 
 
+def _seen_as(features: jax.Array, store: Store, config: Config) -> jax.Array:
+    """Return features in the unit of their spread over all texts observed, where the options ask for it."""
+    return features / moments_spread(store.seen)[None] if config.key_spread else features
+
+
 def value_matrix(store: Store) -> Float[Array, "rows slots"]:
     """Return the codes of the stored prompts, flattened, one a column; zeros for an empty slot."""
     codes = selection.encode(store.codec, store.prompts)
@@ -63,7 +69,7 @@ def value_matrix(store: Store) -> Float[Array, "rows slots"]:
 def key_matrix(store: Store, *, config: Config, similarity: Similarity | None = None) -> Float[Array, "rows slots"]:
     """Return what is searched, one key a column; zeros for an empty slot."""
     if config.keys in SEPARATE_KEYS:
-        tokens = store.features
+        tokens = _seen_as(store.features, store, config)
     else:
         every = jnp.ones(store.prompts.shape[1], bool)
         tokens = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
@@ -118,9 +124,9 @@ def program_store(
 
 
 def _query_rows(features: jax.Array, store: Store, config: Config, similarity: Similarity | None) -> jax.Array:
-    codes = selection.encode(store.codec, features)
+    codes = selection.encode(store.codec, _seen_as(features, store, config))
     if config.key_centre:  # queries about the features that were stored, whatever the keys are
-        codes = codes - _common(selection.encode(store.codec, store.features), store)[None]
+        codes = codes - _common(selection.encode(store.codec, _seen_as(store.features, store, config)), store)[None]
     if config.key_unit:
         codes = jax.vmap(_unit)(codes)
     row = selection.similarity(config.search).query if similarity is None else similarity.query

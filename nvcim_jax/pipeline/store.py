@@ -7,10 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, crossbar, models, selection, tuning
+from nvcim_jax.ops import Moments, moments_init
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.signature import checked
 
-__all__ = ["Capacity", "Inserted", "Store", "Trainable", "capacity", "check_room", "empty_store", "insert"]
+__all__ = [
+    "Capacity",
+    "Inserted",
+    "Store",
+    "Trainable",
+    "capacity",
+    "check_room",
+    "empty_store",
+    "insert",
+]
 
 
 class Trainable(NamedTuple):
@@ -39,6 +49,7 @@ class Store(NamedTuple):
         block: In which call of `observe` each was stored, for scoring (slots,), int32; -1 for an empty slot.
         codec: Between prompt and memory.
         scale_weights: Weights of the scaled search (scales,).
+        seen: Moments of the features of all texts observed, digital, for `Config.key_spread`.
     """
 
     prompts: jax.Array
@@ -49,6 +60,7 @@ class Store(NamedTuple):
     block: jax.Array
     codec: selection.Codec
     scale_weights: jax.Array
+    seen: Moments
 
     def trainable(self) -> Trainable:
         """Return the parts that end-to-end training changes."""
@@ -108,6 +120,7 @@ def empty_store(rows: tuple[int, int], config: Config) -> Store:
         block=jnp.full(slots, -1, jnp.int32),
         codec=_first_codec(width, config),
         scale_weights=jnp.asarray(weights, jnp.float32),
+        seen=moments_init((config.search_tokens, width)),
     )
 
 

@@ -15,6 +15,7 @@ from nvcim_jax.study.protocol import (
     tune_one,
 )
 from nvcim_jax.study.summary import shift_matrix, summarise
+from nvcim_jax.study.trained import Session
 
 __all__ = [
     "BASELINES",
@@ -26,6 +27,7 @@ __all__ = [
     "Incomplete",
     "Method",
     "Questions",
+    "Session",
     "Unit",
     "calibrated",
     "chip_metric",

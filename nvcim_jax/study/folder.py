@@ -1,10 +1,8 @@
 """A study in a folder: every finished unit is kept, and a second call goes on where the first one stopped."""
 
 import collections
-import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +12,12 @@ from nvcim_jax.pipeline import Preset
 from nvcim_jax.signature import checked
 from nvcim_jax.study.measure import Record, measure
 from nvcim_jax.study.plan import DIGITAL, Design, Unit, plan
+from nvcim_jax.study.trained import Session, plain, stream_digest
 from nvcim_jax.types import Key, Work
 
 __all__ = ["Incomplete", "incomplete", "read", "run"]
 
-RECORDS, ABOUT = "records.jsonl", "study.json"
+RECORDS, ABOUT, TRAINED = "records.jsonl", "study.json", "trained"
 
 
 class Incomplete(NamedTuple):
@@ -162,33 +161,14 @@ def _about(
     """Return everything that a record depends on."""
     trained_on = design.train_device
     settings = {
-        "preset": _plain(preset),
-        "template": _plain(text.template),
-        "design": _plain(design._asdict() | {"train_device": None if trained_on is None else trained_on.name}),
-        "streams": {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": _digest(s) for s in streams},
+        "preset": plain(preset),
+        "template": plain(text.template),
+        "design": plain(design._asdict() | {"train_device": None if trained_on is None else trained_on.name}),
+        "streams": {f"{getattr(s, 'kind', 'stream')} {getattr(s, 'seed', 0)}": stream_digest(s) for s in streams},
     }
     devices_used = {f"device {i} ({d.name})": d for i, d in enumerate(device_list, 1)}
     args = {"the language model": lm.params, **devices_used, "train_device": trained_on}
     return io.fingerprint(settings, Work(None, key, args))
-
-
-def _digest(stream: Any) -> str:
-    """Return a hash of all texts and answers of a stream, in order."""
-    blocks = [[[record.input, record.output] for record in block.records] for block in stream.blocks]
-    test = {name: [[record.input, record.output] for record in rows] for name, rows in stream.test.items()}
-    text = json.dumps([blocks, test, list(stream.labels)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """Return options as plain values; JSON has no infinite number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    return "infinite" if isinstance(value, float) and abs(value) == float("inf") else value
 
 
 def _lines(records: list[Record]) -> str:
@@ -206,7 +186,7 @@ def run(
     *,
     preset: Preset,
     design: Design = Design(),  # noqa: B008  # frozen
-    advance: Callable[[int, str], None] = lambda count, note: None,
+    session: Session = Session(),  # noqa: B008  # immutable
 ) -> list[Record]:
     """Run `measure` into a folder, unit by unit, and return its records in the order of `plan`.
 
@@ -223,7 +203,7 @@ def run(
         device_list: The devices.
         preset: Everything that is chosen.
         design: What is compared.
-        advance: As for `measure`.
+        session: As for `measure`; its `trained` is a folder inside this one unless it names another.
 
     Returns:
         All records.
@@ -239,10 +219,12 @@ def run(
         _same_study(folder / ABOUT, about, wanted)
         done = _finished(path, wanted)
         files.write(path, _lines(done))
-        skip = {_unit(record) for record in done}
-        advance(len(skip), "already there")
+        skip = frozenset(_unit(record) for record in done)
+        session.advance(len(skip), "already there")
         part: list[Record] = []
-        chosen: Any = {"preset": preset, "design": design, "skip": skip, "advance": advance}
+        trained = folder / TRAINED if session.trained is None else session.trained
+        session = session._replace(trained=trained, skip=session.skip | skip)
+        chosen: Any = {"preset": preset, "design": design, "session": session}
         for record in measure(key, streams, lm, text, device_list, **chosen):
             part.append(record)
             if len(part) == wanted[_unit(record)]:

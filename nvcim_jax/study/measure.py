@@ -5,14 +5,16 @@ labels behind one prompt that one chip gave back. Which methods are measured tog
 interrupted, changes no record.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvcim_jax import devices, montecarlo, pipeline, tuning
+from nvcim_jax import devices, io, montecarlo, pipeline, tuning
 from nvcim_jax.models import LM, Text
 from nvcim_jax.pipeline import Preset, Store
 from nvcim_jax.signature import checked
@@ -20,7 +22,8 @@ from nvcim_jax.study.methods import Method, Trial, method_config, trial
 from nvcim_jax.study.nearest_text import nearest_text
 from nvcim_jax.study.plan import END_TO_END, SEARCHED, Design, Unit, check, trainings, units
 from nvcim_jax.study.protocol import Questions, make_questions, observe_stream, retrieve_on_chip, tune_one
-from nvcim_jax.types import Key
+from nvcim_jax.study.trained import Session, kept, plain, stream_digest
+from nvcim_jax.types import Key, Work
 
 __all__ = ["LIPSCHITZ", "measure"]
 
@@ -31,7 +34,6 @@ _CHIPS = 64  # chips whose prompts are held at a time
 _ROWS = 32  # queries that are ranked in one call, whatever the method: one compilation, and no row depends on others
 
 Record = dict[str, Any]
-Advance = Callable[[int, str], None]
 
 
 class _Bench(NamedTuple):
@@ -46,7 +48,7 @@ class _Bench(NamedTuple):
     preset: Preset
     design: Design
     made: dict[Any, Any]
-    advance: Advance
+    session: Session
 
 
 @checked
@@ -59,8 +61,7 @@ def measure(
     *,
     preset: Preset,
     design: Design = Design(),  # noqa: B008  # frozen
-    skip: Collection[Unit] = (),
-    advance: Advance = lambda done, note: None,
+    session: Session = Session(),  # noqa: B008  # immutable
 ) -> Iterator[Record]:
     """Yield one record for each stream, device, method, block, chip and domain.
 
@@ -79,8 +80,7 @@ def measure(
         device_list: Devices to measure on; the bits of a cell are cut to each one's levels.
         preset: Everything that is chosen; `lipschitz` is used by methods with that training alone (`LIPSCHITZ` if 0).
         design: What is compared.
-        skip: Units that are not measured.
-        advance: Called as `advance(1, note)` for each unit finished, and `advance(0, note)` before a training.
+        session: How it is worked through, see `Session`.
 
     Yields:
         The records, unit by unit in the order of `plan`.
@@ -90,20 +90,20 @@ def measure(
     """
     check(streams, device_list, design)
     for stream in streams:
-        wanted = {u: where for u, where in units(stream, device_list, design).items() if u not in skip}
+        wanted = {u: where for u, where in units(stream, device_list, design).items() if u not in session.skip}
         if not wanted:
             continue
         unseen = getattr(stream, "unseen", None)
         names = (*stream.domains, *((unseen,) if unseen is not None else ()))
         questions = make_questions(stream, lm, text, preset=preset, domains=names)
         own = jax.random.fold_in(key, int(getattr(stream, "seed", 0)))
-        bench = _Bench(own, stream, lm, text, questions, names, preset, design, {}, advance)
+        bench = _Bench(own, stream, lm, text, questions, names, preset, design, {}, session)
         for unit, (device, trained_on) in wanted.items():
             if unit.method in design.baselines:
                 yield from _baseline(bench, unit)
             else:
                 yield from _method(bench, unit, device, trained_on)
-            advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
+            session.advance(1, f"stream {unit.stream}: {unit.method}, {unit.device} {unit.sigma:g}")
 
 
 def _keys(bench: _Bench) -> tuple[Key, Key, Key, Key]:
@@ -174,13 +174,41 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
         for block in _blocks(bench):
             yield from _records(bench, unit, block, right[None], None)
         return
-    bench.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
-    key, preset = _keys(bench)[3], bench.preset.changed(lipschitz=0.0)
-    tuned = tune_one(key, bench.stream, bench.lm, bench.text, preset=preset, kind=unit.method)
-    for block, prompt in enumerate(tuned):
-        if block in _blocks(bench):
-            right = _right(bench, np.repeat(np.asarray(prompt)[None], len(every), axis=0), every)
-            yield from _records(bench, unit, block, right[None], None)
+    tuned = _one_prompt(bench, unit)
+    for block, prompt in zip(_blocks(bench), tuned, strict=True):
+        right = _right(bench, np.repeat(np.asarray(prompt)[None], len(every), axis=0), every)
+        yield from _records(bench, unit, block, right[None], None)
+
+
+def _one_prompt(bench: _Bench, unit: Unit) -> tuple[jax.Array, ...]:
+    """Return the one prompt of a baseline after every block that is measured."""
+    key, preset, config = _keys(bench)[3], bench.preset.changed(lipschitz=0.0), bench.preset.config
+    like = jnp.zeros(tuning.rows_shape(config.adapter(), bench.lm))
+    blocks = _blocks(bench)
+
+    def make() -> tuple[jax.Array, ...]:
+        bench.session.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
+        chosen: Any = {"preset": preset, "kind": unit.method, "blocks": blocks}
+        return tuple(tune_one(key, bench.stream, bench.lm, bench.text, **chosen))
+
+    about = {"one prompt": unit.method, "blocks": list(blocks), "preset": preset}
+    return _kept(bench, key, about, make, (like,) * len(blocks))
+
+
+def _kept(bench: _Bench, key: Key, about: dict[str, Any], make: Any, like: Any, device: Any = None) -> Any:
+    """Return what is made, or was kept of it by the session; everything that it depends on names it."""
+    if bench.session.trained is None:
+        return make()
+    if "the model" not in bench.made:
+        args = io.fingerprint({}, Work(None, key, bench.lm.params))["args"]
+        bench.made["the model"] = [plain(bench.lm.config), hashlib.sha256(json.dumps(args).encode()).hexdigest()]
+    about = about | {
+        "model": bench.made["the model"],
+        "template": bench.text.template,
+        "stream": stream_digest(bench.stream),
+        "backend": jax.default_backend(),
+    }
+    return kept(bench.session, Work(None, key, {"device": device}), plain(about), make, like)
 
 
 def _neighbour(bench: _Bench, block: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -208,31 +236,37 @@ def _stores(
     searched = method if preset.config.keys == "contrastive" else Method(measure=preset.config.search.measure)
     name = (method.training, unit.trained_for, searched.measure, searched.axis, searched.storage)
     if name not in bench.made:
-        bench.advance(0, f"stream {unit.stream}: training {method.training} {unit.trained_for}".rstrip())
         penalty = (preset.lipschitz or LIPSCHITZ) if method.training == "lipschitz" else 0.0
-        bench.made[name] = observe_stream(
-            _keys(bench)[0],
-            bench.stream,
-            bench.lm,
-            bench.text,
-            trained_on if noisy else None,
-            preset=preset.changed(lipschitz=penalty, config=method_config(preset.config, searched)),
-            with_curvature=any(
-                m.mitigation == "swv" and m.training == method.training for m in bench.design.methods.values()
-            ),
-        )
-    observed = bench.made[name]
+        own = preset.changed(lipschitz=penalty, config=method_config(preset.config, searched))
+        bench.made[name] = _observed(bench, unit, own, trained_on if noisy else None, method.training)
+    stores, curvatures = bench.made[name]
     if unit.method != END_TO_END:
-        return name, observed.stores, observed.curvatures
+        return name, stores, curvatures
     joint = (END_TO_END, unit.trained_for)
     if joint not in bench.made:
-        bench.made[joint] = _jointly(bench, unit, observed.stores, trained_on)
-    return joint, bench.made[joint], observed.curvatures
+        bench.made[joint] = _jointly(bench, unit, stores, trained_on)
+    return joint, bench.made[joint], curvatures
+
+
+def _observed(
+    bench: _Bench, unit: Unit, preset: Preset, trained_on: devices.Device | None, training: str
+) -> tuple[tuple[Store, ...], tuple[jax.Array, ...]]:
+    """Return the stores after every block, and the second derivatives of their prompts, zeros where none asks."""
+    key, stream, lm = _keys(bench)[0], bench.stream, bench.lm
+    probed = any(m.mitigation == "swv" and m.training == training for m in bench.design.methods.values())
+    store = pipeline.init(key, lm, config=preset.config).store
+
+    def make() -> Any:
+        bench.session.advance(0, f"stream {unit.stream}: training {training} {unit.trained_for}".rstrip())
+        observed = observe_stream(key, stream, lm, bench.text, trained_on, preset=preset, with_curvature=probed)
+        return observed.stores, observed.curvatures
+
+    like = ((store,) * len(stream.blocks), (jnp.zeros_like(store.prompts),) * len(stream.blocks))
+    return _kept(bench, key, {"training": preset, "curvature": probed}, make, like, trained_on)
 
 
 def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: devices.Device) -> tuple[Store, ...]:
     """Train prompts, codec and scale weights through the noisy pipeline, on all records that came so far."""
-    bench.advance(0, f"stream {unit.stream}: training end to end, {unit.trained_for}")
     preset, design = bench.preset, bench.design
     assert design.end_to_end is not None
     config = method_config(preset.config, SEARCHED).changed(pick="straight_through")
@@ -240,21 +274,28 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: d
     buffer = pipeline.make_buffer(every, bench.lm, bench.text, config=config)
     sizes = np.cumsum([len(block.records) for block in bench.stream.blocks])
     rate = 0.1 * preset.learning_rate if design.end_to_end_rate is None else design.end_to_end_rate
-    key, trained = _keys(bench)[2], list(stores)
-    for block in _blocks(bench):
-        # Records that have not come yet weigh nothing: one compilation for all blocks.
-        weights = (jnp.arange(len(every)) < int(sizes[block])).astype(jnp.float32)
-        trained[block], _ = pipeline.train(
-            jax.random.fold_in(key, block),
-            pipeline.Batch(buffer.examples, buffer.features, stores[block], weights),
-            bench.lm,
-            preset.memory(trained_on),
-            config=config,
-            options=design.end_to_end,
-            optimiser=tuning.adam(rate, preset.clip_norm, tuning.Schedule(warmup=0.0)),
-            project=tuning.bounded(preset.bound),
-        )
-    return tuple(trained)
+    key = _keys(bench)[2]
+
+    def make() -> tuple[Store, ...]:
+        bench.session.advance(0, f"stream {unit.stream}: training end to end, {unit.trained_for}")
+        trained = list(stores)
+        for block in _blocks(bench):
+            # Records that have not come yet weigh nothing: one compilation for all blocks.
+            weights = (jnp.arange(len(every)) < int(sizes[block])).astype(jnp.float32)
+            trained[block], _ = pipeline.train(
+                jax.random.fold_in(key, block),
+                pipeline.Batch(buffer.examples, buffer.features, stores[block], weights),
+                bench.lm,
+                preset.memory(trained_on),
+                config=config,
+                options=design.end_to_end,
+                optimiser=tuning.adam(rate, preset.clip_norm, tuning.Schedule(warmup=0.0)),
+                project=tuning.bounded(preset.bound),
+            )
+        return tuple(trained)
+
+    about = {"end to end": preset, "options": design.end_to_end, "rate": rate, "blocks": list(_blocks(bench))}
+    return _kept(bench, key, about, make, stores, trained_on)
 
 
 def _on_chip(

@@ -147,7 +147,16 @@ def _curvature(key: Key, state: State, buffer: Any, info: Any, lm: LM, adapter: 
 
 
 @checked
-def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind: str) -> Iterator[jax.Array]:
+def tune_one(
+    key: Key,
+    stream: Any,
+    lm: LM,
+    text: Text,
+    *,
+    preset: Preset,
+    kind: str,
+    blocks: Sequence[int] | None = None,
+) -> Iterator[jax.Array]:
     """Tune one prompt for a whole stream, and yield its rows after every block, (virtual tokens, width).
 
     It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
@@ -160,6 +169,7 @@ def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind:
         preset: Everything that is chosen.
         kind: `latest`: from scratch on the newest buffer; `sequential`: on the newest, from where it stood; `joint`:
             from scratch on all buffers so far, which no memory-bound device could keep.
+        blocks: Blocks after which it is yielded, in order; None: all. What they do not need is not tuned.
 
     Raises:
         ValueError: If there is no such kind.
@@ -172,8 +182,11 @@ def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind:
         num = config.num_prompts or selection.num_representatives(len(stream.blocks[0].records))
         options = dataclasses.replace(options, batch=options.batch * num)
     held: Any = {name: part for name, part in preset.parts(None).items() if name in ("optimiser", "project", "penalty")}
+    asked = set(range(len(stream.blocks)) if blocks is None else blocks)
     for t, block in enumerate(stream.blocks):
         seen += len(block.records)
+        if t not in asked and (kind != "sequential" or t > max(asked, default=-1)):
+            continue
         # Joint tuning keeps one table of all records and weighs those not seen yet with 0: one compilation.
         records = every if kind == "joint" else block.records
         buffer = pipeline.make_buffer(records, lm, text, config=config)
@@ -192,7 +205,8 @@ def tune_one(key: Key, stream: Any, lm: LM, text: Text, *, preset: Preset, kind:
             options=options,
             **held,
         )
-        yield adapter.rows(prompt)
+        if t in asked:
+            yield adapter.rows(prompt)
 
 
 def _route(key: Key, scores: jax.Array, questions: Questions, store: Store, route: str) -> jax.Array:

@@ -195,13 +195,13 @@ def test_a_broken_study_goes_on_where_it_was(records, streams, places, options, 
 
     arguments = (tmp_path, jax.random.key(5), streams[:1], lm, text, places)
     with pytest.raises(Stop):
-        study.run(*arguments, **options(), advance=kill)
+        study.run(*arguments, **options(), session=study.Session(kill))
     kept = study.read(tmp_path)
     assert 0 < len(kept) < len(records) / 2
     with (tmp_path / "records.jsonl").open("a") as file:  # a unit that was half written, and half a line
         file.write(json.dumps(kept[-1] | {"method": "CxDNN"}) + '\n{"kind": "blo')
     seen: list[str] = []
-    found = study.run(*arguments, **options(), advance=lambda count, note: seen.append(note))
+    found = study.run(*arguments, **options(), session=study.Session(lambda count, note: seen.append(note)))
     assert found == chosen(records, stream=3) == study.read(tmp_path)
     assert not any("latest" in note for note in seen)
     with (tmp_path / "records.csv").open() as file:
