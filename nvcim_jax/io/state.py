@@ -189,7 +189,7 @@ def _template(path: Path, tensors: Mapping[str, np.ndarray], memory: Memory, con
     form: Any = jax.ShapeDtypeStruct
     store = Store(
         prompts=form((slots, *rows), jnp.float32),
-        features=form((slots, config.search_tokens, rows[1]), jnp.float32),
+        features=form((slots, config.num_keys * config.search_tokens, rows[1]), jnp.float32),
         filled=form((slots,), jnp.bool_),
         born=form((slots,), jnp.int32),
         uses=form((slots,), jnp.int32),

@@ -47,6 +47,8 @@ class Config:
             while it is tuned (`anchored`), the prompt through a codec trained so that queries meet it (`contrastive`),
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
+        num_keys: Keys of a prompt, for separately stored keys and one prompt a buffer (`num_prompts=1`): its records are
+            clustered into as many, each with a key, and the best of them finds the prompt.
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
         key_centre: Whether keys and queries are taken relative to the mean of what is stored: what all texts have in
             common tells none apart, and takes room that the cells need for the rest.
@@ -79,6 +81,7 @@ class Config:
     features: str = "embedding"
     feature_layers: int | None = None
     keys: str = "representative"
+    num_keys: int = 1
     key_tokens: int | None = None
     key_centre: bool = False
     key_spread: bool = False
@@ -112,6 +115,7 @@ class Config:
             ("rank", MOST_VIRTUAL),
             ("code", None),
             ("capacity", MOST_PROMPTS),
+            ("num_keys", MOST_PROMPTS),
         ):
             checks.integer(name, getattr(self, name), high=most)
         for name in ("num_prompts", "key_tokens"):
@@ -121,6 +125,10 @@ class Config:
             checks.integer("feature_layers", self.feature_layers, low=0)
         if self.key_clip is not None:
             checks.number("key_clip", self.key_clip, low=0.0, low_open=True)
+        if self.num_keys > 1 and (self.num_prompts != 1 or self.keys not in SEPARATE_KEYS):
+            found = f"is {self.num_keys} with num_prompts={self.num_prompts} and keys={self.keys!r}"
+            fix = f"Use num_prompts=1 and keys={' or '.join(map(repr, SEPARATE_KEYS))}."
+            checks.fail("num_keys", "be 1, but for one prompt a buffer whose keys are stored apart", found, fix)
         if self.key_spread and self.keys not in SEPARATE_KEYS:
             known = " or ".join(map(repr, SEPARATE_KEYS))
             checks.fail(

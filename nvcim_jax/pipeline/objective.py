@@ -118,7 +118,8 @@ def objective(
     Example: `loss, grads = jax.value_and_grad(objective, argnums=1)(key, store.trainable(), batch, lm, memory,
     config=config)`.
     """
-    checks.shape("batch.features", batch.features, (len(batch.examples.ids), *batch.store.features.shape[1:]))
+    width = batch.store.features.shape[-1]
+    checks.shape("batch.features", batch.features, (len(batch.examples.ids), config.search_tokens, width))
     adapter = tuning.as_adapter(config.adapter() if adapter is None else adapter)
     return _objective(key, trained, batch, lm, as_memory(memory), config, adapter, temperature)
 

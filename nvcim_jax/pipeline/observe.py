@@ -170,6 +170,22 @@ def _tuned(
     return jax.vmap(adapter.rows)(states), info
 
 
+def _found_by(
+    key: Key, buffer: Buffer, members: tuple[jax.Array, jax.Array], config: Config, chosen: Chosen
+) -> jax.Array:
+    """Return the features that each prompt is found by (prompts, keys x key tokens, width)."""
+    representatives, member = members
+    if config.num_keys > 1:  # of the one prompt of this buffer; its one cluster drew nothing from the key
+        representatives, clusters = selection.representative(
+            jax.random.fold_in(key, 1), buffer.centres, num=config.num_keys, cluster=chosen.cluster
+        )
+        member = (clusters.assignment[None, :] == jnp.arange(config.num_keys)[:, None]).astype(jnp.float32)
+    found = buffer.features[representatives]
+    if config.keys == "centroid":
+        found = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)
+    return found.reshape(-1, config.num_keys * found.shape[1], found.shape[2])
+
+
 def _observe(
     key: Key, state: State, buffer: Buffer, lm: LM, config: Config, chosen: Chosen
 ) -> tuple[State, ObserveInfo]:
@@ -180,9 +196,7 @@ def _observe(
     )
     member = (clusters.assignment[None, :] == jnp.arange(len(representatives))[:, None]).astype(jnp.float32)
     rows, tuned = _tuned((start_key, tune_key), buffer, (representatives, member), lm, config, chosen)
-    found_by = buffer.features[representatives]
-    if config.keys == "centroid":
-        found_by = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)
+    found_by = _found_by(cluster_key, buffer, (representatives, member), config, chosen)
     store, inserted = insert(state.store, rows, found_by, config=config)
     seen = moments_add(state.store.seen, buffer.features)
     store = store._replace(seen=jax.tree.map(partial(jnp.where, inserted.refused), state.store.seen, seen))
@@ -255,8 +269,9 @@ def fit_codec(
     width, slots = store.prompts.shape[-1], len(store.filled)
     init_key, fit_key = jax.random.split(key)
     codec = selection.codec_init(init_key, width, code=config.code)
-    queries = jnp.concatenate([features, store.features])
-    real = jnp.concatenate([jnp.ones(len(features), bool), store.filled])
+    keys = store.features.reshape(-1, *features.shape[1:])
+    queries = jnp.concatenate([features, keys])
+    real = jnp.concatenate([jnp.ones(len(features), bool), jnp.repeat(store.filled, len(keys) // slots)])
     if config.keys != "contrastive":
         tokens = jnp.concatenate([store.prompts.reshape(-1, width), queries.reshape(-1, width)])
         counts = [jnp.repeat(store.filled, store.prompts.shape[1]), jnp.repeat(real, queries.shape[1])]

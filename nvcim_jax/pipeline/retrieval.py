@@ -49,10 +49,16 @@ def _unit(code: jax.Array) -> jax.Array:
     return code * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(code)), 1e-12))
 
 
-def _common(codes: jax.Array, store: Store) -> jax.Array:
-    """Return the mean of the filled slots' codes (tokens, code)."""
-    weights = store.filled.astype(codes.dtype)
+def _common(codes: jax.Array, filled: jax.Array) -> jax.Array:
+    """Return the mean of the codes that are there (tokens, code)."""
+    weights = filled.astype(codes.dtype)
     return jnp.einsum("s,stc->tc", weights, codes, precision="highest") / jnp.maximum(weights.sum(), 1.0)
+
+
+def _found_by(store: Store, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Return the features of every key (slots x keys, key tokens, width), and which of them are there."""
+    features = store.features.reshape(-1, config.search_tokens, store.features.shape[-1])
+    return _seen_as(features, store, config), jnp.repeat(store.filled, config.num_keys)
 
 
 def _seen_as(features: jax.Array, store: Store, config: Config) -> jax.Array:
@@ -66,23 +72,24 @@ def value_matrix(store: Store) -> Float[Array, "rows slots"]:
     return jnp.where(store.filled[None, :], codes.reshape(len(codes), -1).T, 0.0)
 
 
-def key_matrix(store: Store, *, config: Config, similarity: Similarity | None = None) -> Float[Array, "rows slots"]:
-    """Return what is searched, one key a column; zeros for an empty slot."""
+def key_matrix(store: Store, *, config: Config, similarity: Similarity | None = None) -> Float[Array, "rows keys"]:
+    """Return what is searched, one key a column, those of a slot side by side; zeros for an empty slot."""
     if config.keys in SEPARATE_KEYS:
-        tokens = _seen_as(store.features, store, config)
+        tokens, filled = _found_by(store, config)
     else:
+        filled = store.filled
         every = jnp.ones(store.prompts.shape[1], bool)
         tokens = jax.vmap(lambda p: selection.pool_tokens(p, every, config.search_tokens))(store.prompts)
     codes = selection.encode(store.codec, tokens)
     if config.key_centre:
-        codes = codes - _common(codes, store)[None]
+        codes = codes - _common(codes, filled)[None]
     if config.key_clip is not None:
         size = jnp.sqrt(jnp.square(codes).mean(axis=(1, 2), keepdims=True))
         codes = jnp.clip(codes, -config.key_clip * size, config.key_clip * size)
     if config.key_unit:
         codes = jax.vmap(_unit)(codes)
     column = selection.similarity(config.search).key if similarity is None else similarity.key
-    return jnp.where(store.filled[None, :], jax.vmap(column)(codes).T, 0.0)
+    return jnp.where(filled[None, :], jax.vmap(column)(codes).T, 0.0)
 
 
 @checked
@@ -95,7 +102,7 @@ def matrices(store: Store, *, config: Config, similarity: Similarity | None = No
         similarity: What is stored of a code and drives a search; None: that of `config.search`.
 
     Returns:
-        Values (rows, slots), and keys (rows, slots) or None where the search runs on the values; empty slots are zero.
+        Values (rows, slots), and keys (rows, slots x keys) or None where the search runs on the values; empty slots are zero.
     """
     shared = config.shares_arrays and similarity is None
     return Arrays(value_matrix(store), None if shared else key_matrix(store, config=config, similarity=similarity))
@@ -126,7 +133,8 @@ def program_store(
 def _query_rows(features: jax.Array, store: Store, config: Config, similarity: Similarity | None) -> jax.Array:
     codes = selection.encode(store.codec, _seen_as(features, store, config))
     if config.key_centre:  # queries about the features that were stored, whatever the keys are
-        codes = codes - _common(selection.encode(store.codec, _seen_as(store.features, store, config)), store)[None]
+        stored, filled = _found_by(store, config)
+        codes = codes - _common(selection.encode(store.codec, stored), filled)[None]
     if config.key_unit:
         codes = jax.vmap(_unit)(codes)
     row = selection.similarity(config.search).query if similarity is None else similarity.query
@@ -144,7 +152,7 @@ def search(
     config: Config,
     similarity: Similarity | None = None,
     every: bool = False,
-) -> Float[Array, "queries slots"]:
+) -> Float[Array, "queries columns"]:
     """Return the score of every slot for every query, computed in the memory.
 
     Args:
@@ -155,16 +163,21 @@ def search(
         memory: What holds it.
         config: Options of the pipeline.
         similarity: As for `matrices`.
-        every: Whether empty slots are scored as well, for calibration; they score -inf otherwise.
+        every: Whether the products of all columns are returned as they are (queries, slots x keys), empty slots among
+            them, for calibration. Otherwise a slot scores as its best key, an empty one -inf.
 
     Raises:
         ValueError: If the features have other tokens than the keys.
     """
-    checks.shape("features", features, (len(features), *store.features.shape[1:]), "(queries, key tokens, width)")
+    shape = (len(features), config.search_tokens, store.features.shape[-1])
+    checks.shape("features", features, shape, "(queries, key tokens, width)")
     held = arrays.values if arrays.keys is None else arrays.keys
     rows = _query_rows(features, store, config, similarity)
     found = memory.multiply(key, rows, held)
-    return found if every else jnp.where(store.filled[None, :], found, -jnp.inf)
+    if every:
+        return found
+    best = found.reshape(len(found), len(store.filled), -1).max(axis=2)
+    return jnp.where(store.filled[None, :], best, -jnp.inf)
 
 
 @checked

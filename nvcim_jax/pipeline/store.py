@@ -42,7 +42,7 @@ class Store(NamedTuple):
 
     Attributes:
         prompts: Rows of each tuned adapter, such as virtual tokens (slots, rows, width).
-        features: Features of each prompt's representative (slots, key tokens, width).
+        features: Features that each prompt is found by, all its keys (slots, keys x key tokens, width).
         filled: Which slots hold a prompt (slots,), bool.
         born: When each was stored, in prompts stored before it (slots,), int32.
         uses: How often each was found (slots,), int32.
@@ -113,7 +113,7 @@ def empty_store(rows: tuple[int, int], config: Config) -> Store:
     weights = selection.SSA_WEIGHTS if len(config.search.scales) == 3 else (1.0,) * len(config.search.scales)
     return Store(
         prompts=jnp.zeros((slots, *rows), jnp.float32),
-        features=jnp.zeros((slots, config.search_tokens, width), jnp.float32),
+        features=jnp.zeros((slots, config.num_keys * config.search_tokens, width), jnp.float32),
         filled=jnp.zeros(slots, bool),
         born=jnp.zeros(slots, jnp.int32),
         uses=jnp.zeros(slots, jnp.int32),
@@ -156,7 +156,7 @@ def check_room(store: Store, num: int, config: Config) -> None:
 def insert(
     store: Store,
     prompts: Float[Array, "new rows width"],
-    features: Float[Array, "new tokens width"],
+    features: Float[Array, "new keys width"],
     *,
     config: Config,
 ) -> tuple[Store, Inserted]:
@@ -165,7 +165,7 @@ def insert(
     Args:
         store: The store.
         prompts: Tuned prompts.
-        features: Features of their representatives.
+        features: Features that they are found by.
         config: `when_full` says whose slot is taken when none is empty: nobody's (`refuse`), that of the `oldest` or of
             the `least_used` prompt (the oldest of them).
 
@@ -217,7 +217,7 @@ def capacity(model: models.Config, config: Config, arrays: crossbar.Config) -> C
     shapes = [(tuning.rows_shape(config.adapter(), lm)[0] * code, config.capacity)]
     if not config.shares_arrays:
         rows = selection.num_key_rows(config.search_tokens, code, config=config.search)
-        shapes.append((rows, config.capacity))
+        shapes.append((rows, config.capacity * config.num_keys))
     found = [crossbar.report(shape, arrays) for shape in shapes]
     keys = found[1].num_arrays if len(found) > 1 else 0
     return Capacity(config.capacity, found[0].num_arrays, keys, sum(each.num_cells_used for each in found))
