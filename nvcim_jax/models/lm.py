@@ -113,6 +113,36 @@ class Text:
             return []
         return list(self.tokenizer(words, add_special_tokens=special)["input_ids"])
 
+    def begin(self) -> list[int]:
+        """Return the tokens that the tokenizer puts before every text, such as a start token.
+
+        Raises:
+            ValueError: If there is no tokenizer.
+        """
+        bare, whole = self.encode("x"), self.encode("x", special=True)
+        return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+
+    def chat(self, before: str = "", after: str = "") -> "Text":
+        """Return a copy whose template is the model's own chat template, with the input as what a user says.
+
+        Args:
+            before: What the user says before the input.
+            after: What the user says after it.
+
+        Raises:
+            ValueError: If the tokenizer has no chat template.
+        """
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            checks.fail("text", "have a chat template", "has none", "Give `Template` a prefix and a suffix instead.")
+        mark = "\x00input\x00"
+        said = [{"role": "user", "content": f"{before}{mark}{after}"}]
+        whole = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        prefix, suffix = whole.split(mark)
+        start = self.tokenizer.bos_token
+        if start is not None and self.begin():  # it would stand there twice
+            prefix = prefix.removeprefix(start)
+        return self.replace(template=dataclasses.replace(self.template, prefix=prefix, suffix=suffix, answer=""))
+
     def encode_input(self, words: str) -> list[int]:
         """Return the tokens of an input, of which the template may keep the first ones alone."""
         return self.encode(words)[: self.template.max_input]

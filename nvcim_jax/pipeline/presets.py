@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.tree_util import Partial
 
-from nvcim_jax import checks, crossbar, devices, tuning
+from nvcim_jax import checks, crossbar, devices, models, tuning
 from nvcim_jax.pipeline.config import Config, changed
 from nvcim_jax.pipeline.memory import Memory, crossbar_memory, exact_memory, through_memory
 from nvcim_jax.types import Key
@@ -68,6 +68,7 @@ class Preset:
     Attributes:
         config: Options of the pipeline.
         arrays: Options of the crossbars.
+        template: The text form of a task.
         noise: What a prompt meets in training, see `training_noise`.
         learning_rate: Of prompt tuning.
         clip_norm: Largest norm of a gradient.
@@ -84,6 +85,7 @@ class Preset:
 
     config: Config = Config()
     arrays: crossbar.Config = ARRAYS
+    template: models.Template = models.Template()
     noise: str = "none"
     learning_rate: float = 1e-2
     clip_norm: float = 1.0

@@ -102,7 +102,8 @@ def matrices(store: Store, *, config: Config, similarity: Similarity | None = No
         similarity: What is stored of a code and drives a search; None: that of `config.search`.
 
     Returns:
-        Values (rows, slots), and keys (rows, slots x keys) or None where the search runs on the values; empty slots are zero.
+        Values (rows, slots), and keys (rows, slots x keys) or None where the search runs on the values; empty slots are
+        zero.
     """
     shared = config.shares_arrays and similarity is None
     return Arrays(value_matrix(store), None if shared else key_matrix(store, config=config, similarity=similarity))

@@ -51,10 +51,9 @@ class Queries(NamedTuple):
 
 
 def query_ids(words: str, lm: LM, text: Text) -> list[int]:
-    """Return the tokens of one query: the start token, if the model has one, prefix, input (cut), suffix."""
-    start = [] if lm.config.bos_id is None else [lm.config.bos_id]
+    """Return the tokens of one query: what the tokenizer puts before every text, prefix, input (cut), suffix."""
     template = text.template
-    found = [*start, *text.encode(template.prefix), *text.encode_input(words), *text.encode(template.suffix)]
+    found = [*text.begin(), *text.encode(template.prefix), *text.encode_input(words), *text.encode(template.suffix)]
     lm.config.check_tokens("text.tokenizer", found)
     return found
 

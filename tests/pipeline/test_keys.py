@@ -12,7 +12,15 @@ EXACT = pipeline.exact_memory()
 
 @pytest.fixture
 def several(config):
-    return config.changed(num_prompts=1, num_keys=3, keys="centroid", key_centre=True, key_spread=True, capacity=3)
+    return config.changed(
+        num_prompts=1,
+        num_keys=3,
+        keys="centroid",
+        key_centre=True,
+        key_spread=True,
+        capacity=3,
+        search={"measure": "mips"},
+    )
 
 
 def observed(lm, text, buffers, config):

@@ -20,11 +20,11 @@ class Record(NamedTuple):
 
 
 class Tokenizer:
-    """Words of the list by their place; nothing else."""
+    """Words of the list by their place, 0 for another; 1 starts a text."""
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [3 + WORDS.index(word) for word in text.split()]}
+        ids = [3 + WORDS.index(word) if word in WORDS else 0 for word in text.split()]
+        return {"input_ids": [1] * add_special_tokens + ids}
 
     def decode(self, ids, skip_special_tokens: bool = True) -> str:
         assert skip_special_tokens
