@@ -13,8 +13,11 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from experiments.shift.measure import main
-from experiments.shift.settings import METHODS, TINY, Settings, changed
+from experiments.shift.settings import METHODS, SMOLLM2, TINY, Settings, changed
 from nvcim_jax import study
 
 __all__ = ["CONFIGS", "NAME"]
@@ -30,20 +33,26 @@ TABLE = Settings(
     end_to_end_steps=40,
 )
 
-DEVICES = changed(
-    TABLE,
-    methods=("SWV", "CxDNN", "CorrectNet", "No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT"),
-    baselines=(),
-    end_to_end_steps=0,
-    digital=False,
-    num_test=10,
-)
+SAME: dict[str, Any] = {
+    "methods": ("SWV", "CxDNN", "CorrectNet", "No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT"),
+    "baselines": (),
+    "digital": False,
+    "num_test": 10,
+}
+DEVICES = replace(TABLE, **SAME, end_to_end_steps=0)
+REAL = replace(SMOLLM2, methods=tuple(study.METHODS), baselines=BASELINES)
 
 CONFIGS = {
     "full": {
         "devices": DEVICES,
         "identity": changed(TABLE, devices=("FeFET3",)),
         "autoencoder": changed(TABLE, devices=("FeFET3",), codec="autoencoder", baselines=()),
+    },
+    "smollm2": {
+        "identity": REAL,
+        "free": changed(REAL, bound=float("inf"), baselines=()),
+        "devices": replace(REAL, **SAME, num_streams=3, num_instances=5, devices=TABLE.devices),
+        "autoencoder": changed(REAL, codec="autoencoder", baselines=(), num_streams=3, num_instances=5),
     },
     "tiny": {
         "table": changed(TINY, devices=("FeFET3", "FeFET6"), baselines=("frozen", "latest", "1-NN text")),

@@ -13,8 +13,10 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+
 from experiments.shift.measure import main
-from experiments.shift.settings import TINY, Settings, changed
+from experiments.shift.settings import SMOLLM2, TINY, Settings, changed
 
 __all__ = ["CONFIGS", "NAME"]
 
@@ -37,8 +39,20 @@ ONE = changed(
     methods=("plain, SSA", "NVCiM-PT", "oracle route, plain", "oracle route"),
 )
 
+REAL = replace(
+    SMOLLM2,
+    sigmas=SIGMAS,
+    train_sigma=0.1,
+    digital=False,
+    methods=("plain, SSA", "NVCiM-PT", "oracle route, plain", "oracle route"),
+)
+
 CONFIGS = {
     "full": {"bounded": BOUNDED, "free": FREE, "one-prompt": ONE},
+    "smollm2": {
+        "bounded": REAL,
+        "free": changed(REAL, bound=float("inf")),
+    },
     "tiny": {
         "bounded": changed(TINY, sigmas=(0.0, 0.1), train_sigma=0.1),
         "free": changed(TINY, sigmas=(0.0, 0.1), bound=float("inf"), methods=("No-Miti(MIPS)",)),

@@ -13,22 +13,30 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from experiments.shift.measure import main
-from experiments.shift.settings import TINY, Settings, changed
+from experiments.shift.settings import SMOLLM2, TINY, Settings, changed
 
 __all__ = ["CONFIGS", "NAME"]
 
 NAME = "4_domain_shift"
 
-BLOCK = Settings(
-    methods=("NVCiM-PT", "oracle route", "random route"),
-    baselines=("latest", "sequential", "joint", "1-NN text"),
-    every_block=True,
-    digital=False,
-)
+SAME: dict[str, Any] = {
+    "methods": ("NVCiM-PT", "oracle route", "random route"),
+    "baselines": ("latest", "sequential", "joint", "1-NN text"),
+    "every_block": True,
+    "digital": False,
+}
+BLOCK = Settings(**SAME)
 
 CONFIGS = {
     "full": {"block": BLOCK, "return": changed(BLOCK, kind="return")},
+    "smollm2": {
+        "block": replace(SMOLLM2, **SAME),
+        "return": replace(SMOLLM2, **SAME, kind="return", num_streams=3, num_instances=5),
+    },
     "tiny": {
         "block": changed(TINY, every_block=True, methods=("NVCiM-PT",), baselines=("latest",)),
         "return": changed(TINY, every_block=True, methods=("NVCiM-PT",), baselines=("latest",), kind="return"),

@@ -157,13 +157,17 @@ def main(
     """
     parser = argparse.ArgumentParser(description=f"Measure {experiment}.")
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
+    parser.add_argument(
+        "--config", choices=sorted(variants), default="full", help="which configuration; full by default"
+    )
     parser.add_argument("--out", type=Path, help=f"folder of the records; runs/{experiment}/NAME by default")
     parser.add_argument("--streams", type=int, nargs="+", help="seeds of the streams of this process; all by default")
+    parser.add_argument("--collect", action="store_true", help="measure nothing: gather what is finished in --out")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to measure; all by default")
     parser.add_argument("--trained", type=Path, default=Path("runs") / "trained", help="folder of what was trained")
     parser.add_argument("--model", help="checkpoint to use in place of the settings'")
     chosen = parser.parse_args(arguments)
-    name = "tiny" if chosen.tiny else "full"
+    name = "tiny" if chosen.tiny else chosen.config
     made = dict(variants[name])
     for variant in chosen.variants or ():
         checks.choice("--variants", variant, made)
@@ -174,7 +178,7 @@ def main(
     out = chosen.out or Path("runs") / experiment / name
     seeds = chosen.streams or range(max(settings.num_streams for settings in made.values()))
     started = time.perf_counter()
-    records = measure(made, out, seeds, trained=chosen.trained, quiet=chosen.tiny)
+    records = collect(out) if chosen.collect else measure(made, out, seeds, trained=chosen.trained, quiet=chosen.tiny)
     about = {
         "command": shlex.join(["python", "-m", f"experiments.{experiment}.run", *(arguments or sys.argv[1:])]),
         "settings": {key: dataclasses.asdict(value) for key, value in made.items()},  # type: ignore[call-overload]

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, data, devices, models, pipeline, study
 
-__all__ = ["METHODS", "TINY", "Settings", "changed", "design", "device_list", "language_model", "streams"]
+__all__ = [
+    "METHODS",
+    "MODELS",
+    "SMOLLM2",
+    "TINY",
+    "Settings",
+    "changed",
+    "design",
+    "device_list",
+    "language_model",
+    "streams",
+]
 
 
 def _ssa(axis: str, storage: str, weights: tuple[float, ...] | None) -> study.Method:
@@ -132,6 +143,13 @@ def changed(settings: Settings, **fields: Any) -> Settings:
     of_config = {name: fields.pop(name) for name in [n for n in fields if hasattr(preset.config, n)]}
     of_preset = {name: fields.pop(name) for name in [n for n in fields if hasattr(preset, n)]}
     return dataclasses.replace(settings, preset=preset.changed(config=of_config, **of_preset), **fields)
+
+
+SMOLLM2 = changed(
+    Settings(name="smollm2", language_model="smollm2", preset=pipeline.presets["pretrained"]),
+    template={"suffix": "\nIntent:"},
+)
+"""The pretrained model; preset and form of the text were chosen on other intents (`experiments/presets`)."""
 
 
 def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:

@@ -90,8 +90,8 @@ class Options:
     seed: int = 0
     """Seed of streams, tuning and chips."""
     preset: str | None = None
-    """Where the options of the memory below start from: bundled, any, paper. None: bundled with the bundled model,
-    any with another."""
+    """Where the options of the memory below start from: bundled, pretrained, paper. None: bundled with the
+    bundled model, pretrained with another."""
     adapter: str = "prompt"
     """What is tuned and kept in the memory: prompt, prefix, lora, ia3. What is no prompt has bounds and learning rates
     of its own where the preset's were not changed."""
@@ -124,7 +124,7 @@ def read(words: Sequence[str]) -> Options | int:
         found = parse(Options, "nvcim run", words)
         if isinstance(found, int):
             return found
-    name = found.preset or ("bundled" if found.model == "bundled" else "any")
+    name = found.preset or ("bundled" if found.model == "bundled" else "pretrained")
     checks.choice("--preset", name, pipeline.presets)
     checks.choice("--adapter", found.adapter, ("prompt", *RATES))
     chosen = pipeline.presets[name]

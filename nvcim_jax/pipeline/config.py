@@ -42,7 +42,7 @@ class Config:
         tuning: Options of prompt tuning.
         features: How a text is looked at: token `embedding`s, `hidden` states after `feature_layers` blocks, or the
             hidden state of the `last` token alone.
-        feature_layers: Blocks below the hidden states; None is all of them.
+        feature_layers: Blocks below the hidden states; None is all of them, and so is more than the model has.
         keys: What is stored to be searched: the `prompt` itself (the paper's), a prompt held near its representative
             while it is tuned (`anchored`), the prompt through a codec trained so that queries meet it (`contrastive`),
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its

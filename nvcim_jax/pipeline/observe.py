@@ -14,7 +14,7 @@ from nvcim_jax.models import LM
 from nvcim_jax.ops import as_partial, moments_add
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory, exact_memory
-from nvcim_jax.pipeline.retrieval import Arrays, program_store
+from nvcim_jax.pipeline.retrieval import Arrays, program_store, seen_as
 from nvcim_jax.pipeline.store import Inserted, Store, check_room, empty_store, insert
 from nvcim_jax.pipeline.text import Buffer
 from nvcim_jax.selection import Similarity
@@ -270,7 +270,7 @@ def fit_codec(
     init_key, fit_key = jax.random.split(key)
     codec = selection.codec_init(init_key, width, code=config.code)
     keys = store.features.reshape(-1, *features.shape[1:])
-    queries = jnp.concatenate([features, keys])
+    queries = seen_as(jnp.concatenate([features, keys]), store, config)
     real = jnp.concatenate([jnp.ones(len(features), bool), jnp.repeat(store.filled, len(keys) // slots)])
     if config.keys != "contrastive":
         tokens = jnp.concatenate([store.prompts.reshape(-1, width), queries.reshape(-1, width)])

@@ -166,12 +166,35 @@ BUNDLED = Preset(
     bound=0.4,
 )
 
+PRETRAINED = Preset(
+    config=Config(
+        num_virtual=16,
+        num_prompts=1,
+        num_keys=5,
+        cluster_by="record",
+        features="hidden",
+        feature_layers=8,
+        keys="centroid",
+        key_centre=True,
+        key_spread=True,
+        key_clip=1.5,
+        codec="identity",
+        tuning=tuning.Options(num_steps=150, batch=5, noise_rise=0.3),
+        capacity=40,
+    ),
+    noise="value",
+    learning_rate=3e-2,
+    bound=0.2,
+)
+
 presets: MappingProxyType[str, Preset] = MappingProxyType(
     {
         "bundled": BUNDLED,
-        "any": BUNDLED.changed(bound=float("inf"), config={"start": "text"}),
+        "pretrained": PRETRAINED,
         "paper": Preset(noise="value", config=Config(keys="prompt", key_unit=False)),
     }
 )
 """`bundled`: for the bundled model, which was taught to read prompts that hold examples; its numbers are those of the
-experiments. `any`: for any other checkpoint. `paper`: what is known of the paper, the rest inferred [I]."""
+experiments. `pretrained`: for any other checkpoint, chosen with SmolLM2-135M on intents that no table reports
+(`experiments/presets`): one prompt of a whole buffer, found by the states after eight blocks. `paper`: what is known of
+the paper, the rest inferred [I]."""

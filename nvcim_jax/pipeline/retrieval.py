@@ -16,7 +16,7 @@ from nvcim_jax.selection import Similarity
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["Arrays", "Retrieved", "matrices", "program_store", "read_prompts", "retrieve", "search"]
+__all__ = ["Arrays", "Retrieved", "matrices", "program_store", "read_prompts", "retrieve", "search", "seen_as"]
 
 
 class Arrays(NamedTuple):
@@ -58,10 +58,10 @@ def _common(codes: jax.Array, filled: jax.Array) -> jax.Array:
 def _found_by(store: Store, config: Config) -> tuple[jax.Array, jax.Array]:
     """Return the features of every key (slots x keys, key tokens, width), and which of them are there."""
     features = store.features.reshape(-1, config.search_tokens, store.features.shape[-1])
-    return _seen_as(features, store, config), jnp.repeat(store.filled, config.num_keys)
+    return seen_as(features, store, config), jnp.repeat(store.filled, config.num_keys)
 
 
-def _seen_as(features: jax.Array, store: Store, config: Config) -> jax.Array:
+def seen_as(features: jax.Array, store: Store, config: Config) -> jax.Array:
     """Return features in the unit of their spread over all texts observed, where the options ask for it."""
     return features / moments_spread(store.seen)[None] if config.key_spread else features
 
@@ -132,7 +132,7 @@ def program_store(
 
 
 def _query_rows(features: jax.Array, store: Store, config: Config, similarity: Similarity | None) -> jax.Array:
-    codes = selection.encode(store.codec, _seen_as(features, store, config))
+    codes = selection.encode(store.codec, seen_as(features, store, config))
     if config.key_centre:  # queries about the features that were stored, whatever the keys are
         stored, filled = _found_by(store, config)
         codes = codes - _common(selection.encode(store.codec, stored), filled)[None]

@@ -85,7 +85,7 @@ class _Look:
     """How texts are looked at: the part of the options that their features depend on."""
 
     features: str
-    layers: int | None
+    layers: int
     num: int
 
 
@@ -121,7 +121,9 @@ def text_features(
         (texts, num, width).
     """
     size = config.search_tokens if num is None else num
-    return _features(lm, ids, mask, _Look(features=config.features, layers=config.feature_layers, num=size))
+    layers = lm.config.num_layers if config.feature_layers is None else config.feature_layers
+    look = _Look(features=config.features, layers=min(layers, lm.config.num_layers), num=size)
+    return _features(lm, ids, mask, look)
 
 
 @checked

@@ -218,7 +218,7 @@ def test_there_is_one_truth_for_defaults() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert 'preset = nv.pipeline.presets["bundled"]' in readme
     assert matrix.Product().arrays is pipeline.Preset().arrays is bundled.arrays
-    for words, name in (([], "bundled"), (["--model", "x"], "any"), (["--preset", "paper"], "paper")):
+    for words, name in (([], "bundled"), (["--model", "x"], "pretrained"), (["--preset", "paper"], "paper")):
         found = run.read(words)
         assert isinstance(found, run.Options)
         assert found.chosen == pipeline.presets[name]
@@ -230,7 +230,9 @@ def test_the_command_that_is_kept_gives_the_same_options() -> None:
     assert isinstance(found, run.Options)
     again = run.read(shlex.split(entry.command_line("run", found))[2:])
     assert again == found
-    assert found.chosen == pipeline.presets["any"].changed(bound=0.5, config={"capacity": 3}, arrays={"adc_bits": None})
+    assert found.chosen == pipeline.presets["pretrained"].changed(
+        bound=0.5, config={"capacity": 3}, arrays={"adc_bits": None}
+    )
 
 
 def _without(folder: Path, target: Path, name: str) -> Path:
