@@ -2,7 +2,7 @@
 
 from nvcim_jax.study.folder import Incomplete, incomplete, read, run
 from nvcim_jax.study.measure import measure
-from nvcim_jax.study.methods import METHODS, MITIGATIONS, Method, method_config, trial
+from nvcim_jax.study.methods import METHODS, Method, method_config, trial
 from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
 from nvcim_jax.study.nearest_text import nearest_text
 from nvcim_jax.study.plan import BASELINES, END_TO_END, MOST_CHIPS, Design, Unit, plan
@@ -21,7 +21,6 @@ __all__ = [
     "BASELINES",
     "END_TO_END",
     "METHODS",
-    "MITIGATIONS",
     "MOST_CHIPS",
     "Design",
     "Incomplete",
