@@ -48,7 +48,8 @@ class Config:
             or, apart from the prompt, the features of the `representative`, or the mean features of its cluster (its
             `centroid`).
         num_keys: Keys of a prompt, for separately stored keys and one prompt a buffer (`num_prompts=1`): its records
-            are clustered into as many, each with a key, and the best of them finds the prompt.
+            are clustered into as many, each with a key, and the best of them finds the prompt. Of fewer records some
+            keys stand twice.
         key_tokens: Tokens that a query or key is averaged into; None: `num_virtual` for the prompt as key, else 1.
         key_centre: Whether keys and queries are taken relative to the mean of what is stored: what all texts have in
             common tells none apart, and takes room that the cells need for the rest.

@@ -176,10 +176,13 @@ def _found_by(
     """Return the features that each prompt is found by (prompts, keys x key tokens, width)."""
     representatives, member = members
     if config.num_keys > 1:  # of the one prompt of this buffer; its one cluster drew nothing from the key
+        num = min(config.num_keys, len(buffer.centres))
         representatives, clusters = selection.representative(
-            jax.random.fold_in(key, 1), buffer.centres, num=config.num_keys, cluster=chosen.cluster
+            jax.random.fold_in(key, 1), buffer.centres, num=num, cluster=chosen.cluster
         )
-        member = (clusters.assignment[None, :] == jnp.arange(config.num_keys)[:, None]).astype(jnp.float32)
+        every = jnp.arange(config.num_keys) % num
+        representatives = representatives[every]
+        member = (clusters.assignment[None, :] == every[:, None]).astype(jnp.float32)
     found = buffer.features[representatives]
     if config.keys == "centroid":
         found = jnp.einsum("pr,rtw->ptw", member / member.sum(axis=1, keepdims=True), buffer.features)

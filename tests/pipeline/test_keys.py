@@ -70,6 +70,14 @@ def test_keys_of_a_prompt_are_the_centroids_of_its_records(lm, text, buffers, se
         assert np.abs(features - row).max(axis=1).min() < 1e-6
 
 
+def test_fewer_records_than_keys_repeat_some(lm, text, buffers, several):
+    config = several.changed(num_keys=5)
+    state, _ = observed(lm, text, [buffers[0][:3]], config)
+    kept = np.asarray(state.store.features[0])
+    np.testing.assert_array_equal(kept[3:], kept[:2])
+    assert len(np.unique(kept, axis=0)) == 3
+
+
 def test_the_spread_that_a_refused_buffer_would_change_stays(lm, text, buffers, several):
     config = several.changed(capacity=1)
     state, infos = observed(lm, text, buffers[:1], config)
