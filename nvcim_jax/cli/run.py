@@ -309,7 +309,9 @@ def _measure(
             design=design,
             session=study.Session(advance),
         )
-    return [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
+    trained = options.out / "trained"  # not there where nothing was trained
+    found = [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
+    return [*found, *([trained] if trained.is_dir() else [])]
 
 
 def _official(options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device) -> list[Path]:

@@ -19,12 +19,12 @@ class Moments(NamedTuple):
     """Hold the mean and the spread of samples seen so far.
 
     Attributes:
-        count: Samples, float32.
+        number: Samples, float32.
         mean: Their mean (*shape).
         squares: Sum of their squared distances from it (*shape).
     """
 
-    count: jax.Array
+    number: jax.Array
     mean: jax.Array
     squares: jax.Array
 
@@ -64,9 +64,9 @@ def moments_add(seen: Moments, samples: Float[Array, "..."]) -> Moments:
     checks.shape("samples", samples, (len(samples), *seen.mean.shape), "(samples, *shape)")
     new = jnp.float32(len(samples))
     mean = samples.mean(axis=0)
-    apart, count = mean - seen.mean, seen.count + new
+    apart, count = mean - seen.mean, seen.number + new
     squares = jnp.square(samples - mean[None]).sum(axis=0)
-    squares = seen.squares + squares + jnp.square(apart) * (seen.count * new / count)
+    squares = seen.squares + squares + jnp.square(apart) * (seen.number * new / count)
     return Moments(count, seen.mean + apart * (new / count), squares)
 
 
@@ -81,6 +81,6 @@ def moments_spread(seen: Moments) -> Float[Array, "..."]:
         >>> print(moments_spread(moments_add(moments_init((2,)), jnp.array([[1.0, 0.0], [5.0, 0.2]]))))
         [2.  0.1]
     """
-    found = jnp.sqrt(seen.squares / jnp.maximum(seen.count, 1.0))
+    found = jnp.sqrt(seen.squares / jnp.maximum(seen.number, 1.0))
     least = FLOOR * jnp.sqrt(jnp.square(found).mean())
     return jnp.where(least > 0.0, jnp.maximum(found, least), 1.0)

@@ -268,7 +268,8 @@ def _observed(
 def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: devices.Device) -> tuple[Store, ...]:
     """Train prompts, codec and scale weights through the noisy pipeline, on all records that came so far."""
     preset, design = bench.preset, bench.design
-    assert design.end_to_end is not None
+    options = design.end_to_end
+    assert options is not None
     config = method_config(preset.config, SEARCHED).changed(pick="straight_through")
     every = [record for block in bench.stream.blocks for record in block.records]
     buffer = pipeline.make_buffer(every, bench.lm, bench.text, config=config)
@@ -288,13 +289,13 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: d
                 bench.lm,
                 preset.memory(trained_on),
                 config=config,
-                options=design.end_to_end,
+                options=options,
                 optimiser=tuning.adam(rate, preset.clip_norm, tuning.Schedule(warmup=0.0)),
                 project=tuning.bounded(preset.bound),
             )
         return tuple(trained)
 
-    about = {"end to end": preset, "options": design.end_to_end, "rate": rate, "blocks": list(_blocks(bench))}
+    about = {"end to end": preset, "options": options, "rate": rate, "blocks": list(_blocks(bench))}
     return _kept(bench, key, about, make, stores, trained_on)
 
 

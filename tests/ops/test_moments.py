@@ -16,7 +16,7 @@ def test_moments_of_parts_are_those_of_the_whole(seed: int, cut: int, mean: floa
     seen = ops.moments_init((2, 3))
     for part in (rows[:cut], rows[cut:]):
         seen = ops.moments_add(seen, jnp.asarray(part, jnp.float32))
-    assert float(seen.count) == 7.0
+    assert float(seen.number) == 7.0
     np.testing.assert_allclose(seen.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-5)
     # A mean 3,000 times the spread leaves float32 three digits of it.
     np.testing.assert_allclose(ops.moments_spread(seen), rows.std(axis=0), rtol=2e-3)

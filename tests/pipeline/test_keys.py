@@ -84,7 +84,7 @@ def test_the_spread_that_a_refused_buffer_would_change_stays(lm, text, buffers, 
     observe = jax.jit(lambda state, buffer: pipeline.observe(jax.random.key(3), state, buffer, lm, config=config))
     again, info = observe(state, infos[0][0])
     assert bool(info.inserted.refused)
-    np.testing.assert_array_equal(again.store.seen.count, state.store.seen.count)
+    np.testing.assert_array_equal(again.store.seen.number, state.store.seen.number)
 
 
 def test_several_keys_on_chips_are_saved_and_found_again(lm, text, buffers, several, arrays, tmp_path):
