@@ -39,7 +39,7 @@ __all__ = ["Chunk", "compiled_map", "instance_mesh", "stream", "structure", "wor
 _MOST_IN_LOOP = 4096
 _MOST_IN_VMAP = 256
 _TARGET_CALL_S = 0.25
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # the latter in an INTERNAL error of JAX 0.8
 
 
 class Chunk(NamedTuple):
@@ -274,7 +274,8 @@ def _call(
 
 def _halved(plan: _Plan, error: RuntimeError | MemoryError) -> _Plan:
     """Halve the chunk after an out-of-memory error and say so; any other error, and a chunk of one, is raised."""
-    refused = isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error)  # NumPy's, for the host's copy, or XLA's
+    told = any(words in str(error) for words in _OUT_OF_MEMORY)
+    refused = isinstance(error, MemoryError) or told  # NumPy's, for the host's copy, or XLA's
     if not refused or plan.chunk == 1:
         raise error
     smaller = plan._replace(chunk=plan.chunk // 2)
