@@ -70,14 +70,26 @@ def _save_cells(settings: Settings, lm: Any, folder: Path) -> None:
 
 
 def collect(out: Path) -> list[Record]:
-    """Return the records of all parts that are finished, each with its variant and the cells of a full store."""
+    """Return the records of all rows that every stream of a variant has, with the variant and the cells of a store.
+
+    A row that some streams lack, where a run was stopped or others are still at work, is left out and named.
+    """
     records = []
-    for path in sorted((out / "parts").glob("*/stream-*/records.csv")):
-        folder = path.parent.parent
+    for folder in sorted((out / "parts").glob("*")):
         cells = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
-        own = study.read(path.parent)
-        records += [{"variant": folder.name, **record, "cells": cells.get(record["method"])} for record in own]
+        found = [study.read(path.parent) for path in sorted(folder.glob("stream-*/records.jsonl"))]
+        rows = [{_row(record) for record in own} for own in found]
+        whole, any_of = (set.intersection(*rows), set.union(*rows)) if rows else (set(), set())
+        for row in sorted(any_of - whole):
+            print(f"{folder.name}: left out, since some streams lack it: {' '.join(map(str, row))}", file=sys.stderr)
+        kept = [record for own in found for record in own if _row(record) in whole]
+        records += [{"variant": folder.name, **record, "cells": cells.get(record["method"])} for record in kept]
     return records
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    """Return what names a row of a table, whatever the stream."""
+    return tuple(record[name] for name in study.Unit._fields if name != "stream")
 
 
 def _save(records: list[Record], about: Record, out: Path) -> list[Path]:
