@@ -3,7 +3,7 @@
 Command:  python -m experiments.presets.run [--model PATH] [--out FILE] [--tiny] [--grids NAME ..]
 Time:     the grids `steps` and `rates` took 215 s on one H200; hours on two cores.
 Expect:   one line for each candidate: accuracy in the prompt's own domain, in exact memory and through value noise of
-          FeFET3 at sigma 0.1. The file that was chosen from lies in `results/` beside this one; it holds those two grids.
+          FeFET3 at sigma 0.1. What was chosen from lies in `results/` beside this file: those two grids.
 
 All prompts of a grid are tuned side by side: every candidate on every domain of two streams, intents 6 to 10 of one
 and 11 to 15 of the other. Every domain's 25 records tune one prompt; its test rows choose among all 20 labels.
