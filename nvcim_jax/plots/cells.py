@@ -102,6 +102,10 @@ def cell_spread(
         positive = times[times > 0]
         if len(positive) > 1 and positive[-1] > 30 * positive[0]:
             axes.set_xscale("symlog", linthresh=float(positive[0]), linscale=0.5)
+            # The locator's own ticks stand on top of each other about zero.
+            first, last = (round(float(np.log10(t))) for t in (positive[0], positive[-1]))
+            axes.set_xticks([*(t for t in times if t == 0.0), *(10.0**n for n in range(first, last + 1))])
+            axes.minorticks_off()
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.set_title(title)
