@@ -18,7 +18,9 @@ TINY = sorted(
     for path in (ROOT / "experiments").glob("*/run.py")
     if "--tiny" in path.read_text(encoding="utf-8") and "--out" in path.read_text(encoding="utf-8")
 )
-SHIFT = [name for name in TINY if "experiments.shift" in (ROOT / "experiments" / name / "run.py").read_text("utf-8")]
+SHIFT = [
+    name for name in TINY if "experiments.shift.measure" in (ROOT / "experiments" / name / "run.py").read_text("utf-8")
+]
 
 # One process for all experiments on domain shift, so that what they share is compiled once.
 RUN_ALL = """

@@ -1,6 +1,7 @@
 """What a real language model's prompts need: start, rate, bound, steps, on intents that no table reports.
 
-Command:  python -m experiments.presets.run [--model PATH] [--out FILE] [--tiny] [--grids NAME ..]
+Command:  python -m experiments.presets.run [--tiny] [--out FOLDER] [--grids NAME ..] [--model PATH]
+          python -m experiments.presets.plot FOLDER   (both in the root of the repository)
 Time:     the grids `steps` and `rates` took 215 s on one H200; hours on two cores.
 Expect:   one line for each candidate: accuracy in the prompt's own domain, in exact memory and through value noise of
           FeFET3 at sigma 0.1. What was chosen from lies in `results/` beside this file: those two grids.
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the grids and print them, each when it is done."""
     parser = argparse.ArgumentParser(description="Choose a preset on intents that no table reports.")
     parser.add_argument("--model", default="smollm2", help="smollm2, gemma3, bundled, or a checkpoint")
-    parser.add_argument("--out", type=Path, default=Path("runs/presets.json"), help="file of the records")
+    parser.add_argument("--out", type=Path, default=Path("runs/presets"), help="folder of the records")
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--grids", nargs="+", default=list(GRIDS), help="which grids, in order; all by default")
     chosen = parser.parse_args(arguments)
@@ -230,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done: dict[str, Any] = {"device": jax.devices()[0].device_kind, "grids": {}}
     for name, grid in grids.items():
         done["grids"][name] = measure(grid, settings)
-        files.write_json(chosen.out, done)
+        files.folder("--out", chosen.out)
+        files.write_json(chosen.out / "presets.json", done)
         print(name, *(json.dumps(record) for record in done["grids"][name]), sep="\n  ", flush=True)
 
 
