@@ -82,7 +82,8 @@ def test_the_quickstart_runs_from_top_to_bottom(run: Callable[[str], tuple[dict[
 @pytest.mark.slow
 def test_measured_cells_run_from_top_to_bottom(run: Callable[[str], tuple[dict[str, Any], str]]) -> None:
     names, printed = run("measured_cells")
-    assert names["errors"][86400.0] > 2 * names["errors"][0.0] > 0
+    # Weights of four bits are off by themselves; the day adds to it.
+    assert 0 < names["errors"][0.0] < names["errors"][60.0] < names["errors"][86400.0]
     shares = {name: float(share) for name, share in re.findall(r"(\w+): beyond 4 sigma ([\d.]+) %", printed)}
     assert 0.5 < shares["trajectories"] / shares["measured"] < 2
     assert shares["gaussian"] < 0.1 < shares["measured"]
