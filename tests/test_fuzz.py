@@ -42,6 +42,7 @@ def test_public_functions_name_the_wrong_argument_or_run() -> None:
     assert sum(bool(said["raised"]) for said in found) > len(found) / 2, "most of these inputs are wrong"
 
 
+@pytest.mark.slow
 def test_every_function_that_takes_a_key_takes_any_kind_and_names_what_is_none() -> None:
     found = _found("keys")
     assert len({said["call"] for said in found}) >= 15

@@ -3,6 +3,8 @@
 # ruff: noqa: E501 (a table of calls, one a line)
 from typing import Any
 
+import pytest
+
 from nvcim_jax import data, devices, metrics, ops, selection
 
 START = """
@@ -159,6 +161,7 @@ NOT_CALLED = {
 }
 
 
+@pytest.mark.slow
 def test_every_public_function_runs(said_plainly: Any, tmp_path: Any) -> None:
     named = [(f"{room.__name__}.{name}", call) for room, calls in CALLS.items() for name, call in calls.items()]
     start = f"import os; os.chdir({str(tmp_path)!r})\n{START}\n"

@@ -121,6 +121,7 @@ def test_official_predictions_are_those_of_the_very_chips_of_the_records(done: t
         assert row["accuracy"] == pytest.approx(sum(r["accuracy"] for r in own) / 2)
 
 
+@pytest.mark.slow
 def test_other_adapters_are_kept_in_the_memory(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "run",

@@ -144,6 +144,7 @@ def test_points_stop_at_a_half_width(tmp_path: Path) -> None:
     assert 200 < counts[1] < 5000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra `cluster`")
 def test_local_jobs_run_the_shards(tmp_path: Path) -> None:
     words = f"sweep --axis sigma=0.1 {SMALL} --out {tmp_path} --submit local --shards 2"

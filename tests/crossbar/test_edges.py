@@ -371,6 +371,7 @@ cb.report((20, 6), c)
 """
 
 
+@pytest.mark.slow
 def test_everything_runs_in_64_bit_mode(said_plainly: Any) -> None:
     assert said_plainly([_X64], JAX_ENABLE_X64="1") == [("nothing", "")]
 

@@ -160,6 +160,7 @@ def _case(rng: np.random.Generator, c: crossbar.Config, run: Callable[..., jax.A
     return float(truth.sure.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_every_read_is_that_of_the_twin(group: int) -> None:
     """100 sets of options, each on two matrices and hardwares: 200 configurations in 100 compilations."""

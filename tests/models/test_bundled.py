@@ -155,6 +155,7 @@ def answer_scores(lm: models.LM, prompt: jax.Array, ids: jax.Array, last: jax.Ar
     return jax.nn.log_softmax(models.head(lm, picked))
 
 
+@pytest.mark.slow
 def test_a_tuned_prompt_steers_it_on_sentences_it_was_not_tuned_on(lm: models.LM, tokenizer):
     labels = jnp.asarray([tokenizer(label)["input_ids"][1] for label in REQUESTS])
     ids, last, truth = encode_requests(tokenizer, 0)

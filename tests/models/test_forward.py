@@ -171,6 +171,7 @@ def test_one_sequence_is_a_batch_of_one(config, ids) -> None:
     np.testing.assert_allclose(mapped, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @CONFIGS
 @pytest.mark.parametrize(
     "options", [{}, {"stop": 3}, {"start": 2, "stop": 3}, {"start": 1, "stop": 1}, {"remat": True}]

@@ -69,6 +69,7 @@ def _alone(kind: str, row: tuple[int, ...], prefix: bool) -> tuple[np.ndarray, .
 ROWS = ((5, 6, 7), (20, 21, 22, 23, 24, 25, 26))
 
 
+@pytest.mark.slow
 @EVERY
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(pads=st.tuples(st.integers(0, 5), st.integers(0, 1)), prefix=st.booleans())
@@ -82,6 +83,7 @@ def test_a_text_is_what_it_is_alone(kind, pads, prefix) -> None:
         np.testing.assert_array_equal(tokens[i], wanted[2])
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_window_behind_a_prefix_reaches_as_far_as_positions_do(kind) -> None:
     # The keys of a text's first five tokens as a prefix: the rest is what it is in the whole text, padded or not.
@@ -200,7 +202,8 @@ def test_old_keys_draw_as_new_ones() -> None:
     np.testing.assert_array_equal(drawn.params["embedding"], lm.params["embedding"])
 
 
-@pytest.mark.parametrize("kind", [pytest.param("mixed", marks=pytest.mark.slow), "learned"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixed", "learned"])
 def test_every_function_runs_in_64_bits(kind) -> None:
     examples = ([[5, 6], [7]], [[8, 2], [9, 2]])
     with jax.enable_x64(True):

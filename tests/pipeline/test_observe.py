@@ -158,6 +158,7 @@ def other_user(rows):
     return [row._replace(output={"yes": "no", "no": "yes"}[row.output]) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["identity", "autoencoder"])
 def test_users_side_by_side_equal_users_one_by_one(lm, text, buffers, config, memory, codec):
     own = {"config": dataclasses.replace(config, codec=codec, code=8, start="examples"), "memory": memory}

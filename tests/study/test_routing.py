@@ -66,6 +66,7 @@ def ask(lm, options, arrays):
     return run
 
 
+@pytest.mark.slow
 def test_oracle_beats_search_beats_chance(ask, store):
     found = {route: ask(route, store, asked(noise=0.7)) for route in ROUTES}
     hit = {route: values["hit"].mean(axis=1) for route, values in found.items()}

@@ -89,6 +89,7 @@ def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
         equal(again, state, 0.0)
 
 
+@pytest.mark.slow
 def test_jit_equals_eager_and_vmap_equals_a_loop(lm, batch, adapter) -> None:
     adapter = tuning.as_adapter(adapter)
     keys, weights = jax.random.split(jax.random.key(1), 2), jnp.eye(3)[:2]

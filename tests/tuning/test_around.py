@@ -118,6 +118,7 @@ def test_an_adapter_works_around_packed_weights(lm, batch, name) -> None:
         tuning.merge(around, state, adapter)
 
 
+@pytest.mark.slow
 def test_low_rank_changes_are_tuned_around_noisy_chips(lm, batch) -> None:
     device = devices.get("PCM")
     chips = crossbar.on_chip(

@@ -179,6 +179,7 @@ def test_numbers_at_places_are_those_drawn_whole() -> None:
     np.testing.assert_array_equal(direction(key, w[2:], None, 2), whole[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two_sided", "forward"])
 def test_all_weights_move_along_one_direction(lm, batch, kind) -> None:
     """The derivative found through moved weights is that of the weights along the direction of the update."""
