@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.tracing import count_traces
 
-from nvcim_jax import crossbar, devices, models, montecarlo, pipeline, study
+from nvcim_jax import crossbar, devices, models, montecarlo, pipeline, study, tuning
 from nvcim_jax.data import Record
 
 BANK = ("pay card", "bank loan", "card bank", "pay loan", "loan card", "pay bank")
@@ -182,6 +182,26 @@ def test_a_sweep_of_sigma_compiles_no_chip_anew(records, streams, places, option
     with count_traces() as traced:
         list(study.measure(jax.random.key(5), streams[:1], lm, text, places[1:], **alone))
     assert not [name for name in traced if "chip" in name or "observe" in name or "rank" in name]
+
+
+@pytest.mark.parametrize("kind", ["latest", "sequential", "joint"])
+def test_one_prompt_is_tuned_for_the_blocks_that_are_asked(streams, preset, lm, text, monkeypatch, kind) -> None:
+    tune, tuned = tuning.tune, []
+    monkeypatch.setattr(tuning, "tune", lambda *args, **options: (tuned.append(1), tune(*args, **options))[1])
+
+    def prompts(blocks: list[int] | None) -> list[np.ndarray]:
+        tuned.clear()
+        how: Any = {"preset": preset, "kind": kind, "blocks": blocks}
+        return [np.asarray(p) for p in study.tune_one(jax.random.key(6), streams[0], lm, text, **how)]
+
+    first, last = prompts(None)
+    assert len(tuned) == 2
+    (found,) = prompts([1])
+    np.testing.assert_array_equal(found, last)
+    assert len(tuned) == (2 if kind == "sequential" else 1)
+    (found,) = prompts([0])
+    np.testing.assert_array_equal(found, first)
+    assert len(tuned) == 1
 
 
 class Stop(Exception):
