@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nvcim_jax import (
         checks,
+        cost,
         crossbar,
         data,
         devices,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "checks",
+    "cost",
     "crossbar",
     "data",
     "devices",

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"ops", "models"},
     "selection": {"ops"},
     "compression": {"ops", "models"},
-    "cost": {"devices"},
+    "cost": {"ops", "devices", "crossbar", "models"},
     "metrics": set(),
     "pipeline": {
         "ops",
