@@ -107,10 +107,10 @@ def get(name: str, **constants: Any) -> Machine:
         >>> machine = get("orin-agx-30W", dram_bandwidth=120e9)
         >>> print(f"{level_of(machine, 'dram').bandwidth:.3g} B/s")
         1.2e+11 B/s
-        >>> get("orin-agx-35W")
+        >>> get("orin-agx30W")
         Traceback (most recent call last):
         ...
-        ValueError: Argument `name` must be one of ..., but is 'orin-agx-35W'. Did you mean 'orin-agx-15W'?
+        ValueError: Argument `name` must be one of ..., but is 'orin-agx30W'. Did you mean 'orin-agx-30W'?
     """
     checks.choice("name", name, names())
     made = host.measured() if name == THIS_HOST else machine_table.MACHINES[name]()
