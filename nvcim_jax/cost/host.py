@@ -56,7 +56,9 @@ def measured() -> Made:
     rates = tuple(max(rates[i:]) for i in range(len(rates)))
     names = (*(f"cache{size // 1024}k" for size in SIZES[:-1]), "dram")
     for name, size, rate, energy in zip(names, SIZES, rates, _ENERGY, strict=True):
-        holds = stated(8e9, "B", "at least 8 GB", "R") if name == "dram" else stated(float(size), "B", "size tried", "M")
+        holds = (
+            stated(8e9, "B", "at least 8 GB", "R") if name == "dram" else stated(float(size), "B", "size tried", "M")
+        )
         constants |= level_constants(
             name,
             holds,

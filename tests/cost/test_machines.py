@@ -10,7 +10,7 @@ import pytest
 from nvcim_jax import cost
 from nvcim_jax.cost import constants, host, machines
 
-UNITS = {"s", "J", "W", "m2", "B", "B/s", "J/B", "1/s", "V", "S", "1", "m", "F"}
+UNITS = {"W/m2", "s", "J", "W", "m2", "B", "B/s", "J/B", "1/s", "V", "S", "1", "m", "F"}
 TABLED = [name for name in machines.names() if name != machines.THIS_HOST]
 
 
