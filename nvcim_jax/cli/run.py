@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tyro
 
 import nvcim_jax
-from nvcim_jax import checks, data, devices, files, models, pipeline, selection, study
+from nvcim_jax import checks, cost, data, devices, files, models, pipeline, selection, study
 from nvcim_jax.cli import estimate, official
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
@@ -216,10 +216,10 @@ def _check_capacity(options: Options, source: Source) -> None:
         checks.fail("--config.capacity", f"be at least {needed}, the prompts of all buffers", found, fix)
 
 
-def _work(options: Options, longest: int = TYPICAL_INPUT) -> estimate.Work:
+def _work(options: Options, longest: int = TYPICAL_INPUT) -> cost.Work:
     """Return what is computed at once, for inputs of at most so many tokens."""
     config = options.chosen.config
-    return estimate.Work(
+    return cost.Work(
         prompts=selection.num_representatives(options.buffer_size),
         batch=config.tuning.batch or options.buffer_size,
         virtual=config.num_virtual,
@@ -245,7 +245,7 @@ def _check_memory(options: Options, source: Source, lm: models.LM, text: models.
     """Refuse a run that cannot stay inside the budget."""
     longest = max(len(text.encode_input(words)) for words in _inputs(source))
     packed = any(isinstance(leaf, models.Packed) for leaf in lm.params["layers"].values())
-    found = estimate.estimate(lm.config, _work(options, longest), packed=packed)
+    found = cost.memory(lm.config, _work(options, longest), packed=packed)
     needed = max(found.tuning_peak, found.answering_peak) / 2**20
     budget = options.memory_budget_mb or estimate.memory_of_the_machine() / 2**20
     if needed > budget:
@@ -262,7 +262,7 @@ def _estimate(options: Options) -> int:
     found = files.read_json("--model", raw) if raw.is_file() else {}
     packed = {options.model} if found.get("quantization_config") else set()
     if options.model == "bundled":
-        wanted |= estimate.PUBLISHED
+        wanted |= cost.PUBLISHED
         packed |= {name for name in wanted if estimate.PACKED in name}
     work = _work(options)
     memory, stores = estimate.rows(wanted, options.chosen, work, frozenset(packed))

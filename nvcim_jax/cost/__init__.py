@@ -3,29 +3,36 @@
 from nvcim_jax.cost import machines
 from nvcim_jax.cost.bill import Bill
 from nvcim_jax.cost.constants import MARKS, Constant, constant_table
-from nvcim_jax.cost.converter import conversion_time, converter_area, converter_energy, lossless_bits
+from nvcim_jax.cost.converter import converter_energy, lossless_bits
+from nvcim_jax.cost.layers import layer, program, read_back
+from nvcim_jax.cost.lm import model, model_digital
 from nvcim_jax.cost.machines import Machine
-from nvcim_jax.cost.product import Periphery, count
-from nvcim_jax.cost.search import DigitalBill, digital, search, search_digital
-from nvcim_jax.cost.technologies import Technology, node_factors, technology, technology_names
+from nvcim_jax.cost.memory import PUBLISHED, Memory, Work, memory
+from nvcim_jax.cost.product import Periphery
+from nvcim_jax.cost.search import digital, search, search_digital
+from nvcim_jax.cost.technologies import Technology, technology, technology_names
 
 __all__ = [
     "MARKS",
+    "PUBLISHED",
     "Bill",
     "Constant",
-    "DigitalBill",
     "Machine",
+    "Memory",
     "Periphery",
     "Technology",
+    "Work",
     "constant_table",
-    "conversion_time",
-    "converter_area",
     "converter_energy",
-    "count",
     "digital",
+    "layer",
     "lossless_bits",
     "machines",
-    "node_factors",
+    "memory",
+    "model",
+    "model_digital",
+    "program",
+    "read_back",
     "search",
     "search_digital",
     "technology",

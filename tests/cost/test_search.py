@@ -10,6 +10,9 @@ import pytest
 
 from nvcim_jax import cost, crossbar
 from nvcim_jax.cost import machines
+from nvcim_jax.cost.converter import conversion_time, converter_area
+from nvcim_jax.cost.product import count
+from nvcim_jax.cost.technologies import node_factors
 
 STACKED = crossbar.Config(
     rows=384,
@@ -51,8 +54,8 @@ def test_the_converter_at_four_widths_and_at_a_gigahertz() -> None:
     found = [float(cost.converter_energy(bits, CHIP, sample_time=1e-8)) for bits in (4, 6, 8, 10)]
     assert found == pytest.approx([0.46e-12, 0.53e-12, 0.85e-12, 1.63e-12], rel=0.02)
     assert float(cost.converter_energy(10, CHIP, sample_time=1e-9)) == pytest.approx(6.9e-12, rel=0.02)
-    assert float(cost.converter_area(8, CHIP)) == pytest.approx(2200e-12, rel=0.03)
-    assert float(cost.conversion_time(8, CHIP)) == pytest.approx(9e-9)
+    assert float(converter_area(8, CHIP)) == pytest.approx(2200e-12, rel=0.03)
+    assert float(conversion_time(8, CHIP)) == pytest.approx(9e-9)
     older = cost.technology("RRAM-22nm", node_nm=44.0)
     ratio = float(cost.converter_energy(8, older) / cost.converter_energy(8, CHIP))
     assert ratio == pytest.approx(2**1.88, rel=1e-4)
@@ -202,15 +205,15 @@ def test_doubling_a_cells_conductance_and_the_voltage() -> None:
 
 
 def test_pairs_double_cells_and_share_converters() -> None:
-    single = cost.count((48, 1024), STACKED)
-    pairs = cost.count((48, 1024), changed(STACKED, mapping="differential"))
+    single = count((48, 1024), STACKED)
+    pairs = count((48, 1024), changed(STACKED, mapping="differential"))
     assert pairs.num_arrays == 2 * single.num_arrays
     assert pairs.num_cells == 2 * single.num_cells
     assert pairs.num_converters == single.num_converters
-    apart = cost.count((48, 1024), changed(STACKED, mapping="differential", adc_before_subtraction=True))
+    apart = count((48, 1024), changed(STACKED, mapping="differential", adc_before_subtraction=True))
     assert apart.num_converters == 2 * single.num_converters
     assert apart.num_conversions == 2 * pairs.num_conversions
-    side = cost.count((48, 1024), changed(SLICED, mapping="differential"))
+    side = count((48, 1024), changed(SLICED, mapping="differential"))
     assert side.num_conversions == pairs.num_conversions
     # every converter is as busy as every other: conversions / (converters x steps) is what it does in a step
     for found in (single, pairs, apart):
@@ -236,7 +239,7 @@ def test_bits_that_lose_nothing() -> None:
         cost.search(STACKED, 100, on=CHIP, periphery=keep)
     bill = cost.search(changed(STACKED, adc_bits=9), 100, on=CHIP, periphery=keep)  # what the message says works
     assert bill.operations.lossless_bits == 9
-    analog = cost.count((48, 4), crossbar.Config(dac_bits=8, adc_bits=8), periphery=keep)
+    analog = count((48, 4), crossbar.Config(dac_bits=8, adc_bits=8), periphery=keep)
     assert analog.lossless_bits is None
 
 
@@ -282,11 +285,11 @@ def test_every_number_of_a_technology_has_a_source_and_a_mark(name: str) -> None
 
 
 def test_nodes_are_those_of_the_table_and_between_them_monotone() -> None:
-    assert cost.node_factors(32.0, 22.0) == (0.446, 0.55)
-    assert cost.node_factors(22.0, 22.0) == (1.0, 1.0)
-    forth, back = cost.node_factors(65.0, 14.0), cost.node_factors(14.0, 65.0)
+    assert node_factors(32.0, 22.0) == (0.446, 0.55)
+    assert node_factors(22.0, 22.0) == (1.0, 1.0)
+    forth, back = node_factors(65.0, 14.0), node_factors(14.0, 65.0)
     assert [a * b for a, b in zip(forth, back, strict=True)] == pytest.approx([1.0, 1.0])
-    steps = [cost.node_factors(22.0, node)[0] for node in (14.0, 18.0, 22.0, 28.0, 32.0, 50.0, 90.0, 130.0)]
+    steps = [node_factors(22.0, node)[0] for node in (14.0, 18.0, 22.0, 28.0, 32.0, 50.0, 90.0, 130.0)]
     assert steps == sorted(steps)  # energy grows with the node
     older, newer = (cost.search(STACKED, 1024, on=cost.technology("RRAM-22nm", node_nm=n)) for n in (65.0, 22.0))
     assert float(older.energy_j) > float(newer.energy_j)
