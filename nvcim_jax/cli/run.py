@@ -14,7 +14,7 @@ import tyro
 
 import nvcim_jax
 from nvcim_jax import checks, cost, data, devices, files, models, pipeline, selection, study
-from nvcim_jax.cli import estimate, official
+from nvcim_jax.cli import duration, estimate, official
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
@@ -149,7 +149,8 @@ def main(options: Options) -> int:
     files.folder("--out", options.out)
     started = time.perf_counter()
     _announce(options, source, lm, text, device)
-    written = _measure(options, source, lm, text, device, compared)
+    design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
+    written = _measure(options, source, lm, text, device, design)
     written += _official(options, source, lm, text, device)
     written.append(_about(options, source, lm, time.perf_counter() - started))
     if source.streams[0].labels:
@@ -290,12 +291,13 @@ def _announce(options: Options, source: Source, lm: models.LM, text: models.Text
 
 
 def _measure(
-    options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device, compared: Any
+    options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device, design: study.Design
 ) -> list[Path]:
     """Run the study into the folder; streams of free text have nothing to choose from and are left out."""
     if not source.streams[0].labels:
         return []
-    design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
+    work = duration.count(source.streams, lm.config, text, options.chosen, design)
+    print(duration.said(work, duration.rate(lm.config)), flush=True)
     total = len(study.plan(source.streams, [device], design))
     with progress_bar(total, None, "rows of the table", even=False, lines=True) as advance:
         study.run(
