@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nvcim_jax import (
         checks,
+        compression,
         cost,
         crossbar,
         data,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "checks",
+    "compression",
     "cost",
     "crossbar",
     "data",
