@@ -11,6 +11,7 @@ from nvcim_jax.cost.memory import PUBLISHED, Memory, Work, memory
 from nvcim_jax.cost.product import Periphery
 from nvcim_jax.cost.search import digital, search, search_digital
 from nvcim_jax.cost.technologies import Technology, technology, technology_names
+from nvcim_jax.cost.uncertainty import bands, break_even, headline, sensitivities
 
 __all__ = [
     "MARKS",
@@ -22,9 +23,12 @@ __all__ = [
     "Periphery",
     "Technology",
     "Work",
+    "bands",
+    "break_even",
     "constant_table",
     "converter_energy",
     "digital",
+    "headline",
     "layer",
     "lossless_bits",
     "machines",
@@ -35,6 +39,7 @@ __all__ = [
     "read_back",
     "search",
     "search_digital",
+    "sensitivities",
     "technology",
     "technology_names",
 ]

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-__all__ = ["Area", "Bill", "Energy", "Latency", "Operations", "total"]
+from nvcim_jax import checks
+
+__all__ = ["Area", "Bill", "Cells", "Energy", "Latency", "Operations", "total"]
 
 Number: TypeAlias = jax.Array | Any
 
@@ -76,8 +78,22 @@ class Area(NamedTuple):
     buffers: Number
 
 
-class Operations(NamedTuple):
-    """What is counted of one product, or of one search.
+@checks.frozen_config
+class Cells:
+    """What is counted of matrices, a static fact of a bill.
+
+    Attributes:
+        num_cells: Cells that hold something.
+        num_arrays: Physical arrays.
+    """
+
+    num_cells: int
+    num_arrays: int
+
+
+@checks.frozen_config
+class Operations:
+    """What is counted of one product, or of one search: static, and too large for 32 bits in a large model.
 
     Attributes:
         num_arrays: Physical arrays.

@@ -1,7 +1,7 @@
 """Numbers that a cost is made of: each with its unit, range, source, and a mark that says how far to trust it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,13 @@ MARKS: Mapping[str, str] = {
 }
 """Marks, and what they say; R is the weakest, and is named wherever it enters a headline."""
 
-T = TypeVar("T")
-
 
 class Constant(NamedTuple):
     """One number with all that must be known to use it.
 
     Attributes:
         value: The default, in SI units.
-        low: Lower end of its range: what 5 % are thought to lie below.
+        low: Lower end of its range.
         high: Upper end.
         unit: SI unit: s, J, W, m2, B, B/s, J/B, 1/s, V, S, or 1.
         source: Where it comes from.
@@ -133,8 +131,3 @@ def constant_table(*specifications: Any) -> list[dict[str, Any]]:
 
 def _about(record: Constant) -> dict[str, Any]:
     return {key: getattr(record, key) for key in ("low", "high", "unit", "mark", "source")}
-
-
-def recalled(records: Iterable[tuple[str, Constant]]) -> tuple[str, ...]:
-    """Return the names of the constants that are recalled, unchecked."""
-    return tuple(name for name, one in records if one.mark == "R")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from nvcim_jax import checks, crossbar
-from nvcim_jax.cost.bill import Bill, Number, total
+from nvcim_jax.cost.bill import Bill, Cells, Number, total
 from nvcim_jax.cost.converter import converter_energy
 from nvcim_jax.cost.product import PERIPHERY, Periphery, price
 from nvcim_jax.cost.technologies import Technology
@@ -36,12 +36,12 @@ class ArrayBill(NamedTuple):
     Attributes:
         latency: Seconds by item.
         energy: Joules by item.
-        num_cells: Cells that are written or read.
+        cells: Arrays and cells that are written or read.
     """
 
     latency: ArrayItems
     energy: ArrayItems
-    num_cells: int
+    cells: Cells
 
     @property
     def latency_s(self) -> Number:
@@ -91,8 +91,13 @@ def layer(
     one = price((shape[0], shape[1]), config, on, periphery, search=False)
     if tokens == 1:
         return one
-    latency, energy = (jax.tree.map(lambda item: tokens * item, part) for part in (one.latency, one.energy))
+    latency, energy = (jax.tree.map(lambda item: float(tokens) * item, part) for part in (one.latency, one.energy))
     return one._replace(latency=latency, energy=energy)
+
+
+def _counted(shape: tuple[int, ...], config: crossbar.Config) -> Cells:
+    found = crossbar.report(shape, config)
+    return Cells(num_cells=found.num_cells_used, num_arrays=found.num_arrays)
 
 
 def _pulses(config: crossbar.Config, on: Technology, pulses: Any) -> Any:
@@ -130,10 +135,11 @@ def program(shape: tuple[int, ...], config: crossbar.Config, *, on: Technology, 
         >>> from nvcim_jax import cost
         >>> config = crossbar.Config(rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows")
         >>> bill = cost.program((48, 128), config, on=cost.technology("RRAM-22nm"), pulses=8)
-        >>> print(f"{bill.energy.cells / bill.num_cells * 1e12:.0f} pJ a cell")
+        >>> print(f"{bill.energy.cells / bill.cells.num_cells * 1e12:.0f} pJ a cell")
         64 pJ a cell
     """
-    values, cells = on.values, crossbar.report(shape, config).num_cells_used
+    values, counted = on.values, _counted(shape, config)
+    cells = float(counted.num_cells)
     number = _pulses(config, on, pulses)
     pulse = values["write_voltage"] ** 2 * values["write_conductance"] * values["write_time"]
     read = values["read_voltage"] ** 2 * values["conductance"] * values["read_time"]
@@ -143,7 +149,7 @@ def program(shape: tuple[int, ...], config: crossbar.Config, *, on: Technology, 
             rounds * number * values["write_time"], rounds * number * (values["read_time"] + values["sense_time"])
         ),
         energy=ArrayItems(cells * number * pulse, cells * number * (read + converter_energy(VERIFY_BITS, on))),
-        num_cells=cells,
+        cells=counted,
     )
 
 
@@ -185,11 +191,11 @@ def read_back(
     rows = values * (sizes.num_slices if config.slices == "rows" else 1)
     across = num_codes * (sizes.num_slices if config.slices == "columns" else 1)
     turns = math.ceil(across * periphery.columns_per_adc / sizes.array_cols)
-    cells = crossbar.report((values, num_codes), config).num_cells_used
-    found, steps = on.values, rows * turns
+    counted = _counted((values, num_codes), config)
+    found, steps, cells = on.values, float(rows * turns), float(counted.num_cells)
     read = found["read_voltage"] ** 2 * found["conductance"] * found["read_time"]
     return ArrayBill(
         latency=ArrayItems(steps * found["read_time"], steps * found["sense_time"]),
         energy=ArrayItems(cells * read, cells * converter_energy(VERIFY_BITS, on)),
-        num_cells=cells,
+        cells=counted,
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from nvcim_jax import checks, crossbar, models
-from nvcim_jax.cost.bill import Area, Bill, Number, total
+from nvcim_jax.cost.bill import Area, Bill, Cells, Number, total
 from nvcim_jax.cost.machines import Machine, level_holding
 from nvcim_jax.cost.product import PERIPHERY, Periphery, price
 from nvcim_jax.cost.search import DigitalBill, digital
@@ -69,16 +69,12 @@ class BlockCost(NamedTuple):
     """What one block takes on chips.
 
     Attributes:
-        bits: Bits of its weights.
-        num_cells: Cells.
-        num_arrays: Arrays.
+        cells: Its cells and arrays.
         energy_j: Joules of a token in its arrays, leakage apart.
         area_m2: Square metres.
     """
 
-    bits: int
-    num_cells: int
-    num_arrays: int
+    cells: Cells
     energy_j: Number
     area_m2: Number
 
@@ -91,8 +87,7 @@ class ModelBill(NamedTuple):
         energy: Joules of a token by item.
         area: Square metres by item, of all matrices.
         blocks: What each block takes.
-        num_cells: Cells of all matrices.
-        num_arrays: Arrays of all matrices.
+        cells: Cells and arrays of all matrices.
         idle_power: Watts that leak while nothing happens.
     """
 
@@ -100,8 +95,7 @@ class ModelBill(NamedTuple):
     energy: ModelEnergy
     area: Area
     blocks: tuple[BlockCost, ...]
-    num_cells: int
-    num_arrays: int
+    cells: Cells
     idle_power: Number
 
     @property
@@ -190,7 +184,7 @@ def model(
         >>> config = crossbar.Config(rows=384, cols=128, cell_bits=2, weight_bits=8, dac_bits=8, adc_bits=8)
         >>> chip, host = cost.technology("RRAM-22nm"), cost.machines.get("orin-nano-15W")
         >>> full, half = (cost.model(lm, config, on=chip, host=host, bits=b) for b in (8, 5))
-        >>> full.blocks[0].num_cells // half.blocks[0].num_cells  # 4 slices of a pair, and 2
+        >>> full.blocks[0].cells.num_cells // half.blocks[0].cells.num_cells  # 4 slices of a pair, and 2
         2
     """
     shapes = _config(lm)
@@ -209,7 +203,7 @@ def model(
     blocks = [[[bill(sizes[name], b) for name in group] for group in groups] for b in each]
     head = bill((shapes.width, shapes.vocab_size), config.weight_bits or max(each))
     chips = [one for block in blocks for group in block for one in group] + [head]
-    return _assembled(blocks, each, chips, head, _digital(shapes, context, host))
+    return _assembled(blocks, chips, head, _digital(shapes, context, host))
 
 
 def _digital(shapes: models.Config, context: int, host: Machine) -> tuple[DigitalBill, DigitalBill]:
@@ -227,7 +221,6 @@ def _digital(shapes: models.Config, context: int, host: Machine) -> tuple[Digita
 
 def _assembled(
     blocks: list[list[list[Bill]]],
-    bits: tuple[int, ...],
     chips: list[Bill],
     head: Bill,
     beside: tuple[DigitalBill, DigitalBill],
@@ -249,14 +242,12 @@ def _assembled(
         **items, attention=attention.energy_j, elementwise=elementwise.energy_j, leakage=idle * total(latency)
     )
     area = Area(*(sum(getattr(one.area, name) for one in chips) for name in Area._fields))
-    counted = [_block(block, b) for block, b in zip(blocks, bits, strict=True)]
     return ModelBill(
         latency=latency,
         energy=energy,
         area=area,
-        blocks=tuple(counted),
-        num_cells=sum(one.operations.num_cells for one in chips),
-        num_arrays=sum(one.operations.num_arrays for one in chips),
+        blocks=tuple(_block(block) for block in blocks),
+        cells=_counted(chips),
         idle_power=idle,
     )
 
@@ -268,12 +259,15 @@ def _longest(times: list[Number]) -> Number:
     return longest
 
 
-def _block(block: list[list[Bill]], bits: int) -> BlockCost:
+def _counted(chips: list[Bill]) -> Cells:
+    done = [one.operations for one in chips]
+    return Cells(num_cells=sum(d.num_cells for d in done), num_arrays=sum(d.num_arrays for d in done))
+
+
+def _block(block: list[list[Bill]]) -> BlockCost:
     own = [one for group in block for one in group]
     return BlockCost(
-        bits=bits,
-        num_cells=sum(one.operations.num_cells for one in own),
-        num_arrays=sum(one.operations.num_arrays for one in own),
+        cells=_counted(own),
         energy_j=sum(one.energy_j - one.energy.leakage for one in own),
         area_m2=sum(one.area_m2 for one in own),
     )

@@ -147,10 +147,10 @@ def _latency(
 ) -> Latency:
     values = on.values
     turns = 1 if periphery.arrays_at_once is None else -(-done.num_arrays // periphery.arrays_at_once)
-    steps = done.num_steps * turns
+    steps = float(done.num_steps * turns)
     one = conversion_time(config.adc_bits, on)
     return Latency(
-        buffer=shape[0] * (config.dac_bits or 1) / values["bus_bits"] * values["clock_time"],
+        buffer=float(shape[0] * (config.dac_bits or 1)) / values["bus_bits"] * values["clock_time"],
         read=steps * values["sense_factor"] * values["read_time"],
         convert=steps * done.conversions_in_turn * one,
         merge=math.ceil(math.log2(done.num_row_tiles)) * values["clock_time"],
@@ -162,22 +162,22 @@ def _energy(
     shape: tuple[int, ...], config: crossbar.Config, on: Technology, done: Operations, search: bool, leakage: Leaf
 ) -> Energy:
     values, layout = on.values, on.values["layout_factor"]
-    input_bits = shape[0] * (config.dac_bits or 1)
+    input_bits = float(shape[0] * (config.dac_bits or 1))
     # all sums leave, or the best of each array with its index; they cross half of a square of arrays (inferred)
-    output_bits = PARTIAL_SUM_BITS * (done.num_arrays if search else shape[1])
+    output_bits = float(PARTIAL_SUM_BITS * (done.num_arrays if search else shape[1]))
     delivered = input_bits * done.num_arrays / done.num_row_tiles
     moved = delivered + output_bits * (0.5 * math.sqrt(done.num_arrays))
     per_read = values["read_voltage"] ** 2 * values["conductance"] * values["read_time"]
     per_drive = dac_scale(step_bits(config), values["driver_energy"], values["dac_energy"])
-    additions = done.num_conversions + (done.num_row_tiles - 1) * shape[1]
+    additions = float(done.num_conversions + (done.num_row_tiles - 1) * shape[1])
     return Energy(
-        converters=layout * done.num_conversions * converter_energy(config.adc_bits, on),
-        cells=layout * (done.num_cell_reads * per_read),
-        drivers=layout * (done.num_drives * per_drive),
+        converters=layout * float(done.num_conversions) * converter_energy(config.adc_bits, on),
+        cells=layout * (float(done.num_cell_reads) * per_read),
+        drivers=layout * (float(done.num_drives) * per_drive),
         shift_add=layout * (additions * values["shift_add_energy"]),
         buffers=(input_bits + output_bits) * values["buffer_energy"],
         network=moved * values["network_energy"],
-        select=(shape[1] if search else 0) * values["compare_energy"],
+        select=float(shape[1] if search else 0) * values["compare_energy"],
         leakage=leakage,
     )
 
@@ -185,12 +185,12 @@ def _energy(
 def _area(shape: tuple[int, ...], config: crossbar.Config, on: Technology, done: Operations) -> Area:
     values = on.values
     found = crossbar.report(shape, config)
-    held = shape[0] * (config.dac_bits or 1) + PARTIAL_SUM_BITS * shape[1]
+    held = float(shape[0] * (config.dac_bits or 1) + PARTIAL_SUM_BITS * shape[1])
     each = dac_scale(step_bits(config), values["driver_area"], values["dac_area"])
     return Area(
-        cells=found.num_cells_available * values["cell_area"],
-        converters=done.num_converters * converter_area(config.adc_bits, on),
-        drivers=done.num_arrays * found.array_rows * each,
-        shift_add=done.num_converters * values["shift_add_area"],
+        cells=float(found.num_cells_available) * values["cell_area"],
+        converters=float(done.num_converters) * converter_area(config.adc_bits, on),
+        drivers=float(done.num_arrays * found.array_rows) * each,
+        shift_add=float(done.num_converters) * values["shift_add_area"],
         buffers=held * values["buffer_area"],
     )

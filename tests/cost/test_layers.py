@@ -52,7 +52,7 @@ def test_programming_is_pulses_and_verifications() -> None:
     plain = crossbar.Config(rows=384, cols=128, weight_bits=16, cell_bits=2, slices="rows", mapping="offset_digital")
     bill = cost.program((48, 128), plain, on=CHIP, pulses=8)
     cells = 8 * 48 * 128
-    assert bill.num_cells == cells
+    assert bill.cells.num_cells == cells
     assert number(bill.energy.cells) / cells == pytest.approx(64e-12, rel=1e-5)  # 8 x 2 V^2 x 20 uS x 100 ns
     check = 0.2**2 * 5e-6 * 10e-9 + number(cost.converter_energy(4, CHIP))
     assert number(bill.energy.sensing) / cells == pytest.approx(8 * check, rel=1e-5)
@@ -60,14 +60,16 @@ def test_programming_is_pulses_and_verifications() -> None:
     measured = cost.program((48, 128), plain, on=CHIP)
     assert number(measured.energy_j) == pytest.approx(25 / 8 * number(bill.energy_j), rel=1e-5)
     three = cost.program((48, 128), dataclasses.replace(plain, cell_bits=3), on=CHIP)
-    assert number(three.energy_j) / three.num_cells == pytest.approx(137 / 8 * number(bill.energy_j) / cells, rel=1e-5)
+    assert number(three.energy_j) / three.cells.num_cells == pytest.approx(
+        137 / 8 * number(bill.energy_j) / cells, rel=1e-5
+    )
     two = cost.program((96, 128), plain, on=CHIP, pulses=8)
     assert number(two.energy_j) == pytest.approx(2 * number(bill.energy_j), rel=1e-5)
     with pytest.raises(ValueError, match="`pulses` must be given, but is left out with 4 bits a cell"):
         cost.program((48, 128), dataclasses.replace(plain, cell_bits=4), on=CHIP)
     with pytest.raises(ValueError, match="left out with analog cells"):
         cost.program((48, 128), crossbar.Config(), on=CHIP)
-    assert cost.program((48, 128), crossbar.Config(), on=CHIP, pulses=3).num_cells == 2 * 48 * 128
+    assert cost.program((48, 128), crossbar.Config(), on=CHIP, pulses=3).cells.num_cells == 2 * 48 * 128
     with pytest.raises(ValueError, match="`pulses` must lie in"):
         cost.program((48, 128), plain, on=CHIP, pulses=0)
 
@@ -88,8 +90,8 @@ def test_a_model_is_the_sum_of_its_matrices() -> None:
     found = cost.model(LM, CONFIG, on=CHIP, host=HOST)
     one = {name: cost.layer(size[1:], CONFIG, on=CHIP) for name, size in LM.shapes["layers"].items() if len(size) == 3}
     head = cost.layer((64, 512), CONFIG, on=CHIP)
-    assert found.num_cells == 3 * sum(b.operations.num_cells for b in one.values()) + head.operations.num_cells
-    assert found.num_arrays == 3 * sum(b.operations.num_arrays for b in one.values()) + head.operations.num_arrays
+    assert found.cells.num_cells == 3 * sum(b.operations.num_cells for b in one.values()) + head.operations.num_cells
+    assert found.cells.num_arrays == 3 * sum(b.operations.num_arrays for b in one.values()) + head.operations.num_arrays
     area = 3 * sum(number(b.area_m2) for b in one.values()) + number(head.area_m2)
     assert number(found.area_m2) == pytest.approx(area, rel=1e-5)
     times = {name: number(b.latency_s) for name, b in one.items()}
@@ -118,9 +120,8 @@ def test_attention_grows_with_the_context_and_stays_digital() -> None:
 
 def test_the_bits_of_each_block_are_its_slices() -> None:
     mixed = cost.model(LM, CONFIG, on=CHIP, host=HOST, bits=(3, 5, 7))
-    assert [block.bits for block in mixed.blocks] == [3, 5, 7]
-    base = mixed.blocks[0].num_cells  # 2 bits of magnitude in one cell of a pair
-    assert [block.num_cells for block in mixed.blocks] == [base, 2 * base, 3 * base]
+    base = mixed.blocks[0].cells.num_cells  # 2 bits of magnitude in one cell of a pair
+    assert [block.cells.num_cells for block in mixed.blocks] == [base, 2 * base, 3 * base]
     assert number(mixed.blocks[2].energy_j) > number(mixed.blocks[1].energy_j) > number(mixed.blocks[0].energy_j)
     assert number(mixed.blocks[2].area_m2) == pytest.approx(3 * number(mixed.blocks[0].area_m2), rel=0.02)
     same = cost.model(LM, CONFIG, on=CHIP, host=HOST, bits=8)
@@ -166,3 +167,12 @@ def test_models_and_layers_are_traced() -> None:
     assert all(bool(jnp.isfinite(part)) for part in gradient.values())
     assert number(gradient["converter_energy_factor"]) > 0.0
     assert number(gradient["write_voltage"]) == 0.0
+
+
+def test_a_large_model_is_counted_in_full() -> None:
+    """More cells and conversions than 32 bits hold, inside jit too."""
+    lm = cost.PUBLISHED["Mistral-7B-GPTQ"]
+    found = jax.jit(lambda on: cost.model(lm, CONFIG, on=on, host=HOST))(CHIP)
+    assert found.cells.num_cells > 8 * 7e9
+    assert number(found.energy_j) > 0
+    assert number(found.area_m2) == pytest.approx(number(cost.model(lm, CONFIG, on=CHIP, host=HOST).area_m2), rel=1e-5)
