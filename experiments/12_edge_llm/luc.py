@@ -1,0 +1,229 @@
+"""Layer-wise compression: how sensitive each block is, and what LUC's policy is worth. See run.py beside this file.
+
+Command:  python -m experiments.12_edge_llm.run luc [--tiny] [--also FILE.gguf] [--out FOLDER]
+Expect:   - sensitivity (`results/luc/sensitivity.png`): a few blocks bear nearly all of it. SmolLM2: blocks 11, 28 and 29
+            are above the mean at 4 and 5 bits (mean 4.1 and 5.1 bits), two more at 3 bits (3.17); the last block loses
+            most to pruning and keeps all its weights, 25 of 30 blocks get a sparsity of .51 to .53. Gemma-3-270M: 5 to
+            7 of 18 blocks, all in the upper half. Two draws of text agree within 15 %. The error is absolute, and
+            the residual stream grows with depth: that alone makes late blocks sensitive.
+
+What is compressed are the floats of files of about 4 bits a weight (SmolLM2 Q4_1; Gemma 3), each group of 32 or 256
+weights with a scale of its own: "as it is" is that model, not the one in 16 bits behind it. Calibrated on windows of
+WikiText-2 `valid`, measured on windows of `test` (tokenised release).
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import wikitext
+from experiments.shift import settings
+from nvcim_jax import checks, compression, data, files, models
+
+__all__ = ["CONFIGS", "Config", "measure", "summarise"]
+
+Record = dict[str, Any]
+
+POLICIES = ("uniform", "uniform, same bits", "random", "LUC")
+
+
+@checks.frozen_config
+class Config:
+    """What is measured.
+
+    Attributes:
+        name: Name of this configuration.
+        model: The model: a name of `settings.MODELS`, or "bundled".
+        bits: B.
+        sparsity: P.
+        draws: Draws of the text for calibration and of the random policy.
+        calibration: Windows of a draw.
+        windows: Windows of the test.
+        tokens: Tokens of a window.
+        ways: Ways of compressing besides SparseGPT with the nearest code, at the first draw, as (pruner, quantiser).
+        only_first: Parts of the budget taken alone at the first draw.
+    """
+
+    name: str = "full"
+    model: str = "smollm2"
+    bits: tuple[int, ...] = (5, 4, 3)
+    sparsity: float = 0.5
+    draws: int = 2
+    calibration: int = 16
+    windows: int = 64
+    tokens: int = 128
+    ways: tuple[tuple[str, str], ...] = (("sparsegpt", "gptq"), ("wanda", "absmax"))
+
+
+CONFIGS = {
+    "full": Config(),
+    "tiny": Config(
+        name="tiny",
+        model="bundled",
+        bits=(4,),
+        draws=1,
+        calibration=4,
+        windows=4,
+        tokens=32,
+        ways=(),
+    ),
+}
+
+
+def _load(name: str) -> tuple[models.LM, models.Text]:
+    known = {**settings.MODELS, "bundled": models.BUNDLED}
+    return models.load(known.get(name, name))
+
+
+def _windows(config: Config, text: models.Text, split: str, num: int, start: int = 0) -> jax.Array:
+    """Return windows spread evenly over a split, those of different starts apart."""
+    if config.name == "tiny":
+        words = " ".join(f"{row.input} {row.output}." for row in data.builtin_records(0)[0])
+        found = np.asarray(text.encode(words), np.int32)
+        found = found[: len(found) // config.tokens * config.tokens].reshape(-1, config.tokens)
+        found = found[::2] if split == "valid" else found[1::2]
+    else:
+        found = wikitext.windows(text, split, tokens=config.tokens)
+    at = (np.arange(num) * len(found)) // num
+    return jnp.asarray(found[(at + start) % len(found)])
+
+
+def _known(path: Path, *names: str) -> set[tuple[Any, ...]]:
+    """Return which records are there, by some of their entries."""
+    return {tuple(record[name] for name in names) for record in read(path)}
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _add(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as sink:
+        sink.write(json.dumps(record) + "\n")
+    shown = {key: value for key, value in record.items() if isinstance(value, str | int | float)}
+    print(path.stem, shown, flush=True)
+
+
+def _sensitivity(config: Config, name: str, path: Path) -> None:
+    label, done = Path(name).stem, _known(path, "model", "draw", "bits")
+    wanted = [(d, b) for d in range(config.draws) for b in config.bits if (label, d, b) not in done]
+    if not wanted:
+        return
+    lm, text = _load(name)
+    for draw, bits in wanted:
+        tokens = _windows(config, text, "valid", config.calibration, draw)
+        table = compression.sensitivity(lm, tokens, bits=bits, sparsity=config.sparsity)
+        policy = compression.luc(table, bits=bits, sparsity=config.sparsity)
+        record: Record = {"model": label, "draw": draw, "bits": bits, "pruned": config.sparsity}
+        for part in ("quantisation", "pruning"):
+            record[part] = [float(f"{s:.5g}") for s in np.asarray(getattr(table, part))]
+        record |= {"luc_bits": policy.bits.tolist(), "luc_sparsity": policy.sparsity.round(5).tolist()}
+        _add(path, record)
+
+
+def _policies(config: Config, own: Record) -> Iterator[tuple[str, compression.Policy]]:
+    """Give each policy of a line of the table: bits and sparsity, and each of the two alone."""
+    table = compression.Table(
+        *(np.asarray(own[part]) for part in ("quantisation", "pruning")), bits=own["bits"], sparsity=config.sparsity
+    )
+    num = len(own["pruning"])
+    best = compression.luc(table, bits=own["bits"], sparsity=config.sparsity)
+    key = jax.random.fold_in(jax.random.key(own["bits"]), own["draw"])
+    even = partial(compression.uniform, num, sparsity=config.sparsity)
+    yield "uniform", even(bits=own["bits"])
+    yield "uniform, same bits", even(bits=float(best.bits.mean()))
+    yield "random", compression.random(key, best)
+    yield "LUC", best
+    if own["draw"] == 0:
+        yield "LUC, bits alone", compression.Policy(best.bits, even(bits=own["bits"]).sparsity)
+        yield "LUC, sparsity alone", compression.Policy(even(bits=float(best.bits.mean())).bits, best.sparsity)
+
+
+@jax.jit
+def _losses(lm: models.LM, windows: jax.Array) -> jax.Array:
+    """Return the mean loss of each window (windows,), in nats a token."""
+    one = lambda ids: models.loss(lm, models.embed(lm, ids), ids)[0]  # noqa: E731
+    return jax.lax.map(one, windows, batch_size=8)
+
+
+def _measured(lm: models.LM, windows: jax.Array) -> Record:
+    losses = np.asarray(_losses(lm, windows), np.float64)
+    return {"perplexity": round(float(np.exp(losses.mean())), 3), "losses": losses.round(5).tolist()}
+
+
+def _perplexity(config: Config, out: Path) -> None:
+    lm, text = _load(config.model)
+    test, path = _windows(config, text, "test", config.windows), out / "perplexity.jsonl"
+    keys = ("draw", "bits", "policy", "pruner", "quantiser", "activations")
+    done = _known(path, *keys)
+    if ("as it is",) not in {(k[2],) for k in done}:
+        _add(path, dict(zip(keys, (0, 0, "as it is", "", "", False), strict=True)) | _measured(lm, test))
+    tables = [r for r in read(out / "sensitivity.jsonl") if r["model"] == config.model]
+    main = [("sparsegpt", "absmax")]
+    for draw, ways in ((0, main), *((d, main) for d in range(1, config.draws)), (0, [*config.ways])):
+        for own, way in itertools.product([t for t in tables if t["draw"] == draw], ways):
+            calibration = _windows(config, text, "valid", config.calibration, draw)
+            for name, policy in _policies(config, own):
+                if way not in main and name not in ("uniform, same bits", "LUC"):
+                    continue
+                entry = (draw, own["bits"], name, *way)
+                if (*entry, False) in done:
+                    continue
+                small = compression.apply(lm, policy, calibration, method=way[0], quantiser=way[1])
+                budget = {"mean_bits": float(policy.bits.mean()), "mean_sparsity": float(policy.sparsity.mean())}
+                _add(path, dict(zip(keys, (*entry, False), strict=True)) | budget | _measured(small, test))
+                if draw == 0 and name in POLICIES:
+                    rounded = compression.in_loop(small, policy, parts=("activations", "keys and values"))
+                    _add(path, dict(zip(keys, (*entry, True), strict=True)) | budget | _measured(rounded, test))
+
+
+def _interval(differences: np.ndarray, num: int = 10_000) -> list[float]:
+    """Return the mean and its 95 % interval over windows drawn again."""
+    rng = np.random.default_rng(0)
+    drawn = differences[rng.integers(0, len(differences), (num, len(differences)))].mean(axis=1)
+    return [float(differences.mean()), *np.quantile(drawn, [0.025, 0.975]).tolist()]
+
+
+def summarise(records: list[Record]) -> list[Record]:
+    """Return one row for each setting: perplexity, and that of LUC over it, paired over windows, mean over draws."""
+    groups: dict[tuple[Any, ...], dict[str, list[Record]]] = {}
+    for r in records:
+        groups.setdefault((r["bits"], r["pruner"], r["quantiser"], r["activations"]), {}).setdefault(
+            r["policy"], []
+        ).append(r)
+    rows = []
+    for (bits, pruner, quantiser, activations), found in sorted(groups.items(), key=lambda item: str(item[0])):
+        by_draw = {name: {r["draw"]: np.asarray(r["losses"]) for r in own} for name, own in found.items()}
+        for name, own in by_draw.items():
+            row = {"bits": bits, "pruner": pruner, "quantiser": quantiser, "activations": activations, "policy": name}
+            mean = _interval(np.mean(list(own.values()), axis=0))
+            row |= {"draws": len(own), "mean_bits": found[name][0].get("mean_bits")}
+            row |= {"perplexity": [round(float(np.exp(v)), 2) for v in mean]}
+            row |= {"of_draws": [round(float(np.exp(v.mean())), 2) for v in own.values()]}
+            if name != "LUC" and "LUC" in by_draw:
+                shared = sorted(set(own) & set(by_draw["LUC"]))
+                ratio = _interval(np.mean([by_draw["LUC"][d] - own[d] for d in shared], axis=0))
+                row["luc_over_it"] = [round(float(np.exp(v)), 4) for v in ratio]
+            rows.append(row)
+    return rows
+
+
+def measure(options: argparse.Namespace, out: Path) -> Record:
+    """Measure what is not there yet."""
+    config = CONFIGS["tiny" if options.tiny else "full"]
+    for name in (config.model, *options.also):
+        _sensitivity(config, name, out / "sensitivity.jsonl")
+    _perplexity(config, out)
+    files.write_json(out / "summary.json", summarise(read(out / "perplexity.jsonl")))
+    return dataclasses.asdict(config)  # type: ignore[call-overload]
