@@ -16,6 +16,7 @@ COMMANDS = {
     "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
     "report": "the table and the figures of a run again, from its records alone",
     "device": "make a device of measured cells: table, figures, and a file that every command takes",
+    "cost": "latency, energy and area of a search on a chip and on digital machines, with bands",
     "product": "how far one product is off, over noisy chips, with its table and figure",
     "sweep": "run a grid of settings over device instances, resumable and in shards",
     "merge": "join the shards of a sweep; find gaps, duplicates and conflicts",

@@ -2,24 +2,22 @@
 
 from nvcim_jax.cost import machines
 from nvcim_jax.cost.bill import Bill
-from nvcim_jax.cost.constants import MARKS, Constant, constant_table
+from nvcim_jax.cost.constants import Constant, constant_table
 from nvcim_jax.cost.converter import converter_energy, lossless_bits
 from nvcim_jax.cost.layers import layer, program, read_back
 from nvcim_jax.cost.lm import model, model_digital
 from nvcim_jax.cost.machines import Machine
-from nvcim_jax.cost.memory import PUBLISHED, Memory, Work, memory
+from nvcim_jax.cost.memory import PUBLISHED, Work, memory
 from nvcim_jax.cost.product import Periphery
 from nvcim_jax.cost.search import digital, search, search_digital
 from nvcim_jax.cost.technologies import Technology, technology, technology_names
-from nvcim_jax.cost.uncertainty import bands, break_even, headline, sensitivities
+from nvcim_jax.cost.uncertainty import bands, break_even, draw, headline, sensitivities
 
 __all__ = [
-    "MARKS",
     "PUBLISHED",
     "Bill",
     "Constant",
     "Machine",
-    "Memory",
     "Periphery",
     "Technology",
     "Work",
@@ -28,6 +26,7 @@ __all__ = [
     "constant_table",
     "converter_energy",
     "digital",
+    "draw",
     "headline",
     "layer",
     "lossless_bits",

@@ -15,10 +15,10 @@ from nvcim_jax.cost.technologies import Technology
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["Band", "Headline", "bands", "break_even", "draw", "headline", "sensitivities"]
+__all__ = ["Band", "Headline", "Span", "bands", "break_even", "draw", "headline", "sensitivities"]
 
 QUANTILES = (0.05, 0.5, 0.95)
-MOST_STORED = 2**40
+MOST_OCTAVES = 34
 
 
 class Band(NamedTuple):
@@ -58,11 +58,29 @@ class Headline(NamedTuple):
         return f"{self.value:.3g} ({spread}) at {self.num_stored:,} stored prompts{rests}"
 
 
-def draw(key: Key, specification: Any) -> Any:
-    """Return a technology or machine whose constants are drawn from their ranges, log-uniform and independent.
+@checked
+def draw(key: Key, specification: Any, num_draws: int) -> Any:
+    """Return a technology or machine with its constants drawn from their ranges, log-uniform and independent.
 
-    A constant without a range, or that a user gave as a number, keeps its value.
+    A constant without a range, or that a user gave as a number, keeps its value. Every leaf gets an axis of draws, over
+    which `jax.vmap` maps any cost; one draw of many costs keeps their differences free of the noise of drawing.
+
+    Args:
+        key: Key of the draws.
+        specification: Technology or machine.
+        num_draws: Draws.
+
+    Example:
+        >>> from nvcim_jax import cost
+        >>> drawn = draw(jax.random.key(0), cost.technology("RRAM-22nm"), 100)
+        >>> drawn.values["read_time"].shape
+        (100,)
     """
+    checks.integer("num_draws", num_draws)
+    return jax.vmap(lambda own: _drawn(own, specification))(jax.random.split(key, num_draws))
+
+
+def _drawn(key: Key, specification: Any) -> Any:
     values = dict(specification.values)
     keys = jax.random.split(key, len(specification.records))
     for own, (name, record) in zip(keys, specification.records, strict=True):
@@ -89,17 +107,14 @@ def bands(key: Key, cost_of: Callable[..., Any], *specifications: Any, num_draws
         >>> from nvcim_jax import cost
         >>> chip = cost.technology("RRAM-22nm")
         >>> found = cost.bands(jax.random.key(0), lambda on: on.values["converter_energy_factor"], chip)
-        >>> print(f"{found.low:.1f} {found.median:.1f} {found.high:.1f}")  # log-uniform from 1/4 to 4
-        0.3 1.0 3.4
+        >>> print(f"{found.low:.1f} {found.median:.1f}")  # log-uniform from 1/4 to 4
+        0.3 1.0
     """
     checks.integer("num_draws", num_draws, low=20)
 
-    def one(own: Key) -> Any:
-        keys = jax.random.split(own, len(specifications))
-        return cost_of(*[draw(k, each) for k, each in zip(keys, specifications, strict=True)])
-
-    found = jax.jit(jax.vmap(one))(jax.random.split(key, num_draws))
-    return jax.tree.map(_quantiles, found)
+    keys = jax.random.split(key, max(len(specifications), 1))
+    drawn = [draw(own, each, num_draws) for own, each in zip(keys, specifications, strict=False)]
+    return jax.tree.map(_quantiles, jax.jit(jax.vmap(cost_of))(*drawn))
 
 
 def _quantiles(values: Float[Array, " draws"]) -> Band:
@@ -154,7 +169,7 @@ def headline(
         >>> from nvcim_jax import cost
         >>> edge = cost.machines.get("edge-8GB")
         >>> print(cost.headline(jax.random.key(0), lambda one: 1e6 * one.values["call"], edge, num_stored=1000))
-        1 (0.336 to 2.68, 5-95 %) at 1,000 stored prompts; rests on recalled, unchecked numbers: edge-8GB.call
+        1 (0.337 to 2.68, 5-95 %) at 1,000 stored prompts; rests on recalled, unchecked numbers: edge-8GB.call
     """
     checks.integer("num_stored", num_stored)
     slopes = sensitivities(ratio_of, *specifications)
@@ -168,6 +183,18 @@ def headline(
     )
 
 
+class Span(NamedTuple):
+    """Numbers of stored prompts.
+
+    Attributes:
+        first: The fewest.
+        last: The most; None where it goes on as far as the memories of the machine reach.
+    """
+
+    first: int
+    last: int | None
+
+
 @checked
 def break_even(
     config: crossbar.Config,
@@ -179,8 +206,11 @@ def break_even(
     values: int = 48,
     level: str | None = None,
     periphery: Periphery = PERIPHERY,
-) -> int | None:
-    """Return the fewest stored prompts from which the machine takes `ratio` times what the chip takes.
+) -> Span | None:
+    """Return for how many stored prompts the machine takes at least `ratio` times what the chip takes.
+
+    The ratio of latencies grows with the store, that of energies may fall: what a call costs is shared by more of them.
+    It is looked at where the store doubles, and its ends to a thousandth between.
 
     Args:
         config: Options of the crossbar.
@@ -193,7 +223,7 @@ def break_even(
         periphery: What stands around the arrays.
 
     Returns:
-        The number; None where no store that the machine's memories hold reaches it.
+        The span; None where no store that the machine's memories hold reaches it.
 
     Example:
         >>> from nvcim_jax import cost
@@ -201,27 +231,39 @@ def break_even(
         ...     slices="rows", dac_bits=17, dac_bits_per_cycle=1, adc_bits=8)
         >>> chip, cpu = cost.technology("RRAM-22nm"), cost.machines.get("orin-agx-30W")
         >>> found = cost.break_even(config, on=chip, machine=cpu, level="dram")
-        >>> print(f"{found / 1e3:.1f} thousand")  # t BW / (2 V) = 6.9 thousand, less the microsecond of a call
+        >>> print(f"{found.first / 1e3:.1f} thousand")  # t BW / (2 V) = 6.9 thousand, less the microsecond of a call
         6.3 thousand
     """
     checks.choice("quantity", quantity, ("energy", "latency"))
     checks.number("ratio", ratio, low=0.0, low_open=True)
     part = "latency_s" if quantity == "latency" else "energy_j"
+    plain_chip, plain_machine = _plain(on), _plain(machine)
 
     def reached(num: int) -> bool:
-        digital = search_digital(num, on=machine, values=values, level=level)
-        chip = search(config, num, on=on, values=values, periphery=periphery)
+        digital = search_digital(num, on=plain_machine, values=values, level=level)
+        chip = search(config, num, on=plain_chip, values=values, periphery=periphery)
         return float(getattr(digital, part)) >= ratio * float(getattr(chip, part))
 
     sizes = {name: record.value for name, record in machine.records}
-    most = min(MOST_STORED, int(sizes[f"{machine.levels[-1]}_size"] * 8 / (16 * values)))
-    high = 1
-    while not reached(high):
-        high *= 2
-        if high > most:
-            return None
-    low = high // 2
-    while high - low > max(1, low // 1000):  # to a thousandth, or exactly where few are stored
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    last = level or machine.levels[-1]
+    octaves = int(sizes[f"{last}_size"] * 8 / (16 * values)).bit_length()
+    tried = {2**i: reached(2**i) for i in range(min(octaves, MOST_OCTAVES))}
+    inside = [num for num, found in tried.items() if found]
+    if not inside:
+        return None
+    first = inside[0] if inside[0] == 1 else _end(reached, inside[0] // 2, inside[0])
+    end = None if 2 * inside[-1] not in tried else _end(reached, 2 * inside[-1], inside[-1])
+    return Span(first, end)
+
+
+def _plain(specification: Any) -> Any:
+    """Return a technology or machine of Python's numbers: many searches, one at a time, cost no dispatch."""
+    return specification.replace(values={name: float(value) for name, value in specification.values.items()})
+
+
+def _end(reached: Callable[[int], bool], outside: int, inside: int) -> int:
+    """Return the number nearest to `outside` that is still inside, to a thousandth."""
+    while abs(inside - outside) > max(1, min(inside, outside) // 1000):
+        middle = (inside + outside) // 2
+        inside, outside = (middle, outside) if reached(middle) else (inside, middle)
+    return inside

@@ -2,6 +2,15 @@
 
 from nvcim_jax.plots import chips
 from nvcim_jax.plots.cells import cell_levels, cell_quantiles, cell_spread, shown_time
+from nvcim_jax.plots.cost import (
+    CostCurve,
+    Frontier,
+    cost_bars,
+    cost_curves,
+    cost_frontier,
+    cost_sensitivities,
+    frontier,
+)
 from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
 from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
@@ -9,7 +18,9 @@ from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_h
 __all__ = [
     "COLOURS",
     "MARKERS",
+    "CostCurve",
     "Curve",
+    "Frontier",
     "Panel",
     "accuracy_bars",
     "accuracy_curves",
@@ -17,9 +28,14 @@ __all__ = [
     "cell_quantiles",
     "cell_spread",
     "chips",
+    "cost_bars",
+    "cost_curves",
+    "cost_frontier",
+    "cost_sensitivities",
     "error_curves",
     "error_distribution",
     "error_groups",
+    "frontier",
     "new_figure",
     "png",
     "shift_heatmaps",

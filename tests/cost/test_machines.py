@@ -9,6 +9,7 @@ import pytest
 
 from nvcim_jax import cost
 from nvcim_jax.cost import constants, host, machines
+from nvcim_jax.cost.constants import MARKS
 
 UNITS = {"W/m2", "s", "J", "W", "m2", "B", "B/s", "J/B", "1/s", "V", "S", "1", "m", "F"}
 TABLED = [name for name in machines.names() if name != machines.THIS_HOST]
@@ -20,7 +21,7 @@ def test_every_number_has_a_unit_a_range_a_source_and_a_mark(name: str) -> None:
     assert set(dict(machine.records)) == set(machine.values)
     for key, one in machine.records:
         assert one.unit in UNITS, key
-        assert one.mark in cost.MARKS, key
+        assert one.mark in MARKS, key
         assert len(one.source) > 3, key
         assert 0 < one.low <= one.value <= one.high < math.inf, key
         assert math.isclose(float(machine.values[key]), one.value, rel_tol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 
 from nvcim_jax import cost, crossbar
 from nvcim_jax.cost import machines
+from nvcim_jax.cost.constants import MARKS
 from nvcim_jax.cost.converter import conversion_time, converter_area
 from nvcim_jax.cost.product import count
 from nvcim_jax.cost.technologies import node_factors
@@ -279,7 +280,7 @@ def test_every_number_of_a_technology_has_a_source_and_a_mark(name: str) -> None
     tech = cost.technology(name)
     assert set(dict(tech.records)) == set(tech.values)
     for key, one in tech.records:
-        assert one.mark in cost.MARKS, key
+        assert one.mark in MARKS, key
         assert len(one.source) > 2, key
         assert 0 < one.low <= one.value <= one.high < math.inf, key
 

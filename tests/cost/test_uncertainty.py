@@ -9,7 +9,6 @@ import pytest
 
 from nvcim_jax import cost, crossbar
 from nvcim_jax.cost import machines
-from nvcim_jax.cost.uncertainty import draw
 
 CONFIG = crossbar.Config(
     rows=384,
@@ -27,7 +26,7 @@ CPU = machines.get("orin-agx-30W")
 
 
 def test_draws_are_log_uniform_between_the_ends_of_each_range() -> None:
-    many = jax.vmap(lambda key: draw(key, CHIP))(jax.random.split(jax.random.key(0), 2000))
+    many = cost.draw(jax.random.key(0), CHIP, 2000)
     for name, record in CHIP.records:
         values = jnp.log(many.values[name])
         low, high = math.log(record.low), math.log(record.high)
@@ -101,21 +100,34 @@ def test_a_headline_says_how_many_are_stored_and_what_nobody_checked() -> None:
     assert cost.headline(jax.random.key(0), ratio, CHIP, checked, num_stored=100_000, num_draws=20).recalled == ()
 
 
-def test_where_a_machine_takes_as_long_as_a_chip() -> None:
+def ratio_at(num: int, quantity: str) -> float:
+    chip, digital = cost.search(CONFIG, num, on=CHIP), cost.search_digital(num, on=CPU, level="dram")
+    return float(getattr(digital, quantity)) / float(getattr(chip, quantity))
+
+
+def test_from_where_a_machine_takes_longer_than_a_chip() -> None:
     even = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram")
     assert even is not None
-
-    def longer(num: int) -> bool:
-        chip = cost.search(CONFIG, num, on=CHIP).latency_s
-        return float(cost.search_digital(num, on=CPU, level="dram").latency_s) >= float(chip)
-
-    assert longer(even)
-    assert not longer(int(even * 0.998))
+    assert even.last is None  # as far as its memory reaches
+    assert ratio_at(even.first, "latency_s") >= 1.0
+    assert ratio_at(int(even.first * 0.998), "latency_s") < 1.0
     far = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram", ratio=120.0)
     assert far is not None
-    assert far > 100 * even  # a call of a microsecond is on both sides
-    assert cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="energy", level="dram") == 1
-    tiny = machines.get("stm32h743", ssd_size=cost.Constant(1e6, 1e6, 1e6, "B", "a small card", "P"))
-    assert cost.break_even(CONFIG, on=CHIP, machine=tiny, ratio=1e6, level="flash") is None
+    assert far.first > 100 * even.first  # a call of a microsecond is on both sides
+
+
+def test_a_ratio_of_energies_may_fall_with_the_store() -> None:
+    """What a call costs is shared by more prompts: sixty times hold for few of them."""
+    found = cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="energy", ratio=60.0, level="dram")
+    assert found is not None
+    assert found.first == 1
+    assert found.last is not None
+    assert ratio_at(found.last, "energy_j") >= 60.0
+    assert ratio_at(int(found.last * 1.01), "energy_j") < 60.0
+
+
+def test_where_nothing_reaches_a_ratio() -> None:
+    slow = machines.get("stm32h743")
+    assert cost.break_even(CONFIG, on=CHIP, machine=slow, ratio=1e6, level="flash") is None
     with pytest.raises(ValueError, match="`quantity` must be one of energy, latency"):
         cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="area")
