@@ -20,7 +20,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 """Names of the activation functions of the feed-forward part."""
 
 NORMS = ("layer", "rms")
-POSITIONS = ("learned", "rope")
+POSITIONS = ("learned", "none", "rope")
 SCALINGS = ("linear", "llama3", "none")
 
 
@@ -91,7 +91,8 @@ class Config:
         head_bias: Whether the head has a bias.
         tied: Whether the head is the embedding.
         embedding_scale: What token embeddings are multiplied by (Gemma: sqrt(width)).
-        positions: "rope", or "learned" (added to the embeddings).
+        positions: "rope", "learned" (added to the embeddings), or "none" (a part of a model with learned ones, whose
+            input has them already).
         position_offset: Rows of the learned positions before position 0 (OPT: 2).
         rope: The rotary embedding of layers with full attention.
         rope_local: The rotary embedding of layers with a sliding window; None: the same.

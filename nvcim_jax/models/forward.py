@@ -65,6 +65,10 @@ class Span:
         return stop
 
 
+def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive not in (jax.lax.dynamic_slice_p, jax.lax.squeeze_p)
+
+
 def run_layers(
     layers: dict[str, Any],
     x: Float[Array, "batch tokens width"],
@@ -107,7 +111,11 @@ def run_layers(
     whole = start == 0 and stop == config.num_layers and not alone
     step: Any = body if whole else indexed
     items: Any = stacked if whole else jnp.arange(start, stop - alone)
-    step = jax.checkpoint(step) if span.remat else step
+    if span.remat:
+        step = jax.checkpoint(step)
+    elif not whole:
+        # The backward pass would keep a copy of every weight of the range: it cuts them out of the stack again.
+        step = jax.checkpoint(step, policy=_all_but_slices, prevent_cse=False)
     y, (states, own) = jax.lax.scan(step, x, items, unroll=span.unroll)
     if at is not None:
         return step(y, stop - 1, at)[0] if alone else rows_at(y, at), Info(None, None)

@@ -1,6 +1,6 @@
 """Generate text: one compiled loop with a cache of keys and values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from nvcim_jax.models.inputs import (
 from nvcim_jax.models.lm import LM, Text
 from nvcim_jax.models.params import embed
 from nvcim_jax.models.positions import sliding_mask
-from nvcim_jax.models.sampling import Sampling, check_sampling, sample
+from nvcim_jax.models.sampling import Sampling, check_sampling
+from nvcim_jax.models.uncached import choose_tokens, fill_id, generate_uncached, has_ended
 from nvcim_jax.ops import understand
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
@@ -90,6 +91,7 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     sampling: Sampling = Sampling(greedy=True),  # noqa: B008  # frozen
+    predict: Callable[[LM, Inputs, jax.Array], jax.Array] | None = None,
 ) -> tuple[Int[Array, "batch new"], Int[Array, " batch"]]:
     """Continue a batch of embedded texts: a pure function, to be compiled by its caller.
 
@@ -102,6 +104,8 @@ def generate_tokens(
         x: Input embeddings, or `Inputs` with their mask (padding on either side) and prefix.
         max_new_tokens: Most tokens to generate.
         sampling: How a token is chosen.
+        predict: `predict(lm, inputs, at)` -> logits (batch, positions, vocab_size), in place of the model's own, as in
+            `rank`. It keeps no cache: every new token costs a pass over the whole text.
 
     Returns:
         The new tokens, `pad_id` (else the first of `eos_ids`, else 0) after the end; and how many of them count.
@@ -131,10 +135,12 @@ def generate_tokens(
         checks.fail("x.positions", "be None", "are given", "They are counted from the first real token.")
     check_real(mask)
     check_length(inputs._replace(mask=mask), lm.config, new=max_new_tokens)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch, dtype=jnp.uint32))
+    if predict is not None:
+        return generate_uncached(predict, lm, inputs._replace(mask=mask), keys, room=max_new_tokens, sampling=sampling)
     run = partial(
         _generate, config=lm.config, room=max_new_tokens, sampling=sampling, apart=_fits_apart(lm.params, lm.config)
     )
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch, dtype=jnp.uint32))
     return understand(run)(lm.params, inputs._replace(mask=mask), keys)
 
 
@@ -150,22 +156,18 @@ def _generate(
     layers: Any = params["layers"]
     if apart:
         layers, cache = _apart(layers, config), _apart(cache, config)
-    fill = config.pad_id if config.pad_id is not None else (config.eos_ids or (0,))[0]
+    fill = fill_id(config)
     slots = _slots(inputs, room)
     length = inputs.mask.sum(-1, dtype=jnp.int32) + past
 
     def choose(state: jax.Array, step: jax.Array) -> jax.Array:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        return jax.vmap(partial(sample, sampling=sampling))(step_keys, head(lm, state))
-
-    def ends(token: jax.Array) -> jax.Array:
-        return jnp.isin(token, jnp.asarray(config.eos_ids or (-1,), jnp.int32))
+        return choose_tokens(keys, step, head(lm, state), sampling)
 
     def record(state: _State, token: jax.Array, cache: Any) -> _State:
         token = jnp.where(state.done, fill, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (jnp.int32(0), state.step))
         number = state.num_tokens + (~state.done).astype(jnp.int32)
-        return _State(state.step + 1, token, tokens, number, state.done | ends(token), cache)
+        return _State(state.step + 1, token, tokens, number, state.done | has_ended(token, config), cache)
 
     def advance(state: _State) -> _State:
         place = state.step - 1

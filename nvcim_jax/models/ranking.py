@@ -1,6 +1,6 @@
 """Rank given answers by their probability after a text, all of them in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -64,7 +64,13 @@ def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
 
 
 @checked
-def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candidates) -> Float[Array, "batch answers"]:
+def rank(
+    lm: LM,
+    x: Inputs | Float[Array, "batch tokens width"],
+    answers: Candidates,
+    *,
+    predict: Callable[[LM, Inputs, jax.Array], jax.Array] | None = None,
+) -> Float[Array, "batch answers"]:
     """Return the log-probability of every answer after every text.
 
     `log p(a | x) = sum_t log p(a_t | x, a_<t)`, the ending token included. The answers are branches of one tree: each
@@ -75,6 +81,9 @@ def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candid
         x: Embeddings of the texts, soft prompts among them, or `Inputs` with their mask (padding on either side) and
             prefix.
         answers: From `candidates`.
+        predict: `predict(lm, inputs, at)` -> logits (batch, positions, vocab_size) at some positions, in place of the
+            model's own: a vote of exits, several models, a part of one. Inputs have positions and a mask (batch,
+            queries, keys).
 
     Returns:
         Nats (batch, answers), at most 0.
@@ -112,14 +121,17 @@ def rank(lm: LM, x: Inputs | Float[Array, "batch tokens width"], answers: Candid
     places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
     last = last_real(mask)
     branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
-    states, _ = hidden(
-        lm,
-        Inputs(whole, _tree(mask, answers, past), places, inputs.prefix),
-        at=jnp.concatenate([last[:, None], branched], axis=1),
-    )
-    of_first = jax.nn.log_softmax(head(lm, states[:, 0]).astype(jnp.float32))[:, answers.first]
+    seen = Inputs(whole, _tree(mask, answers, past), places, inputs.prefix)
+    at = jnp.concatenate([last[:, None], branched], axis=1)
+    if predict is None:
+        states, _ = hidden(lm, seen, at=at)
+        first, rest = head(lm, states[:, 0]), head(lm, states[:, 1:])
+    else:
+        logits = predict(lm, seen, at)
+        first, rest = logits[:, 0], logits[:, 1:]
+    of_first = jax.nn.log_softmax(first.astype(jnp.float32))[:, answers.first]
     following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
-    of_rest = -token_losses(head(lm, states[:, 1:]), following)
+    of_rest = -token_losses(rest, following)
     return of_first.at[:, answers.owner].add(of_rest)
 
 

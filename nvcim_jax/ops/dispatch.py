@@ -18,6 +18,7 @@ that nothing becomes a dense array unasked.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import equinox as eqx
@@ -35,7 +36,7 @@ from quax import _trace as quax_trace
 from nvcim_jax.ops.patches import patches
 from nvcim_jax.signature import checked
 
-__all__ = ["Transposed", "Weight", "refuse", "register_weight", "understand"]
+__all__ = ["Part", "Transposed", "Weight", "refuse", "register_weight", "understand"]
 
 W = TypeVar("W", bound="Weight")
 
@@ -63,6 +64,10 @@ class Weight(quax.ArrayValue):
         """How many leading axes count matrices: those before the last two, unless a class says otherwise."""
         return max(self.ndim - 2, 0)
 
+    def taken(self: W, start: Any, size: int) -> W:
+        """Return `size` matrices of a stack from number `start` on, which may be traced."""
+        return jax.tree.map(partial(_take, start=start, size=size), self, is_leaf=lambda a: isinstance(a, Part))
+
     def materialise(self) -> NoReturn:
         """Refuse to become a dense array.
 
@@ -83,6 +88,47 @@ class Weight(quax.ArrayValue):
         if primitive is lax.dot_general_p:
             refuse(weights[0], f"multiplied with {_name(weights[-1])}", "Multiply it with plain arrays.")
         refuse(weights[0], f"used in the operation `{primitive}`", _FIXES.get(str(primitive), ""))
+
+
+class Part(Weight):
+    """Consecutive matrices of a stack, not cut out of it: one is read where it is used, and nothing is copied.
+
+    Attributes:
+        w: The stack, an array or a weight of any class (layers, inputs, outputs).
+        start: Number of the first matrix, an int32 array: every part of one size is the same program.
+        number: How many there are.
+    """
+
+    w: Any
+    start: Any
+    number: int = eqx.field(static=True)
+
+    def aval(self) -> Any:
+        """Return the shape of the part."""
+        return ShapedArray((self.number, *self.w.shape[1:]), self.w.dtype)
+
+    @property
+    def label(self) -> str:
+        """Name of the stack in its tree."""
+        return getattr(self.w, "label", "")
+
+    @property
+    def num_stacked(self) -> int:
+        """How many leading axes count matrices."""
+        return self.w.num_stacked if isinstance(self.w, Weight) else self.w.ndim - 2
+
+    def taken(self, start: Any, size: int) -> Any:
+        """Return some of the matrices, cut out of the whole stack."""
+        return _take(self.w, self.start + start, size)
+
+
+def _take(a: Any, start: Any, size: int) -> Any:
+    """Cut a part out of an array or a weight along its first axis."""
+    if isinstance(a, Weight):
+        return a.taken(start, size)
+    if isinstance(start, int):
+        return a[start : start + size]
+    return lax.dynamic_slice_in_dim(a, start, size, 0)
 
 
 class Transposed(Weight):
@@ -210,7 +256,7 @@ def _register_stack(cls: type[Weight]) -> None:
     def _(w: cls, *starts: ArrayLike, slice_sizes: tuple[int, ...], **_: Any) -> Any:  # type: ignore[valid-type]
         if not w.num_stacked or tuple(slice_sizes[1:]) != tuple(w.shape[1:]):
             refuse(w, "cut apart", _STACK if w.num_stacked else _TABLE)
-        return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, starts[0], slice_sizes[0], 0), w)
+        return w.taken(starts[0], slice_sizes[0])
 
     @quax.register(lax.slice_p)
     def _(w: cls, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:  # type: ignore[valid-type]
@@ -218,7 +264,7 @@ def _register_stack(cls: type[Weight]) -> None:
         steps = () if strides is None else tuple(strides)
         if not w.num_stacked or not whole or any(step != 1 for step in steps):
             refuse(w, "cut apart", _STACK if w.num_stacked else _TABLE)
-        return jax.tree.map(lambda a: a[start_indices[0] : limit_indices[0]], w)
+        return w.taken(start_indices[0], limit_indices[0] - start_indices[0])
 
     @quax.register(lax.squeeze_p)
     def _(w: cls, *, dimensions: tuple[int, ...]) -> Any:  # type: ignore[valid-type]
@@ -233,6 +279,9 @@ Pairs = tuple[Sequence[int], Sequence[int]]
 def _product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times: Times) -> jax.Array:
     """Return the axes multiplied batch by batch, the free ones of x, the free ones of w; a stack is mapped over."""
     (of_x, of_w), (_, batch_w) = summed, batch
+    if isinstance(w, Part):  # all of it at once: cut out, it is of another class
+        whole = w.taken(0, w.number)
+        return understand(lambda w: lax.dot_general(x, w.astype(x.dtype), (summed, batch)))(whole)
     if w.num_stacked:
         return _mapped_product(w, x, summed, batch, times)
     if batch_w:
@@ -246,6 +295,8 @@ def _mapped_product(w: Weight, x: jax.Array, summed: Pairs, batch: Pairs, times:
     (of_x, of_w), (batch_x, batch_w) = summed, batch
     if 0 in of_w:
         refuse(w, "summed over its stack", _STACK)
+    if any(isinstance(leaf, Part) for leaf in jax.tree.leaves(w, is_leaf=lambda a: isinstance(a, Part))):
+        w = w.taken(0, w.shape[0])  # one inside: it cannot be mapped over
     at = list(batch_w).index(0) if 0 in batch_w else None
     axis = None if at is None else batch_x[at]
     rest_w = [i - 1 for i in batch_w if i]
@@ -304,6 +355,7 @@ def _cast_transposed(w: Transposed, dtype: Any) -> Transposed:
 
 
 register_weight(Transposed, _times_transposed, _cast_transposed)
+register_weight(Part, lambda w, x, axes: refuse(w, f"summed over the axes {axes} with inputs of {x.ndim}"))
 
 
 # `jax.extend` names the primitive of `jax.checkpoint` in later releases only; every release can be asked for it.

@@ -20,14 +20,14 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from nvcim_jax import checks
 from nvcim_jax.ops.mirrored import is_mirrored, original
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["RNGS", "Rng", "centred_uniform", "normal", "normal_at", "normal_pair"]
+__all__ = ["RNGS", "Rng", "centred_uniform", "draw_batch", "normal", "normal_at", "normal_pair"]
 
 RNGS = ("counter", "threefry")
 Rng: TypeAlias = str
@@ -241,3 +241,22 @@ def _cos_sin(bits: UInt32[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Flo
 def _flip_sign(value: Float[Array, "*shape"], second_bit: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `value` with its sign bit inverted where the second bit is set."""
     return lax.bitcast_convert_type(lax.bitcast_convert_type(value, jnp.uint32) ^ (second_bit << 30), jnp.float32)
+
+
+@checked
+def draw_batch(key: Key, weights: Float[Array, " examples"], size: int) -> Int[Array, " size"]:
+    """Draw examples with replacement, each with a probability that is proportional to its weight.
+
+    Args:
+        key: A key.
+        weights: Weight of each example, >= 0, not all 0.
+        size: Number to draw.
+
+    Returns:
+        Indices (size,).
+
+    Example:
+        >>> draw_batch(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), 4).tolist()
+        [1, 1, 1, 1]
+    """
+    return jax.random.categorical(key, jnp.log(weights), shape=(size,))

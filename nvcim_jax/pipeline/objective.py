@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks, tuning
 from nvcim_jax.models import LM
-from nvcim_jax.ops import as_partial, descend
+from nvcim_jax.ops import as_partial, descend, draw_batch
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory
 from nvcim_jax.pipeline.retrieval import program_store, retrieve
@@ -145,7 +145,7 @@ def _train(key: Key, trained: Trainable, fixed: _Fixed) -> tuple[Trainable, jax.
     def loss(trained: Trainable, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         del step
         draw_key, chip_key = jax.random.split(key)
-        chosen = tuning.draw_batch(draw_key, batch.weights, options.batch)
+        chosen = draw_batch(draw_key, batch.weights, options.batch)
         known = (batch.examples._replace(words=None), batch.features)
         examples, features = jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), known)
         part = Batch(examples, features, batch.store, jnp.ones(options.batch, jnp.float32))

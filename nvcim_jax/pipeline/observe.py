@@ -136,7 +136,7 @@ def init(
         **parts: As for `observe`, which takes the same ones afterwards.
     """
     chosen = complete(config, parts)
-    store = empty_store(tuning.rows_shape(chosen.adapter, lm), config)
+    store = empty_store(chosen.adapter.rows_shape(lm), config)
     return State(store, _program(key, store, config, chosen))
 
 
@@ -155,7 +155,7 @@ def _tuned(
     weights = member if config.train_on == "cluster" else jnp.ones_like(member)
     start_keys, tune_keys = (jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in keys)
     if config.keys == "anchored":
-        rows, _ = tuning.rows_shape(adapter, lm)
+        rows, _ = adapter.rows_shape(lm)
         starts = jax.vmap(adapter.from_rows)(_anchors(buffer, representatives, rows))
     else:
         # The representative counts most: it is the text that a prompt may start from.

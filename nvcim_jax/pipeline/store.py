@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nvcim_jax import checks, crossbar, models, selection, tuning
+from nvcim_jax import checks, crossbar, models, selection
 from nvcim_jax.ops import Moments, moments_init
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.signature import checked
@@ -106,7 +106,7 @@ def empty_store(rows: tuple[int, int], config: Config) -> Store:
     """Return a store without prompts, and with a codec that waits for its first training.
 
     Args:
-        rows: Shape of one prompt, see `tuning.rows_shape`.
+        rows: Shape of one prompt, see `tuning.Adapter.rows_shape`.
         config: Options of the pipeline.
     """
     slots, width = config.capacity, rows[1]
@@ -214,7 +214,7 @@ def capacity(model: models.Config, config: Config, arrays: crossbar.Config) -> C
     """
     code = model.width if config.codec == "identity" else config.code
     lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=model))
-    shapes = [(tuning.rows_shape(config.adapter(), lm)[0] * code, config.capacity)]
+    shapes = [(config.adapter().rows_shape(lm)[0] * code, config.capacity)]
     if not config.shares_arrays:
         rows = selection.num_key_rows(config.search_tokens, code, config=config.search)
         shapes.append((rows, config.capacity * config.num_keys))

@@ -183,7 +183,7 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
 def _one_prompt(bench: _Bench, unit: Unit) -> tuple[jax.Array, ...]:
     """Return the one prompt of a baseline after every block that is measured."""
     key, preset, config = _keys(bench)[3], bench.preset.changed(lipschitz=0.0), bench.preset.config
-    like = jnp.zeros(tuning.rows_shape(config.adapter(), bench.lm))
+    like = jnp.zeros(config.adapter().rows_shape(bench.lm))
     blocks = _blocks(bench)
 
     def make() -> tuple[jax.Array, ...]:

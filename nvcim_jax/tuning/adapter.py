@@ -12,7 +12,7 @@ from nvcim_jax.ops import as_partial
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.examples import Examples, Words
 
-__all__ = ["Adapter", "as_adapter", "frozen", "rows_shape"]
+__all__ = ["Adapter", "as_adapter", "frozen"]
 
 
 class Adapter(NamedTuple):
@@ -55,6 +55,19 @@ class Adapter(NamedTuple):
             checks.fail("adapter", "be one of this library that packs several arrays", "is not", "Look at the state.")
         return self.details[0].parts(state, lm.config)
 
+    def rows_shape(self, lm: LM) -> tuple[int, int]:
+        """Return the shape of what a memory stores, without computing anything.
+
+        Example:
+            >>> from nvcim_jax import models, tuning
+            >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+            >>> tuning.prompt(8).rows_shape(models.init(jax.random.key(0), config=config))
+            (8, 32)
+        """
+        one, width = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, lm.config.width), jnp.float32)
+        examples = Examples(one, one, one, Words(width, width, jnp.ones((), jnp.float32), jnp.zeros(1, jnp.int32)))
+        return jax.eval_shape(_first_rows, as_adapter(self), jax.random.key(0), lm, examples).shape
+
 
 @checked
 def as_adapter(adapter: Adapter) -> Adapter:
@@ -89,19 +102,3 @@ def frozen() -> Adapter:
 
 def _first_rows(adapter: Adapter, key: jax.Array, lm: LM, examples: Examples) -> jax.Array:
     return adapter.rows(adapter.init(key, lm, examples, None))
-
-
-@checked
-def rows_shape(adapter: Adapter, lm: LM) -> tuple[int, int]:
-    """Return the shape of what a memory stores of an adapter, without computing anything.
-
-    Example:
-        >>> from nvcim_jax import models, tuning
-        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
-        >>> lm = models.init(jax.random.key(0), config=config)
-        >>> rows_shape(tuning.prompt(8), lm)
-        (8, 32)
-    """
-    one, width = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, lm.config.width), jnp.float32)
-    examples = Examples(one, one, one, Words(width, width, jnp.ones((), jnp.float32), jnp.zeros(1, jnp.int32)))
-    return jax.eval_shape(_first_rows, as_adapter(adapter), jax.random.key(0), lm, examples).shape

@@ -116,7 +116,7 @@ def dept(
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
         >>> lm, adapter = models.init(jax.random.key(0), config=config), tuning.dept(4, 2, 24)
-        >>> tuning.rows_shape(adapter, lm)  # 4 + 2 + 24 x 2 / 32, rounded up
+        >>> adapter.rows_shape(lm)  # 4 + 2 + 24 x 2 / 32, rounded up
         (8, 32)
 
     References:

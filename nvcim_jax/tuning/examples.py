@@ -6,14 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from nvcim_jax import checks
 from nvcim_jax.models import IGNORE
 from nvcim_jax.signature import checked
-from nvcim_jax.types import Key
 
-__all__ = ["Examples", "Words", "draw_batch", "examples"]
+__all__ = ["Examples", "Words", "examples"]
 
 
 class Words(NamedTuple):
@@ -97,22 +95,3 @@ def examples(
         where[i, : len(answer)] = len(text) - 1 + np.arange(len(answer))
         targets[i, : len(answer)] = answer
     return Examples(jnp.asarray(ids), jnp.asarray(where), jnp.asarray(targets))
-
-
-@checked
-def draw_batch(key: Key, weights: Float[Array, " examples"], size: int) -> Int[Array, " size"]:
-    """Draw examples with replacement, each with a probability that is proportional to its weight.
-
-    Args:
-        key: A key.
-        weights: Weight of each example, >= 0, not all 0.
-        size: Number to draw.
-
-    Returns:
-        Indices (size,).
-
-    Example:
-        >>> draw_batch(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), 4).tolist()
-        [1, 1, 1, 1]
-    """
-    return jax.random.categorical(key, jnp.log(weights), shape=(size,))

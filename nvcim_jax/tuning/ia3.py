@@ -96,7 +96,7 @@ def ia3(targets: Sequence[str] = ("k", "v", "down"), *, inputs: Sequence[str] = 
     Example:
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
-        >>> tuning.rows_shape(tuning.ia3(), models.init(jax.random.key(0), config=config))  # 2 (32 + 32 + 64) / 32
+        >>> tuning.ia3().rows_shape(models.init(jax.random.key(0), config=config))  # 2 (32 + 32 + 64) / 32
         (8, 32)
 
     References:

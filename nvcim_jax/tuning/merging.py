@@ -12,7 +12,7 @@ from nvcim_jax.tuning.targets import changed_layers
 from nvcim_jax.tuning.weights import LowRank, Scaled, change, dense
 from nvcim_jax.types import PyTree
 
-__all__ = ["merge", "unmerge"]
+__all__ = ["merge"]
 
 
 def _applied(state: PyTree, lm: LM, adapter: Adapter) -> LM:
@@ -25,16 +25,18 @@ def _applied(state: PyTree, lm: LM, adapter: Adapter) -> LM:
 
 
 @checked
-def merge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
+def merge(lm: LM, state: PyTree, adapter: Adapter, *, undo: bool = False) -> LM:
     """Return the model with an adapter's change in its weights: no adapter is needed to use it, or to save it.
 
     Args:
         lm: The model; what is changed must be arrays.
         state: State of the adapter.
         adapter: One that changes weights: `lora` (also `rs`, `dora`) or `ia3`.
+        undo: Whether to take out what was merged instead: the model from before, up to rounding.
 
     Raises:
-        ValueError: If the adapter changes inputs, or a weight is packed or lies on a chip.
+        ValueError: If the adapter changes inputs, or a weight is packed or lies on a chip; with `undo`, if it scales by
+            zero or is DoRA, which forgets the sizes of the columns (the model from before is still at hand).
 
     Example:
         >>> import jax
@@ -46,6 +48,8 @@ def merge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
         True
     """
     layers = _applied(state, lm, adapter).params["layers"]
+    if undo:
+        return _unmerged(lm, layers)
     found = {
         name: dense(leaf, f"lm.params: layers.{name}") if isinstance(leaf, LowRank | Scaled) else leaf
         for name, leaf in layers.items()
@@ -53,21 +57,9 @@ def merge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
     return lm.replace(params=changed_layers(lm.params, found))
 
 
-@checked
-def unmerge(lm: LM, state: PyTree, adapter: Adapter) -> LM:
-    """Return the model from before `merge`, up to rounding.
-
-    Args:
-        lm: The merged model.
-        state: The state that was merged.
-        adapter: The adapter.
-
-    Raises:
-        ValueError: If the adapter changes inputs, scales by zero, or is DoRA, which forgets the sizes of the columns
-            (the model from before is still at hand).
-    """
+def _unmerged(lm: LM, layers: dict[str, Any]) -> LM:
     before, found = lm.params["layers"], {}
-    for name, leaf in _applied(state, lm, adapter).params["layers"].items():
+    for name, leaf in layers.items():
         if isinstance(leaf, LowRank):
             found[name] = _without(leaf)
         elif isinstance(leaf, Scaled):

@@ -89,7 +89,7 @@ def prefix(num_virtual: int = 8, start: str = "text") -> Adapter:
     Example:
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
-        >>> tuning.rows_shape(tuning.prefix(3), models.init(jax.random.key(0), config=config))  # 2 x 2 layers x 3
+        >>> tuning.prefix(3).rows_shape(models.init(jax.random.key(0), config=config))  # 2 x 2 layers x 3
         (12, 32)
 
     References:

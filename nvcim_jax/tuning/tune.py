@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import LM, Inputs
-from nvcim_jax.ops import Gradient, Optimiser, as_partial, descend, reverse_mode
+from nvcim_jax.ops import Gradient, Optimiser, as_partial, descend, draw_batch, reverse_mode
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter, as_adapter
-from nvcim_jax.tuning.examples import Examples, draw_batch
+from nvcim_jax.tuning.examples import Examples
 from nvcim_jax.tuning.optimisers import adam
 from nvcim_jax.types import Key, PyTree, Scalar
 
@@ -120,8 +120,12 @@ def answer_loss(
     adapted, inputs = adapter.apply(state, lm, Inputs(text))
     if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
         adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids)))
-    lm = adapted
-    at = batch.where + (inputs.x.shape[1] - text.shape[1])
+    return read_loss(adapted, inputs, batch, weights, remat=remat)
+
+
+def read_loss(lm: LM, inputs: Inputs, batch: Examples, weights: jax.Array, *, remat: bool) -> jax.Array:
+    """Return the loss of the answers by an adapted model, whose inputs may be longer than the texts."""
+    at = batch.where + (inputs.x.shape[1] - batch.ids.shape[1])
     # Where memory is short, one block at a time.
     unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)
     states, _ = models.hidden(lm, inputs, at=at, remat=remat, unroll=unroll)
@@ -145,7 +149,7 @@ def _anywhere(state: PyTree) -> PyTree:
     return state
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """Hold everything that is not data, each part a tree."""
 
     adapter: Adapter
@@ -157,7 +161,7 @@ class _How(NamedTuple):
     project: Any
 
 
-def _how(adapter: Adapter, options: Options, given: Parts) -> _How:
+def make_how(adapter: Adapter, options: Options, given: Parts) -> How:
     """Return all parts, the default where none was given."""
     checks.options("tune", given.keys() - Parts.__annotations__.keys(), Parts.__annotations__)
     defaults: dict[str, Any] = {
@@ -168,12 +172,23 @@ def _how(adapter: Adapter, options: Options, given: Parts) -> _How:
         "project": _anywhere,
     }
     parts = {name: as_partial(part) for name, part in {**defaults, **given}.items()}
-    return _How(as_adapter(adapter), options, **parts)
+    return How(as_adapter(adapter), options, **parts)
 
 
-def _loss(state: PyTree, key: Key, step: jax.Array, data: tuple[Any, ...], how: _How) -> tuple[jax.Array, jax.Array]:
-    """Return the loss with its penalties, and without them, of one draw of noise and (with `batch`) of examples."""
-    lm, batch, weights, start = data
+def noisy_loss(
+    state: PyTree, key: Key, step: jax.Array, data: tuple[Any, ...], how: How, measure: Callable[..., jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss with its penalties, and without them, of one draw of noise and (with `batch`) of examples.
+
+    Args:
+        state: State of the adapter.
+        key: Of this step.
+        step: Its number.
+        data: A tree with an axis of examples first, their weights, and the rows where tuning started.
+        how: Everything else.
+        measure: `measure(state, examples, weights)` -> loss.
+    """
+    batch, weights, start = data
     options, adapter = how.options, how.adapter
     noise_key, batch_key = jax.random.split(key)
     share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(options.noise_rise * options.num_steps, 1.0), 1.0)
@@ -188,18 +203,32 @@ def _loss(state: PyTree, key: Key, step: jax.Array, data: tuple[Any, ...], how: 
             jax.tree.map(lambda a: jnp.take(a, chosen, axis=0), batch),
             jnp.ones(options.batch, jnp.float32),
         )
-    value = answer_loss(noisy, lm, batch, weights, adapter=adapter, remat=options.remat)
+    value = measure(noisy, batch, weights)
     return value + how.penalty(rows, start), value
 
 
+def check_weights(weights: Any, examples: Examples) -> jax.Array:
+    """Return how much each example counts, checked; ones where nothing was said."""
+    counts = jnp.ones(len(examples.ids), jnp.float32) if weights is None else weights
+    checks.shape("weights", counts, (len(examples.ids),), "(examples,)", "Use jax.vmap for many states.")
+    checks.number("weights", counts, low=0.0)
+    if checks.is_concrete(counts) and not bool((jnp.asarray(counts) > 0).any()):
+        checks.fail("weights", "give the state at least one example", "are all zero")
+    return counts
+
+
 @jax.jit
-def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, how: _How) -> tuple[PyTree, TuneInfo]:
+def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, how: How) -> tuple[PyTree, TuneInfo]:
     """Run the loop; the arguments are checked."""
-    data = (lm, batch._replace(words=None), weights, how.adapter.rows(state))
+    data = (batch._replace(words=None), weights, how.adapter.rows(state))
+
+    def measure(state: PyTree, batch: Examples, weights: jax.Array) -> jax.Array:
+        return answer_loss(state, lm, batch, weights, adapter=how.adapter, remat=how.options.remat)
+
     tuned, losses = descend(
         key,
         state,
-        lambda state, key, step: _loss(state, key, step, data, how),
+        lambda state, key, step: noisy_loss(state, key, step, data, how, measure),
         how.optimiser(how.options.num_steps),
         num_steps=how.options.num_steps,
         gradient=how.gradient,
@@ -266,9 +295,4 @@ def tune(
     for leaf in jax.tree.leaves(state):
         checks.finite("state", leaf)
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
-    counts = jnp.ones(len(examples.ids), jnp.float32) if weights is None else weights
-    checks.shape("weights", counts, (len(examples.ids),), "(examples,)", "Use jax.vmap for many states.")
-    checks.number("weights", counts, low=0.0)
-    if checks.is_concrete(counts) and not bool((jnp.asarray(counts) > 0).any()):
-        checks.fail("weights", "give the state at least one example", "are all zero")
-    return _tune(key, state, lm, examples, counts, _how(adapter, options, parts))
+    return _tune(key, state, lm, examples, check_weights(weights, examples), make_how(adapter, options, parts))

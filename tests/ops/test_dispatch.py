@@ -225,6 +225,18 @@ def test_a_stack_multiplies_as_if_dense(form: str) -> None:
     _close(_held(STACK[form])(Held(s)), STACK[form](s))
 
 
+LOOPS = {"scan", "scan over the transposed", "map", "vmap", "vmap, each its inputs"}
+
+
+@pytest.mark.parametrize("form", [form for form in STACK if form not in LOOPS])
+def test_a_part_of_a_stack_is_the_stack_cut_out(form: str) -> None:
+    """Of weights and of arrays, from a traced number on."""
+    s = _draw(9, 5, 3)
+    for whole in (Held(s), s):
+        part = jax.jit(lambda start, whole: ops.understand(STACK[form])(ops.Part(whole, start, 6)))
+        _close(part(jnp.int32(2), whole), STACK[form](s[2:8]))
+
+
 @pytest.mark.parametrize(("form", "names"), REFUSED.values(), ids=REFUSED)
 def test_what_is_no_product_is_refused_by_name(form: Form, names: str) -> None:
     with pytest.raises(ValueError, match="in products alone") as error:

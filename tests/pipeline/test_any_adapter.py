@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices, io, pipeline, tuning
+from nvcim_jax import crossbar, devices, io, pipeline
 
 FINE = crossbar.Config(rows=64, cols=8, weight_bits=16, cell_bits=2, weight_scale="column")
 
@@ -22,7 +22,7 @@ def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path
     state = pipeline.init(jax.random.key(0), lm, config=config, memory=memory)
     buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)
     state, info = pipeline.observe(jax.random.key(1), state, buffer, lm, config=config, memory=memory)
-    assert state.store.prompts.shape[1:] == tuning.rows_shape(adapter, lm)
+    assert state.store.prompts.shape[1:] == adapter.rows_shape(lm)
     assert float(info.tuned.losses[:, -1].mean()) < float(info.tuned.losses[:, 0].mean())
     read = pipeline.read_prompts(jax.random.key(2), state.store, state.arrays, memory)
     size = float(jnp.abs(state.store.prompts).max())
@@ -37,7 +37,7 @@ def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path
     assert options == config
     np.testing.assert_array_equal(again.store.prompts, state.store.prompts)
     room = pipeline.capacity(lm.config, config, FINE)
-    num_rows, width = tuning.rows_shape(adapter, lm)
+    num_rows, width = adapter.rows_shape(lm)
     assert room.value_arrays == crossbar.report((num_rows * width, config.capacity), FINE).num_arrays
 
 

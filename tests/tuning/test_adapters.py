@@ -82,7 +82,7 @@ def equal(a, b, tolerance: float = 1e-5) -> None:
 def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
     state = adapter.init(jax.random.key(1), lm, batch)
     rows = adapter.rows(state)
-    assert rows.shape == tuning.rows_shape(adapter, lm)
+    assert rows.shape == adapter.rows_shape(lm)
     again = adapter.from_rows(rows)
     equal(adapter.rows(again), rows, 0.0)
     if jax.tree.structure(again) == jax.tree.structure(state):  # P-tuning drops its network on the way

@@ -60,9 +60,9 @@ def test_an_adapter_does_what_the_merged_weights_do_and_comes_out_again(lm, batc
         np.testing.assert_allclose(a, b, atol=2e-5)
     if name == "dora":
         with pytest.raises(ValueError, match="must keep the sizes of columns to be taken out, but is DoRA"):
-            tuning.unmerge(merged, state, adapter)
+            tuning.merge(merged, state, adapter, undo=True)
         return
-    bare = tuning.unmerge(merged, state, adapter)
+    bare = tuning.merge(merged, state, adapter, undo=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), bare.params, lm.params)
 
 
@@ -71,9 +71,9 @@ def test_what_cannot_be_merged_is_named(lm, batch) -> None:
         state = adapter.init(jax.random.key(1), lm, batch, None)
         with pytest.raises(ValueError, match="`adapter` must change weights to be merged into them, but"):
             tuning.merge(lm, state, adapter)
-    zeros = jnp.zeros(tuning.rows_shape(tuning.ia3(), lm))
+    zeros = jnp.zeros(tuning.ia3().rows_shape(lm))
     with pytest.raises(ValueError, match="must scale by no zero to be taken out"):
-        tuning.unmerge(lm, zeros, tuning.ia3())
+        tuning.merge(lm, zeros, tuning.ia3(), undo=True)
     with pytest.raises(ValueError, match=r"`state` must have shape \(rows, width\) = .* another adapter or"):
         ADAPTERS["lora"].apply(zeros, lm, models.Inputs(jnp.zeros((1, 2, 32))))
 
@@ -212,7 +212,7 @@ def test_the_scale_is_that_of_the_kind(lm) -> None:
     x = models.Inputs(jnp.zeros((1, 1, 32)))
     for rs, wanted in ((False, 6.0 / 4), (True, 6.0 / 2)):
         adapter = tuning.lora(4, 6.0, rs=rs)
-        leaf = adapter.apply(jnp.zeros(tuning.rows_shape(adapter, lm)), lm, x)[0].params["layers"]["q"]
+        leaf = adapter.apply(jnp.zeros(adapter.rows_shape(lm)), lm, x)[0].params["layers"]["q"]
         np.testing.assert_allclose(leaf.scale, wanted)
     gpt2 = models.Config(
         vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64, family="gpt2", norm="layer", gated=False
