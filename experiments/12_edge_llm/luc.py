@@ -1,11 +1,11 @@
 """Layer-wise compression: how sensitive each block is, and what LUC's policy is worth. See run.py beside this file.
 
 Command:  python -m experiments.12_edge_llm.run luc [--tiny] [--also FILE.gguf] [--out FOLDER]
-Expect:   - sensitivity (`results/luc/sensitivity.png`): a few blocks bear nearly all of it. SmolLM2: blocks 11, 28 and 29
-            are above the mean at 4 and 5 bits (mean 4.1 and 5.1 bits), two more at 3 bits (3.17); the last block loses
-            most to pruning and keeps all its weights, 25 of 30 blocks get a sparsity of .51 to .53. Gemma-3-270M: 5 to
-            7 of 18 blocks, all in the upper half. Two draws of text agree within 15 %. The error is absolute, and
-            the residual stream grows with depth: that alone makes late blocks sensitive.
+Expect:   - sensitivity (`results/luc/sensitivity.png`): a few blocks bear nearly all of it. SmolLM2: blocks 11, 28 and
+            29 are above the mean at 4 and 5 bits (mean 4.1 and 5.1 bits), two more at 3 bits (3.17); the last block
+            loses most to pruning and keeps all its weights, 25 of 30 blocks get a sparsity of .51 to .53.
+            Gemma-3-270M: 5 to 7 of 18 blocks, all in the upper half. Two draws of text agree within 15 %. The error
+            is absolute, and the residual stream grows with depth: that alone makes late blocks sensitive.
 
 What is compressed are the floats of files of about 4 bits a weight (SmolLM2 Q4_1; Gemma 3), each group of 32 or 256
 weights with a scale of its own: "as it is" is that model, not the one in 16 bits behind it. Calibrated on windows of
@@ -14,7 +14,6 @@ WikiText-2 `valid`, measured on windows of `test` (tokenised release).
 
 import argparse
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -33,6 +32,7 @@ __all__ = ["CONFIGS", "Config", "measure", "summarise"]
 
 Record = dict[str, Any]
 
+MAIN = ("sparsegpt", "absmax")
 POLICIES = ("uniform", "uniform, same bits", "random", "LUC")
 
 
@@ -49,8 +49,8 @@ class Config:
         calibration: Windows of a draw.
         windows: Windows of the test.
         tokens: Tokens of a window.
-        ways: Ways of compressing besides SparseGPT with the nearest code, at the first draw, as (pruner, quantiser).
-        only_first: Parts of the budget taken alone at the first draw.
+        ways: Ways of compressing besides SparseGPT with the nearest code, as (pruner, quantiser): at the first draw and
+            the middle B.
     """
 
     name: str = "full"
@@ -162,6 +162,14 @@ def _measured(lm: models.LM, windows: jax.Array) -> Record:
     return {"perplexity": round(float(np.exp(losses.mean())), 3), "losses": losses.round(5).tolist()}
 
 
+def _plan(config: Config) -> Iterator[tuple[int, tuple[str, str], int]]:
+    """Give draw, way and B of each group of policies, what is needed most first."""
+    for draw in range(config.draws):
+        yield from ((draw, MAIN, bits) for bits in config.bits)
+        if draw == 0:
+            yield from ((0, way, config.bits[len(config.bits) // 2]) for way in config.ways)
+
+
 def _perplexity(config: Config, out: Path) -> None:
     lm, text = _load(config.model)
     test, path = _windows(config, text, "test", config.windows), out / "perplexity.jsonl"
@@ -170,12 +178,11 @@ def _perplexity(config: Config, out: Path) -> None:
     if ("as it is",) not in {(k[2],) for k in done}:
         _add(path, dict(zip(keys, (0, 0, "as it is", "", "", False), strict=True)) | _measured(lm, test))
     tables = [r for r in read(out / "sensitivity.jsonl") if r["model"] == config.model]
-    main = [("sparsegpt", "absmax")]
-    for draw, ways in ((0, main), *((d, main) for d in range(1, config.draws)), (0, [*config.ways])):
-        for own, way in itertools.product([t for t in tables if t["draw"] == draw], ways):
+    for draw, way, bits in _plan(config):
+        for own in (t for t in tables if (t["draw"], t["bits"]) == (draw, bits)):
             calibration = _windows(config, text, "valid", config.calibration, draw)
             for name, policy in _policies(config, own):
-                if way not in main and name not in ("uniform, same bits", "LUC"):
+                if way != MAIN and name not in ("uniform, same bits", "LUC"):
                     continue
                 entry = (draw, own["bits"], name, *way)
                 if (*entry, False) in done:

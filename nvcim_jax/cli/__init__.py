@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
     "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
+    "compress": "a model's blocks pruned and quantised by a policy, calibrated on plain text, and saved",
     "report": "the table and the figures of a run again, from its records alone",
     "device": "make a device of measured cells: table, figures, and a file that every command takes",
     "cost": "latency, energy and area of a search on a chip and on digital machines, with bands",

@@ -188,3 +188,40 @@ def test_int8_codes_multiply_as_their_floats_in_every_function() -> None:
         lambda lm: models.generate_tokens(jax.random.key(0), lm, x, max_new_tokens=4)[0],
     ):
         np.testing.assert_array_equal(jax.jit(run)(own), jax.jit(run)(dense))
+
+
+def _coded(lm: models.LM, most: int) -> models.LM:
+    """Return a model whose matrices are random codes with one scale an output."""
+    rng, layers = np.random.default_rng(most), dict(lm.params["layers"])
+    for name, leaf in layers.items():
+        if leaf.ndim == 3:
+            scales = rng.uniform(0.01, 0.02, (len(leaf), 1, leaf.shape[2])).astype(np.float32)
+            codes = rng.integers(-most, most + 1, leaf.shape).astype(np.int8)
+            groups = np.zeros(leaf.shape[:2], np.int32)
+            layers[name] = models.Packed(*map(jnp.asarray, (codes, scales, groups)))
+    return lm.replace(params={**lm.params, "layers": layers})
+
+
+@pytest.mark.parametrize(("name", "most", "bits"), [("llama", 7, 4), ("phi3", 15, 8), ("gpt2", 127, 8)])
+def test_codes_are_saved_and_loaded_as_they_are(name, most, bits, checkpoint, tmp_path) -> None:
+    lm = _coded(models.load(checkpoint(name))[0], most)
+    models.save(tmp_path / "packed", lm, keep_codes=True)
+    models.save(tmp_path / "floats", lm)
+    about = json.loads((tmp_path / "packed" / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    assert about["bits"] == bits
+    again, _ = models.load(tmp_path / "packed")
+    for path, leaf in lm.params["layers"].items():
+        for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(again.params["layers"][path]), strict=True):
+            np.testing.assert_array_equal(a, b)
+    floats, one = models.load(tmp_path / "floats")[0], lm.params["layers"]["o"]
+    np.testing.assert_array_equal(floats.params["layers"]["o"][1], np.float32(one.codes[1]) * one.scales[1])
+    sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("packed", "floats")]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_codes_that_fill_no_words_are_refused(tmp_path) -> None:
+    config = models.Config(vocab_size=16, width=12, num_layers=1, num_heads=1, mlp_width=12)
+    lm = _coded(models.init(jax.random.key(0), config=config), 7)
+    with pytest.raises(ValueError, match=r"must have sides that 8 divides, but is \(12, 12\)\. Save floats\."):
+        models.save(tmp_path, lm, keep_codes=True)
+    models.save(tmp_path, lm)

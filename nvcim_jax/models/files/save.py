@@ -1,6 +1,7 @@
 """Save a model as a Hugging Face checkpoint."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from nvcim_jax import checks, files
 from nvcim_jax.models.files.gguf_weight import Blocks
 from nvcim_jax.models.files.hf_config import config_to_hf
 from nvcim_jax.models.files.quantised import Packed
+from nvcim_jax.models.files.save_packed import container_bits, packed_plan, packed_tensors, quantisation
 from nvcim_jax.models.files.tensorfile import write_tensors
 from nvcim_jax.models.layout import Place, places
 from nvcim_jax.models.lm import LM, Text
@@ -56,8 +58,33 @@ def _check(params: PyTree, config: Any) -> None:
             checks.fail(f"lm.params: {path}", f"have shape {_leaf(wanted, path)}", f"has shape {leaf.shape}")
 
 
+Part = tuple[str, Place, int]
+
+
+def _parts(config: Any) -> dict[str, list[Part]]:
+    """Return name of a tensor -> the parameters that lie in it."""
+    found: dict[str, list[Part]] = {}
+    for path, place in places(config).items():
+        for i in range(config.num_layers if place.layered else 1):
+            found.setdefault(place.tensor.format(i=i), []).append((path, place, i))
+    return found
+
+
+def _floats(params: PyTree, parts: list[Part], dtype: np.dtype) -> np.ndarray:
+    """Return one tensor of the file as floats."""
+    whole = np.empty(parts[0][1].tensor_shape, dtype)
+    for path, place, i in parts:
+        array = _layer(params, path, place, i, dtype)
+        for start, stop, at in place.pieces:
+            if place.turned or array.ndim == 1:
+                whole[start:stop] = array[..., at : at + stop - start].T
+            else:
+                whole[:, start:stop] = array[:, at : at + stop - start]
+    return whole
+
+
 @checked
-def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = None) -> None:
+def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = None, keep_codes: bool = False) -> None:
     """Write a model so that transformers (version 5) and `load` open it: config.json, model.safetensors, tokenizer.
 
     Args:
@@ -65,38 +92,48 @@ def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = N
         lm: The model. Packed weights are written as floats.
         text: Its tokenizer is saved beside it.
         dtype: dtype of the file, such as `jnp.bfloat16`; None: the dtype of the embedding.
+        keep_codes: Whether weights that are `Packed` keep their codes and scales, in the layout of GPTQ of 4 bits,
+            where all codes fit into them, or 8: `load` gives them back as they are.
 
     Raises:
-        ValueError: If a parameter is missing or misshaped, or transformers has no such model.
+        ValueError: If a parameter is missing or misshaped, or transformers has no such model; if codes do not fill
+            whole words.
 
     Example: see `load`.
     """
     folder, config = Path(folder), lm.config
     target = np.dtype(lm.params["embedding"].dtype if dtype is None else dtype)
     _check(lm.params, config)
-    raw = config_to_hf(config) | {"dtype": target.name}
+    leaves = {path: _leaf(lm.params, path) for path in places(config)}
+    coded = {path: leaf for path, leaf in leaves.items() if keep_codes and isinstance(leaf, Packed)}
+    bits = container_bits(coded.values())
+    raw = config_to_hf(config) | {"dtype": target.name} | (quantisation(bits) if coded else {})
     if lm.soft_tokens != SoftTokens():
         raw["soft_tokens"] = dataclasses.asdict(lm.soft_tokens)
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, list[tuple[str, Place, int]]] = {}
-    for path, place in places(config).items():
-        for i in range(config.num_layers if place.layered else 1):
-            parts.setdefault(place.tensor.format(i=i), []).append((path, place, i))
-
-    def make(name: str) -> Iterator[np.ndarray]:
-        first = parts[name][0][1]
-        whole = np.empty(first.tensor_shape, target)
-        for path, place, i in parts[name]:
-            array = _layer(lm.params, path, place, i, target)
-            for start, stop, at in place.pieces:
-                if place.turned or array.ndim == 1:
-                    whole[start:stop] = array[..., at : at + stop - start].T
-                else:
-                    whole[:, start:stop] = array[:, at : at + stop - start]
-        yield whole
-
-    plan = {name: (target, found[0][1].tensor_shape) for name, found in sorted(parts.items())}
-    write_tensors(folder / "model.safetensors", plan, make)
+    _write(folder / "model.safetensors", lm, target, coded, bits)
     files.write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     if text is not None and text.tokenizer is not None:
         text.tokenizer.save_pretrained(str(folder))
+
+
+def _write(path: Path, lm: LM, dtype: np.dtype, coded: dict[str, Packed], bits: int) -> None:
+    """Write all tensors, one at a time."""
+    plan: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+    whole, stems = {}, {}
+    for name, parts in sorted(_parts(lm.config).items()):
+        if all(own in coded for own, _, _ in parts):
+            found = packed_plan(coded, parts, bits)
+            plan |= found
+            stems |= dict.fromkeys(found, tuple(parts))
+        else:
+            plan[name], whole[name] = (dtype, parts[0][1].tensor_shape), parts
+
+    @functools.lru_cache(maxsize=1)  # the tensors of one matrix follow each other
+    def packed(parts: tuple[Part, ...]) -> dict[str, np.ndarray]:
+        return packed_tensors(coded, parts, bits)
+
+    def make(name: str) -> Iterator[np.ndarray]:
+        yield packed(stems[name])[name] if name in stems else _floats(lm.params, whole[name], dtype)
+
+    write_tensors(path, plan, make)
