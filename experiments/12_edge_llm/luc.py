@@ -15,7 +15,7 @@ WikiText-2 `valid`, measured on windows of `test` (tokenised release).
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ __all__ = ["CONFIGS", "Config", "measure", "summarise"]
 Record = dict[str, Any]
 
 MAIN = ("sparsegpt", "absmax")
+RELATIVE = "LUC, relative errors"
+ALONE = ("LUC, bits alone", "LUC, sparsity alone")
 POLICIES = ("uniform", "uniform, same bits", "random", "LUC")
 
 
@@ -132,22 +134,28 @@ def _sensitivity(config: Config, name: str, path: Path) -> None:
         _add(path, record)
 
 
-def _policies(config: Config, own: Record) -> Iterator[tuple[str, compression.Policy]]:
-    """Give each policy of a line of the table: bits and sparsity, and each of the two alone."""
-    table = compression.Table(
-        *(np.asarray(own[part]) for part in ("quantisation", "pruning")), bits=own["bits"], sparsity=config.sparsity
-    )
-    num = len(own["pruning"])
-    best = compression.luc(table, bits=own["bits"], sparsity=config.sparsity)
-    key = jax.random.fold_in(jax.random.key(own["bits"]), own["draw"])
-    even = partial(compression.uniform, num, sparsity=config.sparsity)
-    yield "uniform", even(bits=own["bits"])
-    yield "uniform, same bits", even(bits=float(best.bits.mean()))
-    yield "random", compression.random(key, best)
-    yield "LUC", best
-    if own["draw"] == 0:
-        yield "LUC, bits alone", compression.Policy(best.bits, even(bits=own["bits"]).sparsity)
-        yield "LUC, sparsity alone", compression.Policy(even(bits=float(best.bits.mean())).bits, best.sparsity)
+def _policy(name: str, own: Record, relative: Callable[[], compression.Table]) -> compression.Policy:
+    """Return a policy for one line of the table."""
+    num, bits, sparsity = len(own["pruning"]), own["bits"], own["pruned"]
+    found = [np.asarray(own[part]) for part in ("quantisation", "pruning")]
+    best = compression.luc(compression.Table(*found, bits=bits, sparsity=sparsity), bits=bits, sparsity=sparsity)
+    even = compression.uniform(num, bits=float(best.bits.mean()), sparsity=sparsity)
+    if name == "random":
+        return compression.random(jax.random.fold_in(jax.random.key(bits), own["draw"]), best)
+    if name == RELATIVE:
+        # as many blocks with a bit more as in LUC
+        table, more = relative(), int((best.bits - bits).sum())
+        most = np.argsort(-np.asarray(table.quantisation), kind="stable")[:more]
+        chosen = np.full(num, bits)
+        chosen[most] += 1
+        return compression.Policy(chosen, compression.luc(table, bits=bits, sparsity=sparsity).sparsity)
+    return {
+        "uniform": compression.uniform(num, bits=bits, sparsity=sparsity),
+        "uniform, same bits": even,
+        "LUC": best,
+        "LUC, bits alone": compression.Policy(best.bits, even.sparsity),
+        "LUC, sparsity alone": compression.Policy(even.bits, best.sparsity),
+    }[name]
 
 
 @jax.jit
@@ -162,37 +170,45 @@ def _measured(lm: models.LM, windows: jax.Array) -> Record:
     return {"perplexity": round(float(np.exp(losses.mean())), 3), "losses": losses.round(5).tolist()}
 
 
-def _plan(config: Config) -> Iterator[tuple[int, tuple[str, str], int]]:
-    """Give draw, way and B of each group of policies, what is needed most first."""
+def _plan(config: Config) -> Iterator[tuple[int, tuple[str, str], int, tuple[str, ...]]]:
+    """Give draw, way, B and policies, what is needed most first."""
     for draw in range(config.draws):
-        yield from ((draw, MAIN, bits) for bits in config.bits)
+        names = (*POLICIES, *(ALONE if draw == 0 else ()))
+        yield from ((draw, MAIN, bits, names) for bits in config.bits)
         if draw == 0:
-            yield from ((0, way, config.bits[len(config.bits) // 2]) for way in config.ways)
+            middle = config.bits[len(config.bits) // 2]
+            yield from ((0, way, middle, ("uniform, same bits", "LUC")) for way in config.ways)
+    yield from ((0, MAIN, bits, (RELATIVE,)) for bits in config.bits)
+
+
+KEYS = ("draw", "bits", "policy", "pruner", "quantiser", "activations")
 
 
 def _perplexity(config: Config, out: Path) -> None:
     lm, text = _load(config.model)
     test, path = _windows(config, text, "test", config.windows), out / "perplexity.jsonl"
-    keys = ("draw", "bits", "policy", "pruner", "quantiser", "activations")
-    done = _known(path, *keys)
-    if ("as it is",) not in {(k[2],) for k in done}:
-        _add(path, dict(zip(keys, (0, 0, "as it is", "", "", False), strict=True)) | _measured(lm, test))
-    tables = [r for r in read(out / "sensitivity.jsonl") if r["model"] == config.model]
-    for draw, way, bits in _plan(config):
-        for own in (t for t in tables if (t["draw"], t["bits"]) == (draw, bits)):
-            calibration = _windows(config, text, "valid", config.calibration, draw)
-            for name, policy in _policies(config, own):
-                if way != MAIN and name not in ("uniform, same bits", "LUC"):
-                    continue
-                entry = (draw, own["bits"], name, *way)
-                if (*entry, False) in done:
-                    continue
-                small = compression.apply(lm, policy, calibration, method=way[0], quantiser=way[1])
-                budget = {"mean_bits": float(policy.bits.mean()), "mean_sparsity": float(policy.sparsity.mean())}
-                _add(path, dict(zip(keys, (*entry, False), strict=True)) | budget | _measured(small, test))
-                if draw == 0 and name in POLICIES:
-                    rounded = compression.in_loop(small, policy, parts=("activations", "keys and values"))
-                    _add(path, dict(zip(keys, (*entry, True), strict=True)) | budget | _measured(rounded, test))
+    done = _known(path, *KEYS)
+    tables = {(r["draw"], r["bits"]): r for r in read(out / "sensitivity.jsonl") if r["model"] == config.model}
+
+    def add(entry: tuple[Any, ...], small: models.LM, **more: Any) -> None:
+        if entry not in done:
+            _add(path, {**dict(zip(KEYS, entry, strict=True)), **more, **_measured(small, test)})
+
+    add((0, 0, "as it is", "", "", False), lm)
+    for draw, way, bits, names in _plan(config):
+        calibration = _windows(config, text, "valid", config.calibration, draw)
+        relative = partial(compression.sensitivity, lm, calibration, bits=bits, sparsity=config.sparsity, relative=True)
+        for name in names:
+            entry = (draw, bits, name, *way)
+            wanted = [(*entry, rounded) for rounded in (False, *((True,) if draw == 0 and name in POLICIES else ()))]
+            if all(own in done for own in wanted):
+                continue
+            policy = _policy(name, tables[draw, bits], relative)
+            small = compression.apply(lm, policy, calibration, method=way[0], quantiser=way[1])
+            about = {"mean_bits": float(policy.bits.mean()), "mean_sparsity": float(policy.sparsity.mean())}
+            for own in wanted:
+                parts = ("activations", "keys and values") if own[-1] else ()
+                add(own, compression.in_loop(small, policy, parts=parts), **about)
 
 
 def _interval(differences: np.ndarray, num: int = 10_000) -> list[float]:

@@ -13,7 +13,7 @@ from nvcim_jax import checks
 from nvcim_jax.compression.policy import Policy, check_policy
 from nvcim_jax.compression.quantise import quantise
 from nvcim_jax.models import LM, is_block_matrix
-from nvcim_jax.ops import Weight, register_weight, understand
+from nvcim_jax.ops import Weight, refuse, register_weight, understand
 from nvcim_jax.signature import checked
 
 __all__ = ["PARTS", "Quantised", "in_loop"]
@@ -52,7 +52,8 @@ class Quantised(Weight):
 
 
 def _times(w: Quantised, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    assert axes == (0,)
+    if axes != (0,):
+        refuse(w, "multiplied along its outputs", "What is rounded are its inputs, token by token.")
     inside = quantise(w.w, w.bits, axis=0, clip=w.clip) if "weights" in w.rounds else w.w
     seen = quantise(x, w.bits, clip=w.clip) if "inputs" in w.rounds else x
 

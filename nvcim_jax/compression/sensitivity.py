@@ -33,31 +33,32 @@ class Table(NamedTuple):
     sparsity: Any
 
 
-def _changed(error: Any, y: jax.Array) -> jax.Array:
-    return jnp.square((error - y).astype(jnp.float32)).mean()
+def _size(y: jax.Array) -> jax.Array:
+    return jnp.square(y.astype(jnp.float32)).mean()
 
 
 @jax.jit
 def _sensitivity(lm: LM, tokens: jax.Array, bits: jax.Array, counts: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def body(x: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         layer = floats(lm, i)
         fewer_bits = {name: quantise(layer[name], bits, axis=0) for name in counts}
         fewer = {name: jnp.where(magnitude_mask(layer[name], k), 0.0, layer[name]) for name, k in counts.items()}
 
-        def one(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def one(x: jax.Array) -> tuple[jax.Array, ...]:
             y = run(lm, layer, i, x)
             ways: list[Layer] = [{**layer, **fewer_bits}, {**layer, **fewer}]
-            first, second = (_changed(run(lm, way, i, x), y) for way in ways)
-            return y, first, second
+            return y, *(_size(run(lm, way, i, x) - y) for way in ways), _size(y)
 
-        y, quantised, pruned = in_parts(one, x)
-        return y.reshape(x.shape), (quantised.mean(), pruned.mean())
+        y, *sizes = in_parts(one, x)
+        return y.reshape(x.shape), tuple(size.mean() for size in sizes)
 
     return lax.scan(body, stream(lm, tokens), jnp.arange(lm.config.num_layers))[1]
 
 
 @checked
-def sensitivity(lm: LM, tokens: Int[Array, "sequences tokens"], *, bits: int = 4, sparsity: float = 0.5) -> Table:
+def sensitivity(
+    lm: LM, tokens: Int[Array, "sequences tokens"], *, bits: int = 4, sparsity: float = 0.5, relative: bool = False
+) -> Table:
     """Return how sensitive each block is, to quantisation and to pruning apart.
 
     `s_j(c) = mean (f_j(x; c(W_j)) - f_j(x; W_j))^2` over sequences, tokens and channels: the output of block j on the
@@ -69,6 +70,8 @@ def sensitivity(lm: LM, tokens: Int[Array, "sequences tokens"], *, bits: int = 4
         tokens: Plain text, sequences of one length.
         bits: b, from 2 to 8.
         sparsity: In [0, 1].
+        relative: Whether errors are divided by the mean square of the block's output (not in the paper): the residual
+            stream grows with depth, and the norm of the next block divides by it.
 
     Returns:
         The table.
@@ -95,5 +98,7 @@ def sensitivity(lm: LM, tokens: Int[Array, "sequences tokens"], *, bits: int = 4
     layers = lm.params["layers"]
     sizes = {name: layers[name].shape[1] * layers[name].shape[2] for name in matrices(lm)}
     counts = {name: jnp.int32(shares([size], sparsity)[0]) for name, size in sizes.items()}
-    quantised, pruned = _sensitivity(lm, tokens, jnp.float32(bits), counts)
+    quantised, pruned, size = _sensitivity(lm, tokens, jnp.float32(bits), counts)
+    if relative:
+        quantised, pruned = quantised / size, pruned / size
     return Table(quantised, pruned, bits, sparsity)

@@ -89,24 +89,19 @@ def test_second_moments_are_those_of_what_each_matrix_sees(config) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_sensitivity_is_the_error_of_each_block_alone(config) -> None:
     lm = _model(config)
-    table = compression.sensitivity(lm, TOKENS, bits=3, sparsity=0.4)
-    names = blocks.matrices(lm)
-    layers = lm.params["layers"]
+    table, parts = compression.sensitivity(lm, TOKENS, bits=3, sparsity=0.4), ("quantisation", "pruning")
+    relative = compression.sensitivity(lm, TOKENS, bits=3, sparsity=0.4, relative=True)
+    names, layers = blocks.matrices(lm), lm.params["layers"]
     rounded = {n: jax.vmap(partial(compression.quantise, bits=3, axis=0))(layers[n]) for n in names}
     pruned = {n: jnp.stack([compression.magnitude(w, 0.4)[0] for w in layers[n]]) for n in names}
-    x = blocks.stream(lm, TOKENS)
-    for i in range(3):
-        y = (
-            models.hidden(lm, x, start=i, stop=i + 1)[0]
-            if i
-            else models.hidden(lm, models.embed(lm, TOKENS), stop=1)[0]
-        )
-        for part, leaves in (("quantisation", rounded), ("pruning", pruned)):
-            changed = _with(lm, leaves)
-            given = (x, i) if i else (models.embed(lm, TOKENS), 0)
-            error = models.hidden(changed, given[0], start=given[1], stop=i + 1)[0] - y
-            np.testing.assert_allclose(getattr(table, part)[i], jnp.square(error).mean(), rtol=1e-4)
-        x = y
+    x, first = models.embed(lm, TOKENS), jax.jit(partial(models.hidden, stop=1))
+    below, run = first(lm, x)[0], jax.jit(partial(models.hidden, start=1, stop=2))
+    for i, (own, given) in enumerate(((first, x), (run, below))):
+        y = own(lm, given)[0]
+        for part, leaves in zip(parts, (rounded, pruned), strict=True):
+            error = jnp.square(own(_with(lm, leaves), given)[0] - y).mean()
+            np.testing.assert_allclose(getattr(table, part)[i], error, rtol=1e-4)
+            np.testing.assert_allclose(getattr(relative, part)[i], error / jnp.square(y).mean(), rtol=1e-4)
 
 
 def test_every_block_has_its_bits_and_its_sparsity() -> None:
@@ -194,6 +189,8 @@ def test_activations_keys_and_values_are_rounded_token_by_token() -> None:
     w = compression.Quantised(LM.params["layers"]["q"][0], jnp.float32(3), ("inputs",))
     found = understand(lambda w: jnp.einsum("ti,io->to", x, w))(w)
     np.testing.assert_allclose(found, compression.quantise(x, 3) @ w.w, atol=1e-5)
+    with pytest.raises(ValueError, match="multiplied along its outputs"):
+        understand(lambda w: jnp.einsum("to,io->ti", x, w))(w)
     own = compression.in_loop(SMALL, POLICY, parts=("activations", "keys and values"))
     kept = models.forward(own, _x(own), keep_keys_values=True)[1].keys_values
     assert kept is not None

@@ -198,7 +198,7 @@ def _coded(lm: models.LM, most: int) -> models.LM:
             scales = rng.uniform(0.01, 0.02, (len(leaf), 1, leaf.shape[2])).astype(np.float32)
             codes = rng.integers(-most, most + 1, leaf.shape).astype(np.int8)
             groups = np.zeros(leaf.shape[:2], np.int32)
-            layers[name] = models.Packed(*map(jnp.asarray, (codes, scales, groups)))
+            layers[name] = models.Packed(jnp.asarray(codes), jnp.asarray(scales), jnp.asarray(groups))
     return lm.replace(params={**lm.params, "layers": layers})
 
 
