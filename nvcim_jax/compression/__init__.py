@@ -3,6 +3,7 @@
 from nvcim_jax.compression.apply import apply
 from nvcim_jax.compression.in_loop import Quantised, in_loop
 from nvcim_jax.compression.memory import Memory, memory
+from nvcim_jax.compression.pack import Planes, pack
 from nvcim_jax.compression.policy import Policy, luc, random, uniform
 from nvcim_jax.compression.prune import magnitude, wanda
 from nvcim_jax.compression.quantise import quantise, to_codes
@@ -11,6 +12,7 @@ from nvcim_jax.compression.solve import gptq, sparsegpt
 
 __all__ = [
     "Memory",
+    "Planes",
     "Policy",
     "Quantised",
     "Table",
@@ -20,6 +22,7 @@ __all__ = [
     "luc",
     "magnitude",
     "memory",
+    "pack",
     "quantise",
     "random",
     "sensitivity",

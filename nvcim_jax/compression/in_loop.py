@@ -54,14 +54,17 @@ class Quantised(Weight):
 def _times(w: Quantised, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if axes != (0,):
         refuse(w, "multiplied along its outputs", "What is rounded are its inputs, token by token.")
-    inside = quantise(w.w, w.bits, axis=0, clip=w.clip) if "weights" in w.rounds else w.w
     seen = quantise(x, w.bits, clip=w.clip) if "inputs" in w.rounds else x
-
-    def product(inside: jax.Array) -> jax.Array:
-        return lax.dot_general(seen, inside.astype(x.dtype), (((x.ndim - 1,), axes), ((), ())))
-
-    y = understand(product)(inside)
+    # The backward pass rounds weights again: kept, they would be a second model in floats.
+    y = (jax.checkpoint(_product) if "weights" in w.rounds else _product)(w, seen)
     return quantise(y, w.bits, clip=w.clip) if "outputs" in w.rounds else y
+
+
+def _product(w: Quantised, x: jax.Array) -> jax.Array:
+    def product(inside: jax.Array) -> jax.Array:
+        return lax.dot_general(x, inside.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+
+    return understand(product)(quantise(w.w, w.bits, axis=0, clip=w.clip) if "weights" in w.rounds else w.w)
 
 
 def _cast(w: Quantised, dtype: Any) -> Quantised:

@@ -18,7 +18,8 @@ class Memory(NamedTuple):
 
     Attributes:
         float32: As floats.
-        held: As they are held: codes of any bits take a byte each here, and those of pruned weights as well.
+        held: As they are held: each code in a byte, or after `pack` in the bits of the block that has most; codes of
+            pruned weights as well.
         policy: As the policy says: b bits for a weight that is left, one that tells which are (where any went), and 16
             for the scale of each output.
     """

@@ -162,6 +162,26 @@ FUNCTIONS: dict[str, Callable[[models.LM], Any]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["some layers, remat", "gradient of the loss", "generate", "tune"])
+def test_codes_side_by_side_do_what_bytes_do(name) -> None:
+    run = jax.jit(FUNCTIONS[name])
+    np.testing.assert_allclose(run(compression.pack(SMALL)), run(SMALL), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_are_packed_in_their_bits_and_come_back(bits) -> None:
+    policy = compression.Policy(np.array([2, bits, 2]), np.zeros(3))
+    small = compression.apply(LM, policy, method="magnitude")
+    packed = compression.pack(small)
+    for name in ("q", "down"):
+        leaf, made = small.params["layers"][name], packed.params["layers"][name]
+        assert made.shape == leaf.shape
+        assert sum(plane.nbytes for plane in made.planes) * 8 == bits * leaf.codes.size
+        for i in range(3):
+            one = jax.tree.map(lambda a, i=i: a[i], made)
+            np.testing.assert_array_equal(one.codes(), leaf.codes[i])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_codes_do_what_their_floats_do(name) -> None:
     run = FUNCTIONS[name]
@@ -257,6 +277,7 @@ def test_memory_counts_what_is_held_and_what_the_policy_takes() -> None:
             "`policy.sparsity` must",
         ),
         (lambda: compression.in_loop(SMALL, POLICY), r"layers.*codes|an array whose values are rounded"),
+        (lambda: compression.pack(LM), r"must be codes with one scale an output, but is a .*Compress it first\."),
         (lambda: compression.in_loop(LM, POLICY, parts=("norms",)), "`parts` must be one of"),
         (lambda: compression.sensitivity(LM, TOKENS, bits=1), "`bits` must"),
     ],

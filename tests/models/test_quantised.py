@@ -146,6 +146,12 @@ def test_packed_weights_take_a_quarter_of_float32(checkpoint) -> None:
     assert weight.scales.dtype == jnp.float16
 
 
+def _temporary(lowered) -> int:
+    found = lowered.compile().memory_analysis()
+    assert found is not None
+    return found.temp_size_in_bytes
+
+
 def test_layers_are_unpacked_one_at_a_time() -> None:
     config = models.Config(vocab_size=64, width=128, num_layers=8, num_heads=4, mlp_width=512)
 
@@ -161,8 +167,9 @@ def test_layers_are_unpacked_one_at_a_time() -> None:
     lm.params["layers"] = {n: packed(a.shape) if a.ndim == 3 else a for n, a in lm.params["layers"].items()}
     x = jax.ShapeDtypeStruct((1, 4, 128), jnp.float32)
     lowered = jax.jit(lambda lm, x: models.forward(lm, x)[0]).lower(lm, x)
-    temporary = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 4 * config.num_params / 2  # a layer or two as floats, not all eight
+    assert _temporary(lowered) < 4 * config.num_params / 2  # a layer or two as floats, not all eight
+    slope = jax.jit(jax.grad(lambda x, lm: models.forward(lm, x)[0].sum()))
+    assert _temporary(slope.lower(x, lm)) < 4 * config.num_params / 2  # nor does the backward pass keep them
 
 
 def test_int8_codes_multiply_as_their_floats_in_every_function() -> None:

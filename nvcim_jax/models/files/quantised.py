@@ -51,8 +51,13 @@ class Packed(Weight):
 
 
 def _times(w: Packed, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    first = x.ndim - len(axes)
-    return jax.lax.dot_general(x, w.dense(x.dtype), ((tuple(range(first, x.ndim)), axes), ((), ())))
+    ends = tuple(range(x.ndim - len(axes), x.ndim))
+
+    def product(w: Packed, x: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(x, w.dense(x.dtype), ((ends, axes), ((), ())))
+
+    # The backward pass makes the floats again: kept, they would be the whole model in floats.
+    return jax.checkpoint(product)(w, x)
 
 
 def _cast(w: Packed, dtype: Any) -> Packed:
