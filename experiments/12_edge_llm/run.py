@@ -25,7 +25,7 @@ from nvcim_jax import files
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("luc",)
+PARTS = ("luc", "tuning")
 """Files beside this one, each with `measure(options, out) -> the configuration, as a dictionary`."""
 
 

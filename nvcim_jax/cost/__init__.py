@@ -9,6 +9,7 @@ from nvcim_jax.cost.lm import model, model_digital
 from nvcim_jax.cost.machines import Machine
 from nvcim_jax.cost.memory import PUBLISHED, Work, memory
 from nvcim_jax.cost.product import Periphery
+from nvcim_jax.cost.schedule import schedule
 from nvcim_jax.cost.search import digital, search, search_digital
 from nvcim_jax.cost.technologies import Technology, technology, technology_names
 from nvcim_jax.cost.uncertainty import bands, break_even, draw, headline, sensitivities
@@ -36,6 +37,7 @@ __all__ = [
     "model_digital",
     "program",
     "read_back",
+    "schedule",
     "search",
     "search_digital",
     "sensitivities",

@@ -158,7 +158,7 @@ def _weight_bytes(config: models.Config, packed: bool, size: int) -> int:
     return total
 
 
-def _kept(config: models.Config, tokens: int) -> float:
+def kept_numbers(config: models.Config, tokens: int) -> float:
     """Return the numbers that a block keeps for one row."""
     factor = KEPT[config.activation] - (0 if config.gated else 1.5)
     queries, pairs = config.num_heads * config.head_width, config.kv_heads * config.head_width
@@ -190,7 +190,7 @@ def memory(config: models.Config, work: Work, *, packed: bool = False) -> Memory
     widened = config.vocab_size * config.width * 4 if work.on_cpu and size < 4 else 0
     floats = layer * (4 + wide) if packed else layer * 4 if work.on_cpu and size < 4 else 0
     prompts = 4 * work.prompts * work.virtual * config.width * 4
-    rows, block = work.prompts * work.batch * tokens, _kept(config, tokens)
+    rows, block = work.prompts * work.batch * tokens, kept_numbers(config, tokens)
     per_row = layers * config.width + block if work.remat else layers * block
     logits = 3 * work.prompts * work.batch * work.answer * config.vocab_size * 4
     unpacked = layers * layer * wide if packed and not work.remat else 0

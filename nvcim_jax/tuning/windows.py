@@ -1,5 +1,6 @@
 """A window of blocks tuned at a time, each with an exit of its own: adaptive layer tuning of Edge-LLM."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Unpack
 
@@ -28,7 +29,7 @@ class WindowOptions:
     """Static options of `tune_windows`.
 
     Attributes:
-        num_steps: Updates, of all windows together; one for each window at least.
+        num_steps: Updates, of all windows together.
         batch: Examples drawn each step; None takes all of them, weighted.
         noise_rise: Share of a window's updates over which the noise rises to its full size, in [0, 1].
         remat: Whether the backward pass computes each block of the window again, as in `Options`.
@@ -96,9 +97,11 @@ class _Below(NamedTuple):
     lm: LM | None
 
 
-def _times(key: Key, schedule: str, num_steps: int, num_windows: int) -> list[Any]:
-    """Return the updates of each window (its updates,), int32, ascending; each window has its share."""
+def _times(key: Key, schedule: str | Sequence[int], num_steps: int, num_windows: int) -> list[Any]:
+    """Return the updates of each window (its updates,), int32, ascending; by name, each window has its share."""
     steps = np.arange(num_steps, dtype=np.int32)
+    if not isinstance(schedule, str):
+        return [steps[np.asarray(schedule) == w] for w in range(num_windows)]
     if schedule == "blocks":
         return [steps[steps * num_windows // num_steps == w] for w in range(num_windows)]
     order: Any = jax.random.permutation(key, jnp.asarray(steps)) if schedule == "random" else steps
@@ -184,13 +187,19 @@ def _tune_window(
     )
 
 
-def _check(lm: LM, window: int, schedule: str, options: WindowOptions) -> int:
+def _check(lm: LM, window: int, schedule: str | Sequence[int], options: WindowOptions) -> int:
     """Return the number of windows, the static arguments checked."""
     layers = lm.config.num_layers
     checks.integer("window", window, high=layers)
     if layers % window:
         sizes = ", ".join(str(m) for m in range(1, layers + 1) if layers % m == 0)
         checks.fail("window", f"divide the {layers} blocks of the model", f"is {window}", f"Use one of {sizes}.")
+    if not isinstance(schedule, str):
+        if len(schedule) != options.num_steps:
+            checks.fail("schedule", f"name a window for each of {options.num_steps} updates", f"names {len(schedule)}")
+        for w in schedule:
+            checks.integer("schedule", w, low=0, high=layers // window - 1)
+        return layers // window
     checks.choice("schedule", schedule, SCHEDULES)
     fix = "Give each window one update at least."
     checks.integer("options.num_steps", options.num_steps, low=layers // window, fix=fix)
@@ -206,7 +215,7 @@ def tune_windows(
     *,
     adapter: Adapter,
     window: int = 6,
-    schedule: str = "cyclic",
+    schedule: str | Sequence[int] = "cyclic",
     options: WindowOptions = WindowOptions(),  # noqa: B008  # frozen
     **parts: Unpack[Parts],
 ) -> tuple[Windows, WindowInfo]:
@@ -229,7 +238,7 @@ def tune_windows(
             text in the window alone.
         window: Blocks of a window; it divides those of the model.
         schedule: Windows one after another in `blocks` of updates, in turn (`cyclic`), or in an order drawn at `random`
-            in which each has its share.
+            in which each has its share; or the window of every update by number, where some are not tuned at all.
         options: Number of steps and the like.
         **parts: As of `tune`: `optimiser`, `gradient`, `perturb`, `penalty`, `project`.
 
@@ -271,13 +280,13 @@ def tune_windows(
         blocks = window_lm(lm, w * window, window)
         params = (cut[w], jnp.ones(lm.config.width, jnp.float32) if options.gain else None)
         below = _Below(x, None) if options.stored else _Below(None, lm)
-        how = make_how(adapter, options.of(len(times[w])), parts)
+        how = make_how(adapter, options.of(max(len(times[w]), 1)), parts)
         at = 0 if options.stored else w * window
-        tuned, seen = _tune_window(
-            (tune_key, jnp.asarray(times[w])), params, blocks, below, (batch, counts), how, start=at
-        )
-        found.append(tuned)
-        losses = losses.at[times[w]].set(seen)
+        if len(times[w]):
+            keys = tune_key, jnp.asarray(times[w])
+            params, seen = _tune_window(keys, params, blocks, below, (batch, counts), how, start=at)
+            losses = losses.at[times[w]].set(seen)
+        found.append(params)
         if x is not None and w + 1 < num_windows:
             x = _pass(blocks, x)
     return _gather(found, losses, times, lm, adapter)

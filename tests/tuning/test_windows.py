@@ -138,6 +138,17 @@ def test_each_window_has_its_share_of_the_updates(lm, batch, schedule) -> None:
     assert bool((info.losses > 0).all())
 
 
+def test_a_window_that_is_never_named_stays_as_it_was(lm, batch) -> None:
+    given = {"adapter": ADAPTERS["ia3"], "window": 2, "options": tuning.WindowOptions(num_steps=4)}
+    top, info = tuning.tune_windows(a_key(), lm, batch, schedule=[1] * 4, **given)
+    both, told = tuning.tune_windows(a_key(), lm, batch, schedule=[0, 1, 1, 0], **given)
+    parts, wanted = (ADAPTERS["ia3"].parts(w.tuned, lm)["down"] for w in (top, both))
+    np.testing.assert_array_equal(parts[:2], jnp.ones((2, 48)))
+    assert jnp.abs(parts[2:] - 1.0).max() > 1e-3
+    assert jnp.abs(wanted[:2] - 1.0).max() > 1e-3
+    assert (info.window.tolist(), told.window.tolist()) == ([1] * 4, [0, 1, 1, 0])
+
+
 def test_only_the_gains_that_are_asked_for_are_tuned(lm, batch, windows) -> None:
     assert jnp.abs(windows.gains - 1.0).max() > 1e-3
     plain, _ = tuning.tune_windows(a_key(), lm, batch, adapter=ADAPTERS["lora"], window=2, options=OPTIONS)
@@ -298,6 +309,10 @@ def test_what_cannot_be_is_refused(lm, batch, windows) -> None:
         tune(window=3)
     with pytest.raises(ValueError, match=r"`schedule` must be one of blocks, cyclic, random, but is 'cycle'"):
         tune(schedule="cycle")
+    with pytest.raises(ValueError, match=r"`schedule` must name a window for each of 8 updates, but names 2"):
+        tune(schedule=[0, 1], options=OPTIONS)
+    with pytest.raises(ValueError, match=r"`schedule` must be an integer of at least 0 and at most 1, but is 2"):
+        tune(schedule=[2] * 8, options=OPTIONS)
     with pytest.raises(ValueError, match=r"`options.num_steps` must be an integer of at least 2, but is 1"):
         tune(options=tuning.WindowOptions(num_steps=1))
     with pytest.raises(ValueError, match=r"`adapter` must hold arrays for each block, but is `prompt`. Use lora"):

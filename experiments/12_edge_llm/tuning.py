@@ -1,0 +1,396 @@
+"""Windows that are tuned apart and vote, against LoRA at full depth and one window alone. See run.py beside this file.
+
+Command:  python -m experiments.12_edge_llm.run tuning [--tiny] [--out FOLDER]
+Time:     about 40 minutes of one core (--tiny: a minute).
+
+`quality`: a user's records tune LoRA of rank 8 on all matrices of the blocks, in the same number of updates each: at
+full depth (`lora`), in the last window alone (`partial`), in five windows of six blocks in turn, whose exits vote
+(`windows`); and a prefix of 8 in the five windows (`windowed prefix`). Users are the four domains of a stream of clinc5
+(25 records; right answers among 20 labels, and the loss of the right one), an intent of snips_slots (loss of the
+written slots), and WikiText-2 (windows of 64 tokens). Rates were chosen on a domain of clinc5's intents 6 to 10
+(`rates.jsonl`), which no table reports, and are the same for all tasks.
+
+`cost`: the time of an update on this machine, every variant after every other, round after round; and the temporaries
+of its program by XLA's account.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import wikitext
+from experiments.shift.settings import SMOLLM2, TINY, Settings, changed, language_model, streams
+from nvcim_jax import checks, compression, data, files, models, pipeline, tuning
+
+__all__ = ["CONFIGS", "Config", "measure", "summarise"]
+
+Record = dict[str, Any]
+Predict = Callable[[models.LM, models.Inputs, jax.Array], jax.Array]
+
+
+@checks.frozen_config
+class Config:
+    """What is measured.
+
+    Attributes:
+        name: Name of this configuration.
+        settings: The model, and the records of clinc5.
+        window: Blocks of a window.
+        rank: Rank of LoRA.
+        steps: Updates.
+        batch: Texts of an update.
+        rates: Learning rates that are chosen among.
+        tasks: Which tasks.
+        users: How many domains of each task are measured.
+        tested: Test texts of a user of the written tasks.
+        tokens: Tokens of a window of WikiText-2.
+        rounds: Times that the time of an update is taken.
+        text: Tokens of the texts whose updates are timed.
+    """
+
+    name: str = "full"
+    settings: Settings = changed(SMOLLM2, num_test=20)
+    window: int = 6
+    rank: int = 8
+    steps: int = 60
+    batch: int = 5
+    rates: tuple[float, ...] = (1e-3, 3e-3)
+    tasks: tuple[str, ...] = ("clinc5", "snips_slots", "wikitext2")
+    users: tuple[int, ...] = (4, 1, 1)
+    tested: int = 20
+    tokens: int = 64
+    rounds: int = 5
+    text: int = 48
+
+
+CONFIGS = {
+    "full": Config(),
+    "tiny": Config(
+        name="tiny",
+        settings=changed(TINY, language_model="bundled"),
+        window=2,
+        rank=2,
+        steps=4,
+        batch=2,
+        rates=(1e-3, 3e-3),
+        tasks=("clinc5",),
+        users=(1,),
+        rounds=1,
+        text=8,
+    ),
+}
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+METHODS = ("lora", "partial", "windows", "windowed prefix")
+
+
+class User(NamedTuple):
+    """Hold one user's records: what tunes, what tests, and labels to choose among."""
+
+    name: str
+    train: tuning.Examples
+    test: tuning.Examples
+    queries: Any
+    truth: np.ndarray | None
+
+
+def _clinc5(config: Config, lm: models.LM, text: models.Text, first: int) -> list[User]:
+    (stream,) = streams(changed(config.settings, first_intent=first), [0])
+    labels, found = list(stream.labels), []
+    for block in stream.blocks:
+        rows = stream.test[block.domain]
+        make = partial(pipeline.make_buffer, lm=lm, text=text)
+        queries = pipeline.make_queries([r.input for r in rows], lm, text, labels=labels)
+        truth = np.array([labels.index(r.output) for r in rows])
+        found.append(User(block.domain, make(block.records).examples, make(rows).examples, queries, truth))
+    return found
+
+
+def _folder(name: str) -> Path:
+    folder = data.data_folder(name)
+    if folder is None:
+        checks.fail("NVCIM_DATA", f"name a folder that holds {name}", "none is there", "Or run the tiny variant.")
+    return folder
+
+
+def _snips(config: Config, lm: models.LM, text: models.Text) -> list[User]:
+    rows = list(data.read_jsonl(_folder("snips_slots") / "snips_slots.jsonl.gz"))
+    text = text.replace(template=dataclasses.replace(text.template, suffix="\nSlots:"))
+    found = []
+    for name in sorted({row.user_or_domain for row in rows})[:1]:
+        own = {s: [r for r in rows if (r.user_or_domain, r.split) == (name, s)] for s in ("train", "test")}
+        train, test = (
+            pipeline.make_buffer(own[s][:n], lm, text).examples for s, n in (("train", 25), ("test", config.tested))
+        )
+        found.append(User(name, train, test, None, None))
+    return found
+
+
+def _wikitext(config: Config, text: models.Text) -> list[User]:
+    def taken(split: str, num: int) -> tuning.Examples:
+        every = wikitext.windows(text, split, tokens=config.tokens)
+        ids = every[(np.arange(num) * len(every)) // num]
+        return tuning.examples([row[:1].tolist() for row in ids], [row[1:].tolist() for row in ids])
+
+    return [User("valid", taken("valid", 25), taken("test", config.tested), None, None)]
+
+
+def _users(config: Config, task: str, lm: models.LM, text: models.Text, first: int = 0) -> list[User]:
+    if task == "clinc5":
+        return _clinc5(config, lm, text, first)
+    return _snips(config, lm, text) if task == "snips_slots" else _wikitext(config, text)
+
+
+def _adapter(method: str, config: Config) -> tuning.Adapter:
+    if method.endswith("prefix"):
+        return tuning.prefix(8)
+    return tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS)
+
+
+def _exits(lm: models.LM, config: Config) -> int:
+    return lm.config.num_layers // config.window
+
+
+def _tuned(method: str, config: Config, lm: models.LM, user: User, rate: float) -> Any:
+    """Return what one method has learned: a state at full depth, or windows."""
+    adapter, key = _adapter(method, config), jax.random.key(config.settings.seed)
+    schedule = tuning.Schedule(kind="constant", warmup=0.0)  # as Edge-LLM trains
+    given = {"adapter": adapter, "optimiser": tuning.adam(rate, schedule=schedule)}
+    if method == "lora":
+        init_key, tune_key = jax.random.split(key)
+        start = adapter.init(init_key, lm, user.train, None)
+        options = tuning.Options(num_steps=config.steps, batch=config.batch)
+        return tuning.tune(tune_key, start, lm, user.train, options=options, **given)[0]
+    order = [_exits(lm, config) - 1] * config.steps if method == "partial" else "cyclic"
+    options = tuning.WindowOptions(num_steps=config.steps, batch=config.batch)
+    return tuning.tune_windows(key, lm, user.train, window=config.window, schedule=order, options=options, **given)[0]
+
+
+def _whole(adapter: tuning.Adapter, state: Any, lm: models.LM, inputs: models.Inputs, at: jax.Array) -> jax.Array:
+    adapted, given = adapter.apply(state, lm, inputs)
+    return models.head(adapted, models.hidden(adapted, given, at=at)[0])
+
+
+def _predictors(method: str, config: Config, lm: models.LM) -> dict[str, Callable[..., jax.Array]]:
+    """Return ways to read what a method has learned: name -> predict(tuned, lm, inputs, at)."""
+    if method == "lora":
+        return {"": partial(_whole, _adapter(method, config))}
+
+    def voted(tuned: Any, lm: models.LM, x: Any, at: jax.Array, **how: Any) -> jax.Array:
+        return tuning.vote(tuned, lm, x, at=at, **how)[0]
+
+    last = _exits(lm, config) - 1
+    if method == "partial":
+        return {"": partial(voted, exits=(last,))}
+    if method == "windowed prefix":
+        return {"max": voted}
+    alone = {f"exit {e}": partial(voted, exits=(e,)) for e in range(last + 1)}
+    return {"max": partial(voted, how="max"), "mean": partial(voted, how="mean"), **alone}
+
+
+@partial(jax.jit, static_argnames="predict")
+def _ranked(predict: Any, tuned: Any, lm: models.LM, ids: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
+    inputs = models.Inputs(models.embed(lm, ids), mask)
+    return models.rank(lm, inputs, answers, predict=partial(predict, tuned))
+
+
+@partial(jax.jit, static_argnames="predict")
+def _losses(predict: Any, tuned: Any, lm: models.LM, test: tuning.Examples) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of each test text's answer, summed, and how many of its tokens are the likeliest."""
+    logits = predict(tuned, lm, models.Inputs(models.embed(lm, test.ids)), test.where)
+    right = (logits.argmax(axis=-1) == test.targets) & (test.targets >= 0)
+    return models.token_losses(logits, test.targets).sum(axis=1), right.sum(axis=1)
+
+
+def _parts(tree: Any, size: int = 5) -> list[Any]:
+    num = len(jax.tree.leaves(tree)[0])
+    return [jax.tree.map(lambda a, i=i: a[i : i + size], tree) for i in range(0, num, size)]
+
+
+def _read(predict: Any, tuned: Any, lm: models.LM, user: User) -> Record:
+    """Return one record's numbers: loss a token, right tokens, and right answers where there are labels."""
+    test = user.test._replace(words=None)
+    each = [_losses(predict, tuned, lm, part) for part in _parts(test)]
+    losses, right = (np.concatenate(a) for a in zip(*each, strict=True))
+    count = np.asarray(test.targets >= 0).sum(axis=1)
+    record: Record = {"loss": float(losses.sum() / count.sum()), "right_tokens": float(right.sum() / count.sum())}
+    record["losses"] = [float(f"{v:.5g}") for v in losses / count]
+    if user.truth is not None:
+        asked = [(user.queries.ids, user.queries.mask)]
+        found = [_ranked(predict, tuned, lm, *q, user.queries.answers) for part in asked for q in _parts(part)]
+        hits = np.concatenate(found).argmax(axis=1) == user.truth
+        record |= {"accuracy": float(hits.mean()), "hits": hits.astype(int).tolist()}
+    return record
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _add(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as sink:
+        sink.write(json.dumps(record) + "\n")
+    shown = {name: value for name, value in record.items() if not isinstance(value, list)}
+    print(path.stem, shown, flush=True)
+
+
+def _done(path: Path, *names: str) -> set[tuple[Any, ...]]:
+    return {tuple(record.get(name) for name in names) for record in read(path)}
+
+
+def _choose(config: Config, lm: models.LM, text: models.Text, out: Path) -> dict[str, float]:
+    """Return the rate of each method with the lowest loss on other intents than those that are reported."""
+    path = out / "rates.jsonl"
+    done = _done(path, "method", "rate")
+    (user, *_) = _users(config, "clinc5", lm, text, first=5)
+    for method in METHODS:
+        (name, predict), *_ = _predictors(method, config, lm).items()
+        for rate in config.rates if not method.endswith("prefix") else [10 * r for r in config.rates]:
+            if (method, rate) in done:
+                continue
+            tuned = _tuned(method, config, lm, user, rate)
+            found = _read(predict, tuned, lm, user._replace(truth=None))
+            _add(path, {"method": method, "rate": rate, "read": name, "loss": found["loss"]})
+    records = read(path)
+    return {m: min((r for r in records if r["method"] == m), key=lambda r: r["loss"])["rate"] for m in METHODS}
+
+
+def _quality(config: Config, lm: models.LM, text: models.Text, rates: dict[str, float], out: Path) -> None:
+    path = out / "quality.jsonl"
+    done = _done(path, "task", "user", "method")
+    for task in config.tasks:
+        num = config.users[config.tasks.index(task)]
+        for user in _users(config, task, lm, text)[:num]:
+            if (task, user.name, "none") not in done:
+                found = _read(partial(_whole, tuning.frozen()), (), lm, user)
+                _add(path, {"task": task, "user": user.name, "method": "none", "read": ""} | found)
+            for method in METHODS:
+                if (task, user.name, method) in done:
+                    continue
+                started = time.perf_counter()
+                tuned = jax.block_until_ready(_tuned(method, config, lm, user, rates[method]))
+                seconds = round(time.perf_counter() - started, 1)
+                for name, predict in _predictors(method, config, lm).items():
+                    about = {"task": task, "user": user.name, "method": method, "read": name, "seconds": seconds}
+                    _add(path, about | _read(predict, tuned, lm, user))
+
+
+def _compressed(lm: models.LM) -> models.LM:
+    """Return the model in codes of 4 bits, half of the weights gone: what a step costs does not depend on which."""
+    policy = compression.uniform(lm.config.num_layers, bits=4, sparsity=0.5)
+    return compression.apply(lm, policy, method="magnitude")
+
+
+def _programs(config: Config, lm: models.LM) -> dict[str, tuple[Callable[..., Any], models.LM]]:
+    """Return what is timed: name -> (function of key, model, examples, of one update of each window; model)."""
+    num = _exits(lm, config)
+    lora = _adapter("lora", config)
+    small = _compressed(lm)
+
+    def whole(key: Any, lm: models.LM, batch: tuning.Examples, remat: bool) -> Any:
+        start = lora.init(key, lm, batch, None)
+        options = tuning.Options(num_steps=num, remat=remat)
+        return tuning.tune(jax.random.fold_in(key, 1), start, lm, batch, adapter=lora, options=options)[0]
+
+    def windows(key: Any, lm: models.LM, batch: tuning.Examples, stored: bool, remat: bool, top: bool = False) -> Any:
+        options = tuning.WindowOptions(num_steps=num, stored=stored, remat=remat)
+        order = [num - 1] * num if top else "cyclic"
+        return tuning.tune_windows(key, lm, batch, adapter=lora, window=config.window, options=options, schedule=order)[
+            0
+        ].tuned
+
+    return {
+        "lora": (partial(whole, remat=False), lm),
+        "lora, remat": (partial(whole, remat=True), lm),
+        "partial": (partial(windows, stored=False, remat=False, top=True), lm),
+        "windows": (partial(windows, stored=False, remat=False), lm),
+        "windows, remat": (partial(windows, stored=False, remat=True), lm),
+        "windows, stored": (partial(windows, stored=True, remat=False), lm),
+        "windows, 4 bits": (partial(windows, stored=False, remat=False), small),
+        "windows, 4 bits, stored, remat": (partial(windows, stored=True, remat=True), small),
+    }
+
+
+def _cost(config: Config, lm: models.LM, out: Path) -> None:
+    """Time an update of each variant, in rounds over all of them, and ask XLA for their temporaries."""
+    path = out / "cost.json"
+    if path.is_file():
+        return
+    rows = np.random.default_rng(0).integers(3, 1000, (config.batch, config.text))
+    batch = tuning.examples([row[:-4].tolist() for row in rows], [row[-4:].tolist() for row in rows])
+    ready, found = {}, {}
+    for name, (fn, own) in _programs(config, lm).items():
+        compiled = jax.jit(fn).lower(jax.random.key(0), own, batch).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        weights = sum(a.nbytes for a in jax.tree.leaves(own.params))
+        found[name] = {"temporaries_mb": memory.temp_size_in_bytes / 1e6, "weights_mb": weights / 1e6, "seconds": []}
+        ready[name] = (compiled, own)
+        jax.block_until_ready(compiled(jax.random.key(0), own, batch))
+        print("compiled", name, round(found[name]["temporaries_mb"]), "MB", flush=True)
+    for _ in range(config.rounds):
+        for name, (compiled, own) in ready.items():
+            started = time.perf_counter()
+            jax.block_until_ready(compiled(jax.random.key(0), own, batch))
+            taken = (time.perf_counter() - started) / _exits(lm, config)
+            found[name]["seconds"].append(round(taken, 4))
+    base = found["lora"]
+    for record in found.values():
+        ratios = np.array(base["seconds"]) / np.array(record["seconds"])
+        record |= {
+            "seconds_of_an_update": float(np.median(record["seconds"])),
+            "faster_than_lora": [float(np.median(ratios)), float(ratios.min()), float(ratios.max())],
+            "temporaries_of_lora_over_it": base["temporaries_mb"] / record["temporaries_mb"],
+            "memory_of_lora_over_it": (base["temporaries_mb"] + base["weights_mb"])
+            / (record["temporaries_mb"] + record["weights_mb"]),
+        }
+    files.write_json(path, {"tokens": config.text, "texts": config.batch, "variants": found})
+
+
+def _interval(values: Sequence[float], num: int = 10_000) -> list[float]:
+    """Return the mean of paired differences and its 95 % interval over texts drawn again."""
+    rng, own = np.random.default_rng(0), np.asarray(values, float)
+    drawn = own[rng.integers(0, len(own), (num, len(own)))].mean(axis=1)
+    return [round(float(v), 4) for v in (own.mean(), *np.quantile(drawn, [0.025, 0.975]))]
+
+
+def summarise(records: Sequence[Record]) -> list[Record]:
+    """Return one row for each task, method and way of reading: means over users, and differences to LoRA over texts."""
+    rows = []
+    for task in dict.fromkeys(r["task"] for r in records):
+        own = [r for r in records if r["task"] == task]
+        base = {r["user"]: r for r in own if r["method"] == "lora"}
+        for method, name in dict.fromkeys((r["method"], r["read"]) for r in own):
+            found = [r for r in own if (r["method"], r["read"]) == (method, name)]
+            row: Record = {"task": task, "method": method, "read": name, "users": len(found)}
+            for number in ("accuracy", "loss", "right_tokens"):
+                if number in found[0]:
+                    row[number] = round(float(np.mean([r[number] for r in found])), 4)
+            pairs = [(r, base[r["user"]]) for r in found if r["user"] in base]
+            if pairs:
+                for each, shown in (("hits", "accuracy_over_lora"), ("losses", "loss_over_lora")):
+                    if each in found[0]:
+                        row[shown] = _interval([a - b for r, s in pairs for a, b in zip(r[each], s[each], strict=True)])
+            rows.append(row)
+    return rows
+
+
+def measure(options: argparse.Namespace, out: Path) -> Record:
+    """Measure what is not there yet."""
+    config = CONFIGS["tiny" if options.tiny else "full"]
+    lm, text = language_model(config.settings)
+    rates = _choose(config, lm, text, out)
+    _cost(config, lm, out)
+    _quality(config, lm, text, rates, out)
+    files.write_json(out / "summary.json", {"rates": rates, "rows": summarise(read(out / "quality.jsonl"))})
+    return dataclasses.asdict(config)  # type: ignore[call-overload]
