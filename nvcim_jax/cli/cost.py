@@ -182,7 +182,7 @@ def _print_ratios(options: Options, chip: cost.Technology, machines: Sequence[co
 
 def _span(options: Options, chip: cost.Technology, machine: cost.Machine, quantity: str, ratio: float) -> str:
     level = options.level if options.level in machine.levels else None
-    span = cost.break_even(
+    spans = cost.break_even(
         options.arrays,
         on=chip,
         machine=machine,
@@ -192,9 +192,8 @@ def _span(options: Options, chip: cost.Technology, machine: cost.Machine, quanti
         level=level,
         periphery=options.periphery,
     )
-    if span is None:
-        return "never"
-    return f"from {span.first:,}" + ("" if span.last is None else f" to {span.last:,}")
+    ends = [f"from {s.first:,}" + ("" if s.last is None else f" to {s.last:,}") for s in spans]
+    return " and ".join(ends) or "never"
 
 
 def _curves(options: Options, chip: cost.Technology, machines: Sequence[cost.Machine]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ leaves with a record each (`nvcim_jax.cost.Constant`); names of the memories, na
 make use of are static. `get("this-host")` measures the machine that runs it.
 """
 
+import dataclasses
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -75,6 +76,10 @@ class Machine:
     widths: tuple[int, ...] = struct.field(pytree_node=False)
     scales_with_bits: bool = struct.field(pytree_node=False, default=False)
     exploits_sparsity: bool = struct.field(pytree_node=False, default=False)
+
+    def replace(self, **changes: Any) -> "Machine":
+        """Return a copy with other values."""
+        return dataclasses.replace(self, **changes)
 
 
 def names() -> tuple[str, ...]:

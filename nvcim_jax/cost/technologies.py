@@ -6,6 +6,7 @@ ISAAC (ISCA 2016), TIMELY and Aladdin (ISCA 2014); DNN+NeuroSim V1.4 `Param`; NV
 for scaling.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,10 @@ class Technology:
     records: tuple[tuple[str, Constant], ...] = struct.field(pytree_node=False)
     name: str = struct.field(pytree_node=False)
     node_nm: float = struct.field(pytree_node=False)
+
+    def replace(self, **changes: Any) -> "Technology":
+        """Return a copy with other values."""
+        return dataclasses.replace(self, **changes)
 
 
 @checked

@@ -206,11 +206,12 @@ def break_even(
     values: int = 48,
     level: str | None = None,
     periphery: Periphery = PERIPHERY,
-) -> Span | None:
+) -> tuple[Span, ...]:
     """Return for how many stored prompts the machine takes at least `ratio` times what the chip takes.
 
-    The ratio of latencies grows with the store, that of energies may fall: what a call costs is shared by more of them.
-    It is looked at where the store doubles, and its ends to a thousandth between.
+    The ratio of latencies grows with the store, that of energies may fall, as what a call costs is shared by more of
+    them, and rise again where the store leaves a cache. It is looked at where the store doubles, and the ends of each
+    span are found to a thousandth between.
 
     Args:
         config: Options of the crossbar.
@@ -223,7 +224,7 @@ def break_even(
         periphery: What stands around the arrays.
 
     Returns:
-        The span; None where no store that the machine's memories hold reaches it.
+        The spans, as far as the machine's memories reach; empty where nothing reaches the ratio.
 
     Example:
         >>> from nvcim_jax import cost
@@ -231,7 +232,7 @@ def break_even(
         ...     slices="rows", dac_bits=17, dac_bits_per_cycle=1, adc_bits=8)
         >>> chip, cpu = cost.technology("RRAM-22nm"), cost.machines.get("orin-agx-30W")
         >>> found = cost.break_even(config, on=chip, machine=cpu, level="dram")
-        >>> print(f"{found.first / 1e3:.1f} thousand")  # t BW / (2 V) = 6.9 thousand, less the microsecond of a call
+        >>> print(f"{found[0].first / 1e3:.1f} thousand")  # t BW / (2 V) = 6.9 thousand, less the microsecond of a call
         6.3 thousand
     """
     checks.choice("quantity", quantity, ("energy", "latency"))
@@ -248,12 +249,14 @@ def break_even(
     last = level or machine.levels[-1]
     octaves = int(sizes[f"{last}_size"] * 8 / (16 * values)).bit_length()
     tried = {2**i: reached(2**i) for i in range(min(octaves, MOST_OCTAVES))}
-    inside = [num for num, found in tried.items() if found]
-    if not inside:
-        return None
-    first = inside[0] if inside[0] == 1 else _end(reached, inside[0] // 2, inside[0])
-    end = None if 2 * inside[-1] not in tried else _end(reached, 2 * inside[-1], inside[-1])
-    return Span(first, end)
+    spans, start = [], None
+    for num, found in tried.items():
+        if found and start is None:
+            start = 1 if num == 1 else _end(reached, num // 2, num)
+        elif not found and start is not None:
+            spans.append(Span(start, _end(reached, num, num // 2)))
+            start = None
+    return (*spans, Span(start, None)) if start is not None else tuple(spans)
 
 
 def _plain(specification: Any) -> Any:

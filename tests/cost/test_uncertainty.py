@@ -106,28 +106,35 @@ def ratio_at(num: int, quantity: str) -> float:
 
 
 def test_from_where_a_machine_takes_longer_than_a_chip() -> None:
-    even = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram")
-    assert even is not None
+    (even,) = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram")
     assert even.last is None  # as far as its memory reaches
     assert ratio_at(even.first, "latency_s") >= 1.0
     assert ratio_at(int(even.first * 0.998), "latency_s") < 1.0
-    far = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram", ratio=120.0)
-    assert far is not None
+    (far,) = cost.break_even(CONFIG, on=CHIP, machine=CPU, level="dram", ratio=120.0)
     assert far.first > 100 * even.first  # a call of a microsecond is on both sides
 
 
 def test_a_ratio_of_energies_may_fall_with_the_store() -> None:
     """What a call costs is shared by more prompts: sixty times hold for few of them."""
-    found = cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="energy", ratio=60.0, level="dram")
-    assert found is not None
+    (found,) = cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="energy", ratio=60.0, level="dram")
     assert found.first == 1
     assert found.last is not None
     assert ratio_at(found.last, "energy_j") >= 60.0
     assert ratio_at(int(found.last * 1.01), "energy_j") < 60.0
 
 
+def test_a_ratio_may_be_reached_twice() -> None:
+    """From the nearest memory: for few prompts, not for more, and again where the store leaves the caches."""
+    first, *rest = cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="energy", ratio=40.0)
+    assert first.last is not None
+    assert rest[0].first > first.last
+    for num, wanted in ((first.last, True), (2 * first.last, False), (rest[0].first, True)):
+        digital, chip = cost.search_digital(num, on=CPU), cost.search(CONFIG, num, on=CHIP)
+        assert (float(digital.energy_j) >= 40.0 * float(chip.energy_j)) == wanted
+
+
 def test_where_nothing_reaches_a_ratio() -> None:
     slow = machines.get("stm32h743")
-    assert cost.break_even(CONFIG, on=CHIP, machine=slow, ratio=1e6, level="flash") is None
+    assert cost.break_even(CONFIG, on=CHIP, machine=slow, ratio=1e6, level="flash") == ()
     with pytest.raises(ValueError, match="`quantity` must be one of energy, latency"):
         cost.break_even(CONFIG, on=CHIP, machine=CPU, quantity="area")

@@ -1,0 +1,145 @@
+"""Draw the figures of saved records: costs against the store, items, what is worth its cost, and SmolLM2 on chips.
+
+Command:  python -m experiments.13_cost.plot FOLDER   (in the root of the repository)
+Time:     4 s.
+Expect:   latency.png, energy.png, sensitivities.png, items.png, adapters.png, space_energy.png, space_latency.png and
+          model.png beside the records that `run.py` has written.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvcim_jax import checks, files, plots
+
+__all__ = ["main"]
+
+Records = list[dict[str, Any]]
+
+
+def read(folder: Path, name: str) -> Records:
+    """Return the records of one part.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        checks.fail("folder", f"hold {path.name}", f"{folder} does not", "Run run.py first.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def against_the_store(records: Records, quantity: str, names: tuple[str, ...], times: float) -> Any:
+    """Draw latency or energy against the number of stored prompts, and the reported multiple of the first chip."""
+    factor, unit = {"latency": (1e6, "µs"), "energy": (1e9, "nJ")}[quantity]
+    rows = [r for r in records if r["kind"] == "curve" and r["quantity"] == quantity]
+    curves = []
+    for i, name in enumerate(name for name in names if any(r["of"] == name for r in rows)):
+        own = [r for r in rows if r["of"] == name]
+        x = np.array([r["stored"] for r in own], float)
+        value, low, high = (factor * np.array([r[part] for r in own]) for part in ("value", "low", "high"))
+        curves.append(plots.CostCurve(name, x, value, low, high))
+        if i == 0:
+            curves.append(plots.CostCurve(f"{times:g} x {name}", x, times * value, low, high, dashed=True))
+    return plots.cost_curves(curves, xlabel="stored prompts", ylabel=f"{quantity} of one search ({unit})")
+
+
+def sensitivities(records: Records) -> Any:
+    """Draw what the ratio of latencies rests on, for the first layout, at the middle number of prompts."""
+    rows = [r for r in records if r["kind"] == "ratio" and r["quantity"] == "latency"]
+    chosen = rows[len({r["stored"] for r in rows}) // 2]
+    label = f"d log ratio / d log constant, {chosen['stored']:,} prompts"
+    return plots.cost_sensitivities(chosen["sensitivities"], xlabel=label)
+
+
+def items(records: Records) -> Any:
+    """Draw the energy of one search among 1,000 prompts by item."""
+    rows = [r for r in records if r["kind"] == "search"]
+    bills = {f"{r['of']}\n{r['layout']}": {k: 1e9 * v for k, v in r["energy"].items()} for r in rows}
+    return plots.cost_bars(bills, xlabel="energy of one search among 1,000 prompts (nJ)")
+
+
+def adapters(records: Records) -> Any:
+    """Draw the energy of writing one adapter and of reading it back."""
+    rows = [r for r in records if r["kind"] == "adapter"]
+    bills = {
+        f"{r['of']}, {r['codec']}": {"write": 1e6 * r["write_j"], "read back 1,000 times": 1e9 * r["read_j"]}
+        for r in rows
+    }
+    return plots.cost_bars(bills, xlabel="energy of one adapter (µJ)")
+
+
+def space(records: Records, cost_name: str, xlabel: str, factor: float, group: str) -> Any:
+    """Draw accuracy against a cost, and what nothing else beats."""
+    exact = next(r for r in records if r["kind"] == "exact")
+    points = [r for r in records if r["kind"] == "point"]
+    if cost_name == "energy_j":  # which sharing of converters does not change
+        points = [r for r in points if r["columns_per_adc"] == 8]
+    groups = []
+    for value in sorted({r[group] for r in points}):
+        own = [r for r in points if r[group] == value]
+        numbers = (np.array([r[part] for r in own], float) for part in (cost_name, "accuracy", "error"))
+        cost, accuracy, error = numbers
+        groups.append(plots.Frontier(f"{value} {group.replace('_', ' ')}", factor * cost, 100 * accuracy, 100 * error))
+    floor = (100 * exact["accuracy"], "exact memory")
+    return plots.cost_frontier(groups, xlabel=xlabel, ylabel="right searches (%)", floor=floor)
+
+
+def model(records: Records) -> Any:
+    """Draw perplexity against the energy and the area of SmolLM2's blocks, policy by policy."""
+    from matplotlib.figure import Figure
+
+    exact = math.exp(next(r for r in records if r["kind"] == "exact")["nats"])
+    rows = [r for r in records if r["kind"] == "policy"]
+    with plots.style():
+        figure = Figure(figsize=(6.7, 2.8), dpi=300, layout="constrained")
+        panels = (("block_energy_j", 1e6, "energy of a token in the blocks (µJ)"), ("area_m2", 1e6, "area (mm²)"))
+        for column, (part, factor, label) in enumerate(panels):
+            axes = figure.add_subplot(1, 2, column + 1)
+            for i, kind in enumerate(("uniform", "LUC")):
+                own = sorted([r for r in rows if r["policy"].startswith(kind)], key=lambda r: r[part])
+                x = [factor * r[part] for r in own]
+                chips = [math.exp(float(np.mean(r["chip_nats"]))) for r in own]
+                look: Any = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
+                first = column == 0
+                axes.plot(x, chips, "-", label=f"{kind}, on chips" if first else None, **look)
+                rounded = [math.exp(r["rounded_nats"]) for r in own]
+                name = f"{kind}, without noise" if first else None
+                axes.plot(x, rounded, "--", markerfacecolor="none", label=name, **look)
+                for r, a, b in zip(own, x, chips, strict=True):
+                    above = (0, 4) if i == 0 else (0, -9)
+                    axes.annotate(r["policy"].split()[1], (a, b), above, textcoords="offset points", fontsize=6)
+            axes.axhline(exact, color="0.5", linestyle=":", linewidth=0.8, label="as it is" if column == 0 else None)
+            axes.set(xlabel=label, ylabel="perplexity", yscale="log")
+        figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Draw saved records.")
+    parser.add_argument("folder", type=Path, help="the folder that run.py has written")
+    folder = parser.parse_args(arguments).folder
+    found, priced, points, policies = (read(folder, name) for name in ("search", "items", "space", "model"))
+    chips = ("stacked, bit by bit", "sliced, bit by bit", "stacked, 8 bits at once")
+    machines = tuple(dict.fromkeys(r["of"] for r in found if r["kind"] == "curve" and r["of"] not in chips))
+    figures = {
+        "latency": against_the_store(found, "latency", (*chips[:2], *machines[:5]), 120.0),
+        "energy": against_the_store(found, "energy", (*chips[:1], chips[2], *machines[:5]), 60.0),
+        "sensitivities": sensitivities(found),
+        "items": items(priced),
+        "adapters": adapters(priced),
+        "space_energy": space(points, "energy_j", "energy of one search (nJ)", 1e9, "weight_bits"),
+        "space_latency": space(points, "latency_s", "latency of one search (µs)", 1e6, "adc_bits"),
+        "model": model(policies),
+    }
+    for name, figure in figures.items():
+        print(f"written to {files.write(folder / f'{name}.png', plots.png(figure))}")
+
+
+if __name__ == "__main__":
+    main()
