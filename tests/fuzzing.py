@@ -145,6 +145,7 @@ def run_calls(made: Iterable[tuple[str, str, dict[str, str]]], folder: Path) -> 
 
 
 COMMANDS = {
+    "cost": "--draws 20 --out OUT",
     "run": "--out OUT",
     "report": "FILE",
     "device": "FILE --g-max-us 40 --out OUT",
@@ -182,6 +183,7 @@ def nothing_computed() -> Iterator[None]:
     import nvcim_jax as nv
 
     where: list[tuple[Any, str]] = [(nv.models, "load"), (nv.study, "run"), (jax.stages.Lowered, "compile")]
+    where += [(nv.cost, "headline")]
     where += [(nv.montecarlo, name) for name in ("run", "sweep", "tolerance", "sensitivity")]
     with contextlib.ExitStack() as stack:
         for owner, name in where:

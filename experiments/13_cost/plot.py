@@ -19,6 +19,11 @@ from nvcim_jax import checks, files, plots
 __all__ = ["main"]
 
 Records = list[dict[str, Any]]
+NAMES = {
+    "weight_bits": "{}-bit weights",
+    "cell_bits": "{}-bit cells",
+    "columns_per_adc": "{} to a converter",
+}
 
 
 def read(folder: Path, name: str) -> Records:
@@ -59,32 +64,37 @@ def sensitivities(records: Records) -> Any:
 def items(records: Records) -> Any:
     """Draw the energy of one search among 1,000 prompts by item."""
     rows = [r for r in records if r["kind"] == "search"]
-    bills = {f"{r['of']}\n{r['layout']}": {k: 1e9 * v for k, v in r["energy"].items()} for r in rows}
-    return plots.cost_bars(bills, xlabel="energy of one search among 1,000 prompts (nJ)")
+    bills = {}
+    for r in rows:
+        whole = sum(r["energy"].values())
+        name = f"{r['of']}\n{r['layout']}: {1e9 * whole:,.0f} nJ"
+        bills[name] = {k: 100 * v / whole for k, v in r["energy"].items()}
+    return plots.cost_bars(bills, xlabel="share of the energy, 1,000 prompts (%)", totals=False)
 
 
 def adapters(records: Records) -> Any:
     """Draw the energy of writing one adapter and of reading it back."""
     rows = [r for r in records if r["kind"] == "adapter"]
     bills = {
-        f"{r['of']}, {r['codec']}": {"write": 1e6 * r["write_j"], "read back 1,000 times": 1e9 * r["read_j"]}
+        f"{r['of']}, {r['codec']}": {"write once": 1e6 * r["write_j"], "read back 100 times": 1e8 * r["read_j"]}
         for r in rows
     }
-    return plots.cost_bars(bills, xlabel="energy of one adapter (µJ)")
+    return plots.cost_bars(bills, xlabel="energy of one adapter of SmolLM2-135M (µJ)")
 
 
-def space(records: Records, cost_name: str, xlabel: str, factor: float, group: str) -> Any:
+def space(records: Records, cost_name: str, xlabel: str, factor: float, group: tuple[str, ...]) -> Any:
     """Draw accuracy against a cost, and what nothing else beats."""
     exact = next(r for r in records if r["kind"] == "exact")
     points = [r for r in records if r["kind"] == "point"]
     if cost_name == "energy_j":  # which sharing of converters does not change
         points = [r for r in points if r["columns_per_adc"] == 8]
     groups = []
-    for value in sorted({r[group] for r in points}):
-        own = [r for r in points if r[group] == value]
+    for value in sorted({tuple(r[part] for part in group) for r in points}):
+        own = [r for r in points if tuple(r[part] for part in group) == value]
         numbers = (np.array([r[part] for r in own], float) for part in (cost_name, "accuracy", "error"))
         cost, accuracy, error = numbers
-        groups.append(plots.Frontier(f"{value} {group.replace('_', ' ')}", factor * cost, 100 * accuracy, 100 * error))
+        label = ", ".join(NAMES[part].format(n) for part, n in zip(group, value, strict=True))
+        groups.append(plots.Frontier(label, factor * cost, 100 * accuracy, 100 * error))
     floor = (100 * exact["accuracy"], "exact memory")
     return plots.cost_frontier(groups, xlabel=xlabel, ylabel="right searches (%)", floor=floor)
 
@@ -133,8 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
         "sensitivities": sensitivities(found),
         "items": items(priced),
         "adapters": adapters(priced),
-        "space_energy": space(points, "energy_j", "energy of one search (nJ)", 1e9, "weight_bits"),
-        "space_latency": space(points, "latency_s", "latency of one search (µs)", 1e6, "adc_bits"),
+        "space_energy": space(points, "energy_j", "energy of one search (nJ)", 1e9, ("weight_bits", "cell_bits")),
+        "space_latency": space(points, "latency_s", "latency of one search (µs)", 1e6, ("columns_per_adc",)),
         "model": model(policies),
     }
     for name, figure in figures.items():

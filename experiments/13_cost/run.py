@@ -114,7 +114,7 @@ class Config:
         ("dac_bits_per_cycle", (1, None)),
         ("adc_bits", (4, 6, 8)),
     )
-    policies: tuple[Any, ...] = (3, 4, 5, 6, 8, ("LUC", 3), ("LUC", 4), ("LUC", 5))
+    policies: tuple[Any, ...] = (("LUC", 5), 5, 6, 4, ("LUC", 4), 8)
     num_model_chips: int = 2
     sigma: float = 0.01
     num_tokens: int = 1024
@@ -134,7 +134,7 @@ CONFIGS = {
         num_queries=20,
         num_chips=2,
         grid=(("weight_bits", (4, 8)), ("cell_bits", (2,)), ("adc_bits", (6,))),
-        policies=(3, ("LUC", 3)),
+        policies=(3, ("LUC", 4)),
         num_model_chips=1,
         num_tokens=128,
     ),

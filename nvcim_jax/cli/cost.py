@@ -47,8 +47,8 @@ class Options:
     """Digital machine to compare with; may be repeated, the first is that of the ratios. None: orin-agx-30W,
     snapdragon-8-gen3 and stm32h743; this-host is measured."""
     level: str | None = None
-    """Memory of the machines that holds the store. None: the nearest that has room; with a language model between two
-    searches, which fills all caches, rather dram."""
+    """Memory that holds the store, of those machines that have one of that name. None: the nearest that has room; with
+    a language model between two searches, which fills all caches, rather dram."""
     stored: int = 1000
     """Stored prompts."""
     values: int = 48
@@ -83,8 +83,10 @@ def main(options: Options) -> int:
     if options.constants:
         print_table([_shown(row) for row in cost.constant_table(chip, *machines)])
         return 0
+    bill = _on_chip(options, options.stored, chip)
+    for machine in machines:  # a store that it cannot hold is told before anything is printed
+        _digital(options, options.stored, machine)
     files.folder("--out", options.out)
-    bill = cost.search(options.arrays, options.stored, on=chip, values=options.values, periphery=options.periphery)
     _print_bill(options, bill, chip)
     headlines = _print_ratios(options, chip, machines)
     curves = _curves(options, chip, machines)
@@ -105,7 +107,10 @@ def _specifications(options: Options) -> tuple[cost.Technology, list[cost.Machin
         checks.choice("--constant", name, plain.values)
         changes[owner][name] = value
     chip = cost.technology(options.technology, node_nm=options.node_nm, **changes[""])
-    return chip, [cost.machines.get(name, **changes[name]) for name in names]
+    machines = [cost.machines.get(name, **changes[name]) for name in names]
+    if options.level is not None:
+        checks.choice("--level", options.level, {level for machine in machines for level in machine.levels})
+    return chip, machines
 
 
 def _constant(word: str) -> tuple[str, str, float]:

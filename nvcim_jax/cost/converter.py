@@ -16,6 +16,11 @@ LEAST_BITS, MOST_BITS = 4, 16
 """Bits for which the law below stands."""
 
 
+def _check_bits(bits: Any) -> None:
+    checks.number("bits", bits, low=float(LEAST_BITS), high=float(MOST_BITS))
+    checks.shape("bits", bits, (), fix="Use jax.vmap for many.")
+
+
 @checked
 def conversion_time(bits: Any, on: Technology) -> Leaf:
     """Return the seconds of one conversion by successive approximation: (b + 1) steps.
@@ -32,7 +37,7 @@ def conversion_time(bits: Any, on: Technology) -> Leaf:
         >>> print(f"{conversion_time(8, cost.technology('RRAM-22nm')):.1e} s")
         9.0e-09 s
     """
-    checks.number("bits", bits, low=float(LEAST_BITS), high=float(MOST_BITS))
+    _check_bits(bits)
     return (bits + 1.0) * on.values["converter_bit_time"]
 
 
@@ -61,7 +66,10 @@ def converter_energy(bits: Any, on: Technology, *, sample_time: Any = None) -> L
     References:
         hwcomponents-adc (MIT), after B. Murmann, ADC Performance Survey.
     """
-    checks.number("bits", bits, low=float(LEAST_BITS), high=float(MOST_BITS))
+    _check_bits(bits)
+    if sample_time is not None:
+        checks.number("sample_time", sample_time, low=0.0, low_open=True, unit="s")
+        checks.shape("sample_time", sample_time, (), fix="Use jax.vmap for many.")
     time = conversion_time(bits, on) if sample_time is None else sample_time
     merit = jnp.minimum(213.78 + 2.872 * jnp.log(time), 128.31 + 3.2205 * jnp.ceil(jnp.asarray(bits, jnp.float32)))
     decades = (6.02 * bits + 1.76 - merit) / 10.0
@@ -113,6 +121,7 @@ def lossless_bits(rows: int, input_bits: int, cell_bits: int, *, signed: bool = 
         >>> lossless_bits(48, 1, 2), lossless_bits(384, 1, 2), lossless_bits(48, 8, 2)
         (8, 11, 16)
     """
-    for name, value in (("rows", rows), ("input_bits", input_bits), ("cell_bits", cell_bits)):
-        checks.integer(name, value)
+    checks.integer("rows", rows, high=10**9)
+    for name, value in (("input_bits", input_bits), ("cell_bits", cell_bits)):
+        checks.integer(name, value, high=24)
     return (rows * (2**input_bits - 1) * (2**cell_bits - 1)).bit_length() + signed

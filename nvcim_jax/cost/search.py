@@ -148,6 +148,8 @@ def digital(
         >>> print(f"{bill.latency_s * 1e3:.3f} ms")  # 25.6 MB at 25.6 GB/s, and 1 us to start
         1.001 ms
     """
+    for name, given in (("macs", macs), ("moved_bytes", moved_bytes)):
+        checks.number(name, given, low=0.0)
     products = macs / macs_per_s(on, weight_bits, activation_bits)
     waiting = jnp.maximum(moved_bytes / level.bandwidth - products, 0.0)
     latency = DigitalLatency(on.values["call"], products, waiting)

@@ -19,6 +19,7 @@ __all__ = ["Band", "Headline", "Span", "bands", "break_even", "draw", "headline"
 
 QUANTILES = (0.05, 0.5, 0.95)
 MOST_OCTAVES = 34
+MOST_DRAWS = 10**7
 
 
 class Band(NamedTuple):
@@ -58,6 +59,15 @@ class Headline(NamedTuple):
         return f"{self.value:.3g} ({spread}) at {self.num_stored:,} stored prompts{rests}"
 
 
+def _check_specifications(*given: Any) -> None:
+    if not given:
+        checks.fail("specifications", "hold a technology or a machine at least", "is empty")
+    for one in given:
+        if not isinstance(one, Technology | Machine):
+            fix = "See nv.cost.technology and nv.cost.machines.get."
+            checks.fail("specifications", "be technologies and machines", f"holds {checks.shown(one)}", fix)
+
+
 @checked
 def draw(key: Key, specification: Any, num_draws: int) -> Any:
     """Return a technology or machine with its constants drawn from their ranges, log-uniform and independent.
@@ -76,7 +86,8 @@ def draw(key: Key, specification: Any, num_draws: int) -> Any:
         >>> drawn.values["read_time"].shape
         (100,)
     """
-    checks.integer("num_draws", num_draws)
+    _check_specifications(specification)
+    checks.integer("num_draws", num_draws, high=MOST_DRAWS)
     return jax.vmap(lambda own: _drawn(own, specification))(jax.random.split(key, num_draws))
 
 
@@ -110,10 +121,11 @@ def bands(key: Key, cost_of: Callable[..., Any], *specifications: Any, num_draws
         >>> print(f"{found.low:.1f} {found.median:.1f}")  # log-uniform from 1/4 to 4
         0.3 1.0
     """
-    checks.integer("num_draws", num_draws, low=20)
+    _check_specifications(*specifications)
+    checks.integer("num_draws", num_draws, low=20, high=MOST_DRAWS)
 
-    keys = jax.random.split(key, max(len(specifications), 1))
-    drawn = [draw(own, each, num_draws) for own, each in zip(keys, specifications, strict=False)]
+    keys = jax.random.split(key, len(specifications))
+    drawn = [draw(own, each, num_draws) for own, each in zip(keys, specifications, strict=True)]
     return jax.tree.map(_quantiles, jax.jit(jax.vmap(cost_of))(*drawn))
 
 
@@ -137,11 +149,15 @@ def sensitivities(cost_of: Callable[..., Any], *specifications: Any) -> dict[str
         >>> cost.sensitivities(lambda machine: machine.values["call"] ** 2, edge)
         {'edge-8GB.call': 2.0}
     """
+    _check_specifications(*specifications)
     values = [one.values for one in specifications]
 
     def logarithm(values: list[dict[str, Any]]) -> Any:
         made = [one.replace(values=own) for one, own in zip(specifications, values, strict=True)]
-        return jnp.log(jnp.asarray(cost_of(*made), jnp.float32))
+        found = cost_of(*made)
+        checks.real("cost_of", found, "Return one number.")
+        checks.shape("cost_of", found, (), fix="Return one number.")
+        return jnp.log(jnp.asarray(found, jnp.float32))
 
     gradients = jax.jit(jax.grad(logarithm))(values)
     found = {
@@ -237,6 +253,9 @@ def break_even(
     """
     checks.choice("quantity", quantity, ("energy", "latency"))
     checks.number("ratio", ratio, low=0.0, low_open=True)
+    checks.integer("values", values)
+    if level is not None:
+        checks.choice("level", level, machine.levels)
     part = "latency_s" if quantity == "latency" else "energy_j"
     plain_chip, plain_machine = _plain(on), _plain(machine)
 

@@ -56,6 +56,8 @@ def test_constants_are_printed_and_replaced(tmp_path: Path, capsys: pytest.Captu
     [
         (["--technology", "RRAM-22"], "Did you mean 'RRAM-22nm'"),
         (["--machine", "orin"], "must be one of"),
+        (["--level", "drma"], "Did you mean 'dram'"),
+        (["--machine", "stm32h743", "--stored", "999999999"], "fit into the ssd of stm32h743"),
         (["--adc-bits", "3"], "have adc_bits from 4 to 16, but has 3"),
         (["--lossless"], "hold every sum of 48 rows"),
         (["--constant", "read_time"], "must be NAME=VALUE"),
@@ -76,3 +78,4 @@ def test_bad_words_are_one_line(
     assert err.startswith("nvcim cost: ")
     assert err.count("\n") == 1
     assert expected in err
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ ROOMS = (
     "tuning",
     "pipeline",
     "study",
+    "cost",
 )
 
 NUMBERS = ("-1", "0", "2.5", "1e30", "10**30", "-1e-30", "float('nan')", "float('inf')", "-float('inf')")
@@ -40,6 +41,7 @@ W = jax.random.normal(K, (8, 3))
 X = jax.random.normal(jax.random.key(1), (2, 8))
 V = np.linspace(0.1, 0.9, 40)
 G = jnp.array([[0.1, 0.5], [0.0, 1.0]])
+TECH, CPU = nv.cost.technology("RRAM-22nm"), nv.cost.machines.get("edge-8GB")
 ROW = nv.data.Record("1", "ann", "t", "a film", "good", "train")
 ROWS = list(nv.data.builtin_records(0, num_users=2, num_topics=2, num_train=8, num_test=4))
 
@@ -73,6 +75,29 @@ LATER = {
 """What only some calls need, made when one does."""
 
 CALLS: dict[str, str] = {
+    "cost.search": "config=C, num_stored=3, on=TECH, values=8, periphery=nv.cost.Periphery()",
+    "cost.search_digital": "num_stored=3, on=CPU, values=8, bits=16, level='dram'",
+    "cost.digital": "macs=10.0, moved_bytes=10.0, level=nv.cost.machines.level_of(CPU, 'dram'), on=CPU, weight_bits=8, "
+    "activation_bits=8",
+    "cost.layer": "shape=(8, 3), config=C, on=TECH, tokens=2, periphery=nv.cost.Periphery()",
+    "cost.program": "shape=(8, 3), config=C, on=TECH, pulses=3",
+    "cost.read_back": "num_codes=2, config=C, on=TECH, values=8, periphery=nv.cost.Periphery()",
+    "cost.model": "lm=nv.models.Config(vocab_size=8, width=8, num_layers=1, num_heads=2, mlp_width=8), config=C, "
+    "on=TECH, host=CPU, bits=4, context=8, periphery=nv.cost.Periphery()",
+    "cost.model_digital": "lm=nv.models.Config(vocab_size=8, width=8, num_layers=1, num_heads=2, mlp_width=8), on=CPU, "
+    "bits=4, activation_bits=8, context=8, density=0.5",
+    "cost.technology": "name='RRAM-22nm', node_nm=22.0",
+    "cost.converter_energy": "bits=8, on=TECH, sample_time=1e-8",
+    "cost.lossless_bits": "rows=8, input_bits=1, cell_bits=2, signed=False",
+    "cost.bands": "key=K, cost_of=lambda: jnp.float32(1.0), num_draws=20",
+    "cost.draw": "key=K, specification=TECH, num_draws=20",
+    "cost.headline": "key=K, ratio_of=lambda: jnp.float32(1.0), num_stored=3, num_draws=20",
+    "cost.sensitivities": "cost_of=lambda: jnp.float32(1.0)",
+    "cost.break_even": "config=C, on=TECH, machine=CPU, quantity='energy', ratio=1.0, values=8, level='dram', "
+    "periphery=nv.cost.Periphery()",
+    "cost.memory": "config=nv.models.Config(vocab_size=8, width=8, num_layers=1, num_heads=2, mlp_width=8), "
+    "work=nv.cost.Work(), packed=False",
+    "cost.Periphery": "columns_per_adc=8, arrays_at_once=None, lossless=False",
     "devices.get": "name='FeFET6', sigma=0.1, g_max_us=40.0, on_off_ratio=10.0, d2d_sigma=0.1, stuck_on=0.1, "
     "stuck_off=0.1, drift=None, read=None, clip=True, rng='counter'",
     "devices.cycle_key": "key=K",
