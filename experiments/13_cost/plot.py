@@ -111,7 +111,7 @@ def model(records: Records) -> Any:
         for column, (part, factor, label) in enumerate(panels):
             axes = figure.add_subplot(1, 2, column + 1)
             for i, kind in enumerate(("uniform", "LUC")):
-                own = sorted([r for r in rows if r["policy"].startswith(kind)], key=lambda r: r[part])
+                own = sorted([r for r in rows if r["policy"].startswith(kind)], key=lambda r: r["mean_bits"])
                 x = [factor * r[part] for r in own]
                 chips = [math.exp(float(np.mean(r["chip_nats"]))) for r in own]
                 look: Any = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
@@ -121,10 +121,12 @@ def model(records: Records) -> Any:
                 name = f"{kind}, without noise" if first else None
                 axes.plot(x, rounded, "--", markerfacecolor="none", label=name, **look)
                 for r, a, b in zip(own, x, chips, strict=True):
-                    above = (0, 4) if i == 0 else (0, -9)
-                    axes.annotate(r["policy"].split()[1], (a, b), above, textcoords="offset points", fontsize=6)
+                    spread = [math.exp(nats) for nats in r["chip_nats"]]
+                    axes.vlines(a, min(spread), max(spread), color=plots.COLOURS[i], linewidth=0.8)
+                    beside = (4, 4) if i == 0 else (5, -8)
+                    axes.annotate(r["policy"].split()[1], (a, b), beside, textcoords="offset points", fontsize=6)
             axes.axhline(exact, color="0.5", linestyle=":", linewidth=0.8, label="as it is" if column == 0 else None)
-            axes.set(xlabel=label, ylabel="perplexity", yscale="log")
+            axes.set(xlabel=label, ylabel="perplexity of SmolLM2-135M")
         figure.legend(loc="outside lower center", ncols=5)
     return figure
 
