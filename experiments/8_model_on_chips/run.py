@@ -46,7 +46,7 @@ from experiments import wikitext
 from experiments.shift.settings import MODELS
 from nvcim_jax import checks, crossbar, devices, files, io, models, montecarlo, ops
 
-__all__ = ["CONFIGS", "LAYOUT", "PARTS", "Config", "main", "points"]
+__all__ = ["CONFIGS", "LAYOUT", "PARTS", "Config", "main", "on_chips", "points"]
 
 LAYOUT = crossbar.Config(rows=256, cols=256, weight_scale="column", dac_bits=8, adc_bits=8)
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -173,7 +173,7 @@ def _drawn(key: jax.Array, lm: models.LM, device: devices.Device, kinds: tuple[s
     return lm.replace(params={**lm.params, "layers": layers})
 
 
-def _on_chips(
+def on_chips(
     key: jax.Array, lm: models.LM, device: devices.Device, t_s: jax.Array, kinds: tuple[str, ...], ages: str
 ) -> models.LM:
     """Return a model with matrices on chips, as programmed (`ages` "none"), or later, drift compensated or not."""
@@ -214,7 +214,7 @@ def _nats(
     noisy = (
         _drawn(key, part, device, kinds)
         if sampling == "moment_matched"
-        else _on_chips(key, part, device, t_s, kinds, ages)
+        else on_chips(key, part, device, t_s, kinds, ages)
     )
     x, _ = models.hidden(lm, models.embed(lm, ids), stop=start)
     x, _ = models.hidden(noisy, x)
@@ -256,7 +256,7 @@ def load(config: Config) -> Model:
     """Return the model and its text."""
     lm, text = models.load(MODELS.get(config.language_model, config.language_model), dtype=jnp.float32)
     if config.name == "tiny":
-        ids = np.asarray(text.encode(__doc__)[: config.num_tokens], np.int32)
+        ids = np.asarray(text.encode(str(__doc__))[: config.num_tokens], np.int32)
         return Model(lm, {tokens: jnp.asarray(ids.reshape(-1, tokens)) for tokens in config.tokens})
     whole = wikitext.windows(text, "test", tokens=max(config.tokens))
     num = config.num_tokens // max(config.tokens)

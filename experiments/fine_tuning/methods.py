@@ -1,0 +1,58 @@
+"""Methods of fine-tuning that the experiments compare, each with what it needs to be good."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from nvcim_jax import tuning
+
+__all__ = ["METHODS", "Method", "parts"]
+
+
+class Method(NamedTuple):
+    """One way of tuning.
+
+    Attributes:
+        adapter: Makes what is tuned.
+        rate: Learning rate, chosen on other intents (`experiments.11_memory_and_accuracy.run --config rates`).
+        steps: Updates, relative to those of the experiment: a zeroth-order update is cheap and says little.
+        eps: Length of a zeroth-order move; None: backward passes.
+    """
+
+    adapter: Callable[[], tuning.Adapter]
+    rate: float
+    steps: float = 1.0
+    eps: float | None = None
+
+
+METHODS: dict[str, Method] = {
+    "prompt": Method(partial(tuning.prompt, 16), 3e-2),
+    "P-tuning": Method(partial(tuning.p_tuning, 16), 1e-3),
+    "prefix": Method(partial(tuning.prefix, 8), 1e-2),
+    "LoRA": Method(partial(tuning.lora, 8), 5e-3),
+    "rsLoRA": Method(partial(tuning.lora, 8, 16.0, rs=True), 2e-3),
+    "DoRA": Method(partial(tuning.lora, 8, dora=True), 5e-3),
+    "(IA)3": Method(tuning.ia3, 2e-2),
+    "DePT": Method(partial(tuning.dept, 8, 4, 128), 2e-2),
+    "all weights": Method(tuning.full, 2e-5),
+    "MeZO, LoRA": Method(partial(tuning.lora, 8), 2e-3, steps=5.0, eps=1e-2),
+    "MeZO, prefix": Method(partial(tuning.prefix, 8), 2e-3, steps=5.0, eps=1e-1),
+    "MeZO, all weights": Method(tuning.full, 2e-6, steps=5.0, eps=1e-3),
+}
+"""Name -> method. Rates of Adam, and of SGD for zeroth order."""
+
+
+def _sgd(rate: Any, num_steps: int) -> optax.GradientTransformation:
+    del num_steps
+    return optax.sgd(rate)
+
+
+def parts(method: Method) -> dict[str, Any]:
+    """Return what `tuning.tune` takes as keywords; another rate compiles nothing."""
+    if method.eps is None:
+        return {"optimiser": tuning.adam(method.rate)}
+    return {"optimiser": Partial(_sgd, jnp.float32(method.rate)), "gradient": tuning.zeroth_order(method.eps)}
