@@ -16,6 +16,7 @@ COMMANDS = {
     "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
     "compress": "a model's blocks pruned and quantised by a policy, calibrated on plain text, and saved",
     "report": "the table and the figures of a run again, from its records alone",
+    "devices": "list the memory cells that every command knows",
     "device": "make a device of measured cells: table, figures, and a file that every command takes",
     "cost": "latency, energy and area of a search on a chip and on digital machines, with bands",
     "product": "how far one product is off, over noisy chips, with its table and figure",
@@ -24,6 +25,7 @@ COMMANDS = {
     "tolerance": "find how much of a non-ideality the task stands for 99 % of chips",
     "sensitivity": "find which device property limits the task",
     "plot": "draw the figures of a sweep from its saved records",
+    "doctor": "what this machine has, what is missing, and what to install",
 }
 _SPELT = "nvcim-spelt"
 _SIGNS = {"±": "+-", "×": "x", "σ": "sigma", "μ": "u", "µ": "u", "Ω": "ohm", "≤": "<=", "≥": ">=", "–": "-", "…": "..."}
