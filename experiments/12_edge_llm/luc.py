@@ -34,6 +34,7 @@ Record = dict[str, Any]
 
 MAIN = ("sparsegpt", "absmax")
 RELATIVE = "LUC, relative errors"
+LAST = "uniform, same bits, last block too"
 ALONE = ("LUC, bits alone", "LUC, sparsity alone")
 POLICIES = ("uniform", "uniform, same bits", "random", "LUC")
 
@@ -149,6 +150,9 @@ def _policy(name: str, own: Record, relative: Callable[[], compression.Table]) -
         chosen = np.full(num, bits)
         chosen[most] += 1
         return compression.Policy(chosen, compression.luc(table, bits=bits, sparsity=sparsity).sparsity)
+    if name == LAST:
+        steps = np.arange(num + 1) * int((best.bits - bits).sum()) // num
+        return compression.Policy(bits + np.diff(steps), even.sparsity)
     return {
         "uniform": compression.uniform(num, bits=bits, sparsity=sparsity),
         "uniform, same bits": even,
@@ -173,7 +177,7 @@ def _measured(lm: models.LM, windows: jax.Array) -> Record:
 def _plan(config: Config) -> Iterator[tuple[int, tuple[str, str], int, tuple[str, ...]]]:
     """Give draw, way, B and policies, what is needed most first."""
     for draw in range(config.draws):
-        names = (*POLICIES, *(ALONE if draw == 0 else ()))
+        names = (*POLICIES, *((*ALONE, LAST) if draw == 0 else ()))
         yield from ((draw, MAIN, bits, names) for bits in config.bits)
         if draw == 0:
             middle = config.bits[len(config.bits) // 2]
@@ -209,6 +213,26 @@ def _perplexity(config: Config, out: Path) -> None:
             for own in wanted:
                 parts = ("activations", "keys and values") if own[-1] else ()
                 add(own, compression.in_loop(small, policy, parts=parts), **about)
+
+
+def _memory(config: Config, out: Path) -> None:
+    """Count what the matrices of all blocks take by LUC's policy: as bytes, side by side, and as the policy says."""
+    path = out / "memory.jsonl"
+    done = {bits for (bits,) in _known(path, "bits")}
+    tables = {r["bits"]: r for r in read(out / "sensitivity.jsonl") if (r["model"], r["draw"]) == (config.model, 0)}
+    lm, _ = _load(config.model)
+    for bits in (b for b in config.bits if b not in done):
+        policy = compression.Policy(np.asarray(tables[bits]["luc_bits"]), np.asarray(tables[bits]["luc_sparsity"]))
+        small = compression.apply(lm, policy, method="magnitude")
+        found = compression.memory(small, policy)
+        sizes = {
+            "float32": found.float32,
+            "as loaded": compression.memory(lm, policy).held,
+            "a byte a code": found.held,
+            "side by side": compression.memory(compression.pack(small), policy).held,
+            "policy": found.policy,
+        }
+        _add(path, {"bits": bits, **{f"{name}, MiB": round(float(s.sum()) / 2**20, 2) for name, s in sizes.items()}})
 
 
 def _interval(differences: np.ndarray, num: int = 10_000) -> list[float]:
@@ -247,6 +271,7 @@ def measure(options: argparse.Namespace, out: Path) -> Record:
     config = CONFIGS["tiny" if options.tiny else "full"]
     for name in (config.model, *options.also):
         _sensitivity(config, name, out / "sensitivity.jsonl")
+    _memory(config, out)
     _perplexity(config, out)
     files.write_json(out / "summary.json", summarise(read(out / "perplexity.jsonl")))
     return dataclasses.asdict(config)  # type: ignore[call-overload]

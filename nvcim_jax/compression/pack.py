@@ -108,8 +108,8 @@ def pack(lm: LM) -> LM:
     """Return a compressed model whose codes lie side by side in the bits that they need, not in a byte each.
 
     All blocks of a matrix share one stack, so each takes the bits of the block that has most: 5 for LUC with B = 4.
-    Products are the same numbers; taking codes apart costs time. Codes of pruned weights are kept as zeros. Save a model
-    before it is packed.
+    Products are the same numbers; taking codes apart costs time. Codes of pruned weights are kept as zeros. Save a
+    model before it is packed.
 
     Args:
         lm: A model that `apply` made.

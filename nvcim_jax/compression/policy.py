@@ -118,18 +118,18 @@ def uniform(num_layers: int, *, bits: float | int = 4, sparsity: float = 0.5) ->
     Args:
         num_layers: Blocks.
         bits: Bits of all blocks, from 2 to 8. Where it is no whole number, it is the mean: the blocks that get one bit
-            more are spread evenly over the depth, as many as come nearest to it.
+            more are spread evenly over the depth, neither end favoured, as many as come nearest to it.
         sparsity: In [0, 1].
 
     Example:
         >>> uniform(4, bits=4.5, sparsity=0.5)
-        Policy(bits=array([4, 5, 4, 5]), sparsity=array([0.5, 0.5, 0.5, 0.5]))
+        Policy(bits=array([5, 4, 5, 4]), sparsity=array([0.5, 0.5, 0.5, 0.5]))
     """
     checks.integer("num_layers", num_layers)
     check_bits("bits", bits)
     checks.number("sparsity", sparsity, low=0.0, high=1.0)
     extra = round((bits - int(bits)) * num_layers)
-    steps = np.arange(num_layers + 1) * extra // num_layers
+    steps = (2 * np.arange(num_layers + 1) * extra + num_layers) // (2 * num_layers)
     return Policy(int(bits) + np.diff(steps), np.full(num_layers, float(sparsity)))
 
 
