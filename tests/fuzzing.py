@@ -151,6 +151,7 @@ COMMANDS = {
     "device": "FILE --g-max-us 40 --out OUT",
     "product": "--inputs 8 --outputs 4 --batch 2 --rows 8 --cols 8 --weight-bits 4 --out OUT",
     "sweep": "--axis sigma=0.1 --set inputs=8 --set outputs=4 --set batch=2 --out OUT",
+    "compress": "FILE --out OUT",
     "merge": "FILE",
     "tolerance": "--max-error 0.5 --set inputs=8 --set outputs=4 --set batch=2 --out OUT",
     "sensitivity": "--set inputs=8 --set outputs=4 --set batch=2",

@@ -125,7 +125,7 @@ def uniform(num_layers: int, *, bits: float | int = 4, sparsity: float = 0.5) ->
         >>> uniform(4, bits=4.5, sparsity=0.5)
         Policy(bits=array([5, 4, 5, 4]), sparsity=array([0.5, 0.5, 0.5, 0.5]))
     """
-    checks.integer("num_layers", num_layers)
+    checks.integer("num_layers", num_layers, high=10**6)
     check_bits("bits", bits)
     checks.number("sparsity", sparsity, low=0.0, high=1.0)
     extra = round((bits - int(bits)) * num_layers)

@@ -56,6 +56,7 @@ def to_codes(
         (Array([ 1, -3,  1], dtype=int8), Array([0.5], dtype=float32))
     """
     check_bits("bits", bits)
+    checks.rank("bits", bits, 0, "()", "Use jax.vmap for several.")
     wide = w.astype(jnp.float32)
     scales = steps(wide, bits, 0)
     return rounded(wide, scales, levels(bits)).astype(jnp.int8), scales
@@ -92,6 +93,7 @@ def quantise(
         Liu et al., LLM-QAT, arXiv:2305.17888, eq. 2 and section 2.3 (weights, activations, keys and values).
     """
     check_bits("bits", bits)
+    checks.rank("bits", bits, 0, "()", "Use jax.vmap for several.")
     if clip is not None:
         checks.number("clip", clip, low=0.0, low_open=True)
     wide = x.astype(jnp.float32)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from nvcim_jax import checks
 from nvcim_jax.compression.prune import check_matrix, shares, smallest
 from nvcim_jax.compression.quantise import check_bits, levels, rounded, steps
 from nvcim_jax.signature import checked
@@ -164,6 +165,7 @@ def gptq(w: Float[Array, "inputs outputs"], second: Float[Array, "..."], bits: i
     """
     check_matrix(w, second, 0.0)
     check_bits("bits", bits)
+    checks.rank("bits", bits, 0, "()", "Use jax.vmap for several.")
     wide = w.astype(jnp.float32)
     none = jnp.zeros(w.shape, bool)
     return _solve(wide, second, none, None, steps(wide, bits, 0), levels(bits))[0]

@@ -15,6 +15,7 @@ ROOMS = (
     "pipeline",
     "study",
     "cost",
+    "compression",
 )
 
 NUMBERS = ("-1", "0", "2.5", "1e30", "10**30", "-1e-30", "float('nan')", "float('inf')", "-float('inf')")
@@ -70,11 +71,30 @@ LATER = {
     "CELLS": "nv.devices.program(K, G, PCM)",
     "RECORDS": "nv.devices.read_records(cells_file())",
     "CELL_FIT": "nv.devices.fit_records(nv.devices.read_records(cells_file()), g_max_us=40.0, min_records=2)",
+    "SMALL_LM": "nv.models.init(K, config=nv.models.Config(vocab_size=8, width=8, num_layers=2, num_heads=2, "
+    "mlp_width=8))",
+    "BLOCK_BITS": "nv.compression.Policy(np.array([3, 4]), np.array([0.5, 0.5]))",
+    "ERRORS": "nv.compression.Table(np.array([1.0, 2.0]), np.array([2.0, 1.0]), bits=4, sparsity=0.5)",
     "STATS": "nv.montecarlo.run(metric, K, 4)",
 }
 """What only some calls need, made when one does."""
 
 CALLS: dict[str, str] = {
+    "compression.sensitivity": "lm=SMALL_LM, tokens=jnp.ones((2, 4), int), bits=4, sparsity=0.5, relative=False",
+    "compression.luc": "table=ERRORS, bits=4, sparsity=0.5, form='insensitivity', cap=1.0",
+    "compression.uniform": "num_layers=2, bits=4, sparsity=0.5",
+    "compression.random": "key=K, policy=BLOCK_BITS",
+    "compression.apply": "lm=SMALL_LM, policy=BLOCK_BITS, tokens=jnp.ones((2, 4), int), method='magnitude', "
+    "quantiser='absmax'",
+    "compression.in_loop": "lm=SMALL_LM, policy=BLOCK_BITS, parts=('weights',), clip=None",
+    "compression.memory": "lm=SMALL_LM, policy=BLOCK_BITS",
+    "compression.pack": "lm=nv.compression.apply(SMALL_LM, BLOCK_BITS, method='magnitude')",
+    "compression.magnitude": "w=W, sparsity=0.5",
+    "compression.wanda": "w=W, second=W @ W.T, sparsity=0.5",
+    "compression.sparsegpt": "w=W, second=W @ W.T, sparsity=0.5",
+    "compression.gptq": "w=W, second=W @ W.T, bits=4",
+    "compression.quantise": "x=X, bits=4, axis=-1, clip=None",
+    "compression.to_codes": "w=W, bits=4",
     "cost.search": "config=C, num_stored=3, on=TECH, values=8, periphery=nv.cost.Periphery()",
     "cost.search_digital": "num_stored=3, on=CPU, values=8, bits=16, level='dram'",
     "cost.digital": "macs=10.0, moved_bytes=10.0, level=nv.cost.machines.level_of(CPU, 'dram'), on=CPU, weight_bits=8, "
