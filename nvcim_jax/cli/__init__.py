@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "NVCiM-PT on a stream of users: prompts tuned, kept in noisy memory, found and used",
     "tune": "one adapter tuned on a file of labelled texts, and saved as PEFT keeps it",
     "compress": "a model's blocks pruned and quantised by a policy, calibrated on plain text, and saved",
+    "edge": "Edge-LLM as a whole: compressed by sensitivity, tuned in windows, exits that vote, a schedule",
     "report": "the table and the figures of a run again, from its records alone",
     "devices": "list the memory cells that every command knows",
     "device": "make a device of measured cells: table, figures, and a file that every command takes",
