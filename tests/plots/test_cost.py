@@ -42,9 +42,13 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     for i in range(50):
         beaten = bool(np.any((cost < cost[i]) & (quality >= quality[i])))
         assert (i in kept) != beaten
-    groups = [plots.Frontier("a", cost, quality, 0 * cost)]
+    groups = [plots.Frontier("a", cost, quality, 0 * cost, cost / 2, 2 * cost)]
     axes = plots.cost_frontier(groups, xlabel="energy", ylabel="accuracy", floor=(0.5, "chance")).axes[0]
     joined = next(line for line in axes.lines if line.get_label() == "not beaten")
     np.testing.assert_allclose(joined.get_ydata(), quality[kept])
+    bands = next(c for c in axes.collections if c.get_label() == "5-95 % of its cost")
+    np.testing.assert_allclose(
+        [path.vertices[:, 0] for path in bands.get_paths()], [[c / 2, 2 * c] for c in cost[kept]]
+    )
     with pytest.raises(ValueError, match="`groups` must hold 1 to"):
         plots.cost_frontier([], xlabel="x", ylabel="y")

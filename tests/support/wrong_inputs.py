@@ -109,10 +109,7 @@ CALLS: dict[str, str] = {
     "cost.technology": "name='RRAM-22nm', node_nm=22.0",
     "cost.converter_energy": "bits=8, on=TECH, sample_time=1e-8",
     "cost.lossless_bits": "rows=8, input_bits=1, cell_bits=2, signed=False",
-    "cost.bands": "key=K, cost_of=lambda: jnp.float32(1.0), num_draws=20",
     "cost.draw": "key=K, specification=TECH, num_draws=20",
-    "cost.headline": "key=K, ratio_of=lambda: jnp.float32(1.0), num_stored=3, num_draws=20",
-    "cost.sensitivities": "cost_of=lambda: jnp.float32(1.0)",
     "cost.break_even": "config=C, on=TECH, machine=CPU, quantity='energy', ratio=1.0, values=8, level='dram', "
     "periphery=nv.cost.Periphery()",
     "cost.memory": "config=nv.models.Config(vocab_size=8, width=8, num_layers=1, num_heads=2, mlp_width=8), "
