@@ -123,7 +123,7 @@ def constant_table(*specifications: Any) -> list[dict[str, Any]]:
         [25600000000.0]
     """
     return [
-        {"of": one.name, "constant": name, "value": float(one.values[name]), **_about(record)}
+        {"of": one.name, "constant": name, "value": record.value, **_about(record)}
         for one in specifications
         for name, record in one.records
     ]

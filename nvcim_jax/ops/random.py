@@ -83,11 +83,16 @@ def normal_at(key: Key, *positions: UInt32[Array, "..."]) -> Float[Array, "..."]
     Returns:
         `normal(key, (size,))[position]` of the generator `counter`, whatever the size.
 
+    Raises:
+        ValueError: If no position is given.
+
     Example:
         >>> z = normal(jax.random.key(0), (1000,))
         >>> bool((normal_at(jax.random.key(0), jnp.arange(500, 502, dtype=jnp.uint32)) == z[500:502]).all())
         True
     """
+    if not positions:
+        checks.fail("positions", "hold one array at least", "is empty")
     if is_mirrored(key):
         return -normal_at(original(key), *positions)
     words = jax.random.bits(key, (4,), jnp.uint32)

@@ -165,6 +165,14 @@ def test_every_item_has_the_unit_that_it_says(time: float) -> None:
     if time == 1.0:
         for name, found in other.area._asdict().items():
             assert float(found) == pytest.approx(square * float(getattr(plain.area, name)), rel=1e-5), name
+    chips = (CHIP, rescaled(CHIP, units))
+    both = [(cost.program((48, 128), STACKED, on=c), cost.read_back(8, STACKED, on=c)) for c in chips]
+    for mine, theirs in zip(*both, strict=True):
+        for name in ("cells", "sensing"):
+            seconds = float(getattr(theirs.latency, name)) / float(getattr(mine.latency, name))
+            joules = float(getattr(theirs.energy, name)) / float(getattr(mine.energy, name))
+            assert seconds == pytest.approx(time, rel=1e-5), name
+            assert joules == pytest.approx(joule, rel=1e-5), name
     machine = machines.get("edge-8GB")
     mine = cost.search_digital(10_000, on=machine, level="dram")
     level = machines.level_of(rescaled(machine, units), "dram")
