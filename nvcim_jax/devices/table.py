@@ -153,9 +153,9 @@ def get(
 
     `RRAM1`, `FeFET2`, `FeFET3`, `RRAM4`, `FeFET6` are the devices of NVCiM-PT: unclipped Gaussian noise with
     standard deviation sigma / sqrt(0.6 + 0.4 s^2) at the outer two of four levels and s times that at the inner
-    two [C]; a finite `on_off_ratio` moves the levels, which keep their noise, evenly into [g_min, 1] [I]. Which
-    facts are confirmed, second-hand or inferred, and which defaults are assumptions, is in the head of this
-    module.
+    two (confirmed); a finite `on_off_ratio` moves the levels, which keep their noise, evenly into [g_min, 1]
+    (inferred). Which facts are confirmed, second-hand or inferred, and which defaults are assumptions, is in the head
+    of this module.
     The measured devices (`PCM`, `RRAMWan2022-*`, `RRAMMilo2021`) keep the shape of their fit: another `g_max_us`
     stretches the curve, sigma and conductance alike.
 

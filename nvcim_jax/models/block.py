@@ -16,7 +16,7 @@ class KeysValues(NamedTuple):
     """Keys (after the rotary embedding) and values: of one layer, or stacked over layers.
 
     Attributes:
-        keys: ([layers,] [batch,] kv_heads, tokens, head_dim).
+        keys: ([layers, batch,] kv_heads, tokens, head_dim).
         values: Alike.
     """
 
