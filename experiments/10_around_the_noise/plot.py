@@ -55,7 +55,7 @@ def _panel(axes: Any, rows: Records, x: str, xlabel: str) -> None:
         colour = "0.3" if way == "none" else plots.COLOURS[names.index(adapter)]
         marker = "x" if way == "none" else plots.MARKERS[names.index(adapter)]
         mean, low, high = np.array([_interval(row) for row in own]).T
-        shown = way == "none" and adapter not in ("none", names[0])
+        shown = way == "none" and adapter not in ("none", *names[:1])
         label = None if shown else WORDS[way] if way == "none" else f"{adapter}, {WORDS[way]}"
         errors = np.stack([np.maximum(mean - low, 0), np.maximum(high - mean, 0)])
         axes.errorbar(

@@ -64,6 +64,7 @@ class Config:
         language_model: A checkpoint, or a name in `experiments.shift.settings.MODELS`.
         adapters: Names out of `experiments.fine_tuning.methods.METHODS`.
         sigmas: Noise of FeFET3, relative to full scale.
+        drifting: Adapters of the part `drift`.
         share: Share of PCM's measured noise.
         times_s: Times since programming, seconds.
         num_steps: Updates.
@@ -71,12 +72,14 @@ class Config:
         num_chips: Chips that are measured on; of `one chip`, chips with an adapter each.
         windows: Windows of WikiText-2 to tune on, and to measure on.
         tokens: Tokens of a window.
+        parts: Parts that are measured where none is asked for.
         seed: Seed of it all.
     """
 
     name: str = "full"
     language_model: str = "smollm2"
     adapters: tuple[str, ...] = ("LoRA", "prefix", "prompt")
+    drifting: tuple[str, ...] = ("LoRA", "(IA)3")
     sigmas: tuple[float, ...] = (0.01, 0.02, 0.04)
     share: float = 0.25
     times_s: tuple[float, ...] = (20.0, 86400.0, 2592000.0)
@@ -85,6 +88,7 @@ class Config:
     num_chips: int = 4
     windows: tuple[int, int] = (128, 8)
     tokens: int = 128
+    parts: tuple[str, ...] = ("noise", "drift", "choose")
     seed: int = 0
 
 
@@ -94,6 +98,8 @@ CONFIGS = {
         name="tiny",
         language_model=str(models.BUNDLED),
         adapters=("LoRA",),
+        drifting=("LoRA",),
+        parts=("noise", "drift"),
         sigmas=(0.1,),
         times_s=(86400.0,),
         num_steps=2,
@@ -256,7 +262,7 @@ def noise(bench: Bench, done: set[Any]) -> Iterator[Record]:
 def drift(bench: Bench, done: set[Any]) -> Iterator[Record]:
     """Yield perplexities against time: of an adapter tuned when the chip was new, and tuned again later."""
     config, device = bench.config, devices.get("PCM", sigma=bench.config.share)
-    for name in (*config.adapters[:1], "(IA)3"):
+    for name in config.drifting:
         abouts: list[Record] = [
             {"part": "drift", "task": bench.task.name, "sigma": config.share, "t_s": t_s, "adapter": name}
             for t_s in config.times_s
@@ -296,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Tune adapters around a language model in noisy memory.")
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/10_around_the_noise/NAME by default")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], help="all by default; with --tiny, noise and drift")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
     out = options.out or Path("runs/10_around_the_noise") / config.name
@@ -315,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
     bench, path = Bench(lm, text, task, config), out / "records.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     done = {_name(record) for record in records}
-    for part in options.parts:
+    for part in options.parts or config.parts:
         for record in PARTS[part](bench, done):
             if _name(record) in done:
                 continue
