@@ -4,7 +4,7 @@ Moments merge chunk by chunk after Chan, Golub and LeVeque (1983), so that a mil
 An instance with a NaN or an infinity in any of its values is counted and left out of everything else.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,6 +29,15 @@ class Stats(NamedTuple):
         num_nonfinite: Number of instances with a NaN or an infinity, which no statistic includes.
         num_instances: Number of instances computed.
         quantile_levels: The levels of `quantiles`.
+
+    Example:
+        >>> import jax
+        >>> from nvcim_jax import montecarlo
+        >>> stats = montecarlo.run(lambda key: 3.0 + jax.random.normal(key), jax.random.key(0), 1000, quantiles=(0.5,))
+        >>> stats
+        Stats(1,000 instances: 3.01 +- 0.0304, standard deviation 0.96; quantile 0.5: 2.98)
+        >>> [(row["name"], round(row["mean"], 2)) for row in stats.table()]  # pandas.DataFrame(stats.table())
+        [('', 3.01)]
     """
 
     mean: PyTree
@@ -39,6 +48,47 @@ class Stats(NamedTuple):
     num_nonfinite: int
     num_instances: int
     quantile_levels: tuple[float, ...]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one flat row for each number of an instance, without the values: what a data frame is made of.
+
+        Returns:
+            Rows with `name` (path in the tree, and index in an array), `mean`, `standard_error`,
+            `standard_deviation`, `instances`, `nonfinite`, and `q0.5` for the quantile of the level 0.5.
+        """
+        parts = (self.mean, self.standard_error, self.standard_deviation)
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in _leaves(self.mean)]
+        columns = [[np.asarray(leaf, np.float64) for _, leaf in _leaves(part)] for part in parts]
+        quantiles = [np.asarray(leaf, np.float64) for _, leaf in _leaves(self.quantiles)]
+        rows = []
+        for i, path in enumerate(paths):
+            for index in np.ndindex(columns[0][i].shape):
+                row: dict[str, Any] = {"name": path + (str(list(index)) if index else "")}
+                names = ("mean", "standard_error", "standard_deviation")
+                row |= {name: float(column[i][index]) for name, column in zip(names, columns, strict=True)}
+                row |= {"instances": self.num_instances, "nonfinite": self.num_nonfinite}
+                levels = enumerate(self.quantile_levels)
+                rows.append(row | {f"q{level:g}": float(quantiles[i][(k, *index)]) for k, level in levels})
+        return rows
+
+    def __repr__(self) -> str:
+        """Return the statistics of the first numbers, without the values."""
+        rows, most = self.table(), 3
+
+        def shown(row: dict[str, Any]) -> str:
+            name = f"{row['name']} " if row["name"] else ""
+            levels = [f"{level:g}: {row[f'q{level:g}']:.3g}" for level in self.quantile_levels]
+            quantiles = f"; quantile {', '.join(levels)}" if levels else ""
+            spread = f"standard deviation {row['standard_deviation']:.3g}"
+            return f"{name}{row['mean']:.3g} +- {row['standard_error']:.3g}, {spread}{quantiles}"
+
+        more = f" | and {len(rows) - most} more" if len(rows) > most else ""
+        lost = f", {self.num_nonfinite} of them not finite" if self.num_nonfinite else ""
+        return f"Stats({self.num_instances:,} instances{lost}: {' | '.join(map(shown, rows[:most]))}{more})"
+
+
+def _leaves(tree: PyTree) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 class Moments(NamedTuple):
