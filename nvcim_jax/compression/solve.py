@@ -155,6 +155,9 @@ def gptq(w: Float[Array, "inputs outputs"], second: Float[Array, "..."], bits: i
         second: Second moment of its inputs, x^T x.
         bits: From 2 to 8.
 
+    Returns:
+        The matrix, every value one of those of its codes.
+
     References:
         Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (without groups or order).
 

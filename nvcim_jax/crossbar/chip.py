@@ -127,6 +127,16 @@ def write(key: Key, target: Target, *, wires: Wires | None = None) -> Chip:
 
     Raises:
         ValueError: If the key is none, or the noise does not go with the wires.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device, config = devices.get("RRAM4"), crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=2)
+        >>> target = crossbar.encode(jnp.ones((8, 1)), device, config=config)
+        >>> chips = [crossbar.write(jax.random.key(seed), target) for seed in (1, 2)]
+        >>> spread = jnp.std(chips[0].cells.g - chips[1].cells.g)  # one target, two chips
+        >>> print(bool(spread > 0), chips[0].cells.g.shape)  # (arrays, halves, tile rows, lines): 4 slices a weight
+        True (4, 2, 8, 1)
     """
     if wires is not None and target.config.noise == "value":
         fix = "Voltage drops belong to single cells: use noise='cell'."
@@ -187,6 +197,16 @@ def reprogram(key: Key, chip: Chip, weights: Num[ArrayLike, "..."]) -> Chip:
 
     Raises:
         ValueError: If the shape differs, or the chip keeps no single cells.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device = devices.get("RRAM4", stuck_off=0.2)
+        >>> config = crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=2)
+        >>> chip = crossbar.program(jax.random.key(1), jnp.ones((8, 1)), device, config=config)
+        >>> again = crossbar.reprogram(jax.random.key(2), chip, -jnp.ones((8, 1)))
+        >>> bool((again.cells.fault == chip.cells.fault).all())  # the same cells are stuck
+        True
     """
     if chip.config.noise != "cell":
         checks.fail("chip", "have noise='cell' to be programmed again", "keeps no single cells")
@@ -220,6 +240,16 @@ def drift(chip: Chip, t_s: Num[ArrayLike, ""]) -> Chip:
 
     Raises:
         ValueError: If the device does not drift, or the time is negative or beyond the last that was measured.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device = devices.get("ideal", drift=devices.Drift(mean=0.05, t0_s=20.0))
+        >>> config = crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=8)
+        >>> chip = crossbar.program(jax.random.key(1), jnp.ones((8, 1)), device, config=config)
+        >>> later = crossbar.read_back(jax.random.key(2), crossbar.drift(chip, 180.0))
+        >>> print(f"{later[0, 0]:.4f} {10**-0.05:.4f}")  # (200 / 20) ** -0.05
+        0.8913 0.8913
     """
     cells = jax.vmap(lambda c: devices.drift(c, t_s, chip.device), in_axes=(CELL_AXES,), out_axes=CELL_AXES)(chip.cells)
     return _with_transfer(dataclasses.replace(chip, cells=cells))
@@ -241,6 +271,16 @@ def compensate(key: Key, chip: Chip) -> Chip:
 
     Raises:
         ValueError: If the device does not drift.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import crossbar, devices
+        >>> device = devices.get("ideal", drift=devices.Drift(mean=0.05, t0_s=20.0))
+        >>> config = crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=8)
+        >>> chip = crossbar.program(jax.random.key(1), jnp.ones((8, 1)), device, config=config)
+        >>> mended = crossbar.compensate(jax.random.key(2), crossbar.drift(chip, 180.0))
+        >>> print(f"{mended.gain[0]:.4f} {10**0.05:.4f}, {crossbar.read_back(jax.random.key(3), mended)[0, 0]:.4f}")
+        1.1220 1.1220, 1.0000
 
     References:
         V. Joshi et al., "Accurate deep neural network inference using computational phase-change memory", Nature

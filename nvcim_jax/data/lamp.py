@@ -182,6 +182,16 @@ def read_lamp(
         FileNotFoundError: If a file is not there.
         ValueError: If the task does not fit the profiles, ids are twice there or without output, or a file is broken.
 
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> item = {"id": "7", "text": "a dull film", "score": "2"}
+        >>> questions = json.dumps([{"id": "1", "input": "rate", "profile": [item]}])
+        >>> _ = (folder / "dev_questions.json").write_text(questions)
+        >>> _ = write_predictions(folder / "dev_outputs.json", "LaMP_3", {"1": "4"})
+        >>> [(row.task, row.split, row.output) for row in read_lamp(folder)]
+        [('LaMP_3', 'val', '4')]
+
     References:
         Salemi et al. (2024), LaMP: when large language models meet personalization.
     """

@@ -145,14 +145,25 @@ def _read(path: Path) -> Iterator[Record]:
 
 @checked
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines, whole or not at all, gzipped where the name ends in .gz, and return their number.
+    """Write records as JSON lines, whole or not at all, gzipped where the name ends in .gz.
 
     Args:
         path: The file to write; its folder must exist.
         records: The records, in order.
 
+    Returns:
+        Their number.
+
     Raises:
         ValueError: If one is no record, or a field of its `extra` has the name of a field of the record.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+        >>> write_jsonl(path, [Record("a", "u", "t", "x", "y", "train", {"year": 1999})])
+        1
+        >>> json.loads(path.read_text())["year"]  # `extra` lies beside the fields
+        1999
     """
     path = Path(path)
     checks.file("path", path.parent, folder=True)

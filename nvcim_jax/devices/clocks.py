@@ -131,6 +131,15 @@ def cycle_key(key: Key) -> Key:
 
     Returns:
         One key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices, ops
+        >>> g, device = jnp.full(4, 0.5), devices.get("Gaussian", sigma=0.1)
+        >>> z = ops.normal(devices.cycle_key(jax.random.key(0)), (4,), rng=device.rng)
+        >>> cells = devices.program(jax.random.key(0), g, device)
+        >>> bool((devices.programmed(g, z, device) == cells.g).all())  # the same draw
+        True
     """
     return _Keys(*jax.random.split(key, len(_Keys._fields))).cycle
 
@@ -183,6 +192,15 @@ def reprogram(key: Key, cells: Cells, g: Num[ArrayLike, "*cells"], device: Devic
     Raises:
         ValueError: If a conductance is not finite or outside [0, 1], if the shape differs from the cells', or if the
             cells were made of a device without the offsets or faults of this one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> device = devices.get("Gaussian", sigma=0.0, d2d_sigma=0.1, clip=False)
+        >>> cells = devices.program(jax.random.key(0), jnp.full(4, 0.2), device)
+        >>> again = devices.reprogram(jax.random.key(1), cells, jnp.full(4, 0.7), device)
+        >>> print(again.g - cells.g)  # each cell keeps its offset
+        [0.5 0.5 0.5 0.5]
     """
     checks.key("key", key)
     check_device(device)

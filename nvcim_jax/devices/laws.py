@@ -138,6 +138,16 @@ def one_over_f(
         t_read_s: Duration of one read, seconds.
         t0_s: Time from programming to the reference read, seconds.
 
+    Example:
+        >>> import math
+        >>> import jax, jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> law = devices.one_over_f(0.01, t_read_s=1.0, t0_s=2 * math.e - 1)  # ln((t0 + t_read) / (2 t_read)) = 1
+        >>> device = devices.get("ideal", read=law)
+        >>> cells = devices.program(jax.random.key(0), jnp.ones(1), device)
+        >>> print(f"{devices.read_sigma(cells, device)[0]:.4f}")
+        0.0100
+
     References:
         Joshi et al., Nature Communications 11:2473, 2020; the defaults as in aihwkit's PCMLikeNoiseModel.
     """

@@ -129,6 +129,13 @@ def programmed(
 
     Returns:
         Conductances in units of g_max.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nvcim_jax import devices
+        >>> device = devices.get("Gaussian", sigma=0.1, clip=True)
+        >>> print(devices.programmed(jnp.array([0.5, 0.5, 0.1]), jnp.array([0.0, 1.0, -2.0]), device))  # cut at 0
+        [0.5 0.6 0. ]
     """
     for name, array in (("z", z), ("offset", offset)):
         if array is not None:
@@ -176,6 +183,12 @@ def cell_moments(g: Num[ArrayLike, "*cells"], device: Device) -> Moments:
 
     Raises:
         ValueError: If noise that is not Gaussian is cut at 0: two moments say not what is left.
+
+    Example:
+        >>> from nvcim_jax import devices
+        >>> found = devices.cell_moments(0.5, devices.get("Gaussian", sigma=0.3, d2d_sigma=0.4, clip=False))
+        >>> print(f"{found.mean:.1f} {found.unit:.1f} {found.relative_variance:.1f}")  # sqrt(0.3^2 + 0.4^2)
+        0.5 0.5 1.0
     """
     law = device.programming
     if device.clip and law is not None and not law.gaussian:

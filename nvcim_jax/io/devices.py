@@ -79,9 +79,25 @@ def _each(fn: Any, values: Any) -> dict[str, Any]:
 def load_device(path: str | Path) -> devices.Device:
     """Load a device that `save_device` wrote; nothing in the file is run.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The device, every number as it was.
+
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is no such file.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from nvcim_jax import io
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.npz"
+        >>> _ = path.write_text("RRAM1")
+        >>> io.load_device(path)
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `path` must be a device file, but ...notes.npz is none, or broken. Write one with nvcim ...
     """
     path = checks.file("path", path)
     try:

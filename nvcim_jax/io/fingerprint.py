@@ -29,6 +29,11 @@ def fingerprint(config: Any, work: Work) -> dict[str, Any]:
 
     Returns:
         Dictionary with `config`, `metric`, `versions`, `key` and `args`.
+
+    Example:
+        >>> found = fingerprint({"sigma": 0.1}, Work(None, jax.random.key(7), {"x": np.zeros(2, np.float32)}))
+        >>> found["config"], found["key"]["data"], found["args"]
+        ({'sigma': 0.1}, [0, 7], {'x': 'float32[2] sha256 af5570f5a1810b7a'})
     """
     data = np.asarray(jax.random.key_data(jax.random.clone(work.key)))
     leaves = jax.tree_util.tree_flatten_with_path(work.args)[0]

@@ -45,6 +45,16 @@ def merge(
 
     Raises:
         ValueError: If the sources are of different runs (the difference is shown) or one instance has two values.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = Path(tempfile.mkdtemp())
+        >>> for name, ids in {"a": range(0, 3), "b": range(2, 4), "c": range(6, 8)}.items():
+        ...     _ = montecarlo.run(jax.random.normal, jax.random.key(0), ids, store=io.folder(where / name))
+        >>> io.merge([where / "a", where / "b", where / "c"], where / "all", num_instances=8)
+        Merged(num_instances=6, gaps=(range(4, 6),), num_duplicates=1)
     """
     target = Path(target)
     folders = [Path(source) for source in sources]
@@ -74,11 +84,28 @@ def merge_points(
 ) -> dict[str, Merged]:
     """Merge sweeps (such as the shards of one) point by point; a point that a source lacks shows as a gap.
 
+    Args:
+        sources: Folders of sweeps.
+        target: Folder of the result.
+        num_instances: As for `merge`, for every point.
+        rtol: As for `merge`.
+
     Returns:
         For each point, by the name of its folder, what `merge` found.
 
     Raises:
         ValueError: As `merge`, or if no source holds points.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = Path(tempfile.mkdtemp())
+        >>> for name, settings in {"a": {"sigma": 0.1}, "b": {"sigma": 0.2}}.items():
+        ...     store = io.points(where / name)(settings)
+        ...     _ = montecarlo.run(jax.random.normal, jax.random.key(0), 2, store=store)
+        >>> {point: found.num_instances for point, found in io.merge_points([where / "a", where / "b"], where).items()}
+        {'sigma=0.1': 2, 'sigma=0.2': 2}
     """
     folders = [Path(source) for source in sources]
     points = {folder: {path.name for path in (folder / "points").glob("*")} for folder in folders}

@@ -69,7 +69,17 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
     Raises:
         ValueError: If PEFT has no such adapter, or cannot keep it for this family.
 
-    Example: see `load_peft`.
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm = models.init(jax.random.key(0), config=config)
+        >>> with tempfile.TemporaryDirectory() as where:
+        ...     path = io.save_peft(where, np.ones((8, 32)), tuning.prompt(8), lm)
+        ...     about = json.loads((path / "adapter_config.json").read_text())
+        >>> about["peft_type"], about["num_virtual_tokens"]
+        ('PROMPT_TUNING', 8)
     """
     kind = adapter.details[0].kind if adapter.details else ""
     if kind not in TYPES:

@@ -140,8 +140,24 @@ def read_range(folder: Path, ids: range) -> Iterator[Table]:
 def read(folder: str | Path) -> Table:
     """Read all records of a folder, in instance order.
 
+    Args:
+        folder: A folder of one run, as `nvcim_jax.io.folder` makes it.
+
+    Returns:
+        Ids of the instances, and name -> values, (instances, ...).
+
     Raises:
         ValueError: If the folder holds none, or one instance twice with different values.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = tempfile.mkdtemp()
+        >>> stats = montecarlo.run(jax.random.normal, jax.random.key(0), 4, store=io.folder(where))
+        >>> table = io.read(where)
+        >>> table.instance.tolist(), all((column == stats.values).all() for column in table.columns.values())
+        ([0, 1, 2, 3], True)
     """
     folder = Path(folder)
     read_about(folder)
@@ -184,8 +200,24 @@ def join(parts: list[Table], rtol: float = 0.0) -> tuple[Table, int]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process alone.
 
+    Args:
+        folder: The folder of records; it must be there.
+
+    Yields:
+        Nothing; the folder is free again when the block ends, or its process.
+
     Raises:
         ValueError: If another process holds it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked(folder):
+        ...     with locked(folder):
+        ...         pass
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `folder` must be written by one process, but is in use by process ...
     """
     import fcntl
 

@@ -46,7 +46,19 @@ def save_state(path: str | Path, state: State, *, config: Config) -> Path:
         FileNotFoundError: If there is no such folder.
         ValueError: If the options are not those of the store.
 
-    Example: see `load_state`.
+    Example:
+        >>> import tempfile
+        >>> import safetensors
+        >>> from nvcim_jax import io, models, pipeline
+        >>> layout = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> config = pipeline.Config(capacity=4, num_virtual=2, codec="identity")
+        >>> state = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = io.save_state(folder + "/today.safetensors", state, config=config)
+        ...     with safetensors.safe_open(path, "np") as file:
+        ...         metadata = file.metadata()
+        >>> json.loads(metadata["config"])["capacity"]  # the options are inside
+        4
     """
     path = Path(path).expanduser()
     checks.file("path", path.parent, folder=True)

@@ -100,7 +100,20 @@ def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
 
 @checked
 def holds(path: str | Path) -> bool:
-    """Return whether a folder holds anything that a run was to keep: instances, or records of a study."""
+    """Return whether a folder holds anything that a run was to keep: instances, or records of a study.
+
+    Args:
+        path: The folder; folders below it count, and it need not be there.
+
+    Example:
+        >>> import tempfile
+        >>> from nvcim_jax import io, montecarlo
+        >>> path = Path(tempfile.mkdtemp())
+        >>> before = io.holds(path)
+        >>> _ = montecarlo.run(jax.random.normal, jax.random.key(0), 4, store=io.folder(path / "noise"))
+        >>> before, io.holds(path)
+        (False, True)
+    """
     path = Path(path)
     return any(path.rglob("chunks/*.parquet")) or any(file.stat().st_size for file in path.rglob("records.jsonl"))
 
@@ -108,6 +121,9 @@ def holds(path: str | Path) -> bool:
 @checked
 def point_name(settings: dict[str, Any]) -> str:
     """Return the folder name of a point, from its settings alone, so that a grid may grow.
+
+    Args:
+        settings: Settings of the point, name -> value; their order does not count.
 
     Example:
         >>> point_name({"sigma": 0.1, "device": "FeFET6"})

@@ -27,8 +27,24 @@ def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list
         only: Settings and ids of the points to read, in order; None reads all that there is, by the names of their
             folders.
 
+    Returns:
+        The settings and the records of each point.
+
     Raises:
         ValueError: If the folder holds no points.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = tempfile.mkdtemp()
+        >>> for sigma in (0.1, 0.2):
+        ...     store = io.points(where)({"sigma": sigma})
+        ...     _ = montecarlo.run(jax.random.normal, jax.random.key(0), 3, store=store)
+        >>> [(settings, table.instance.tolist()) for settings, table in io.read_points(where)]
+        [({'sigma': 0.1}, [0, 1, 2]), ({'sigma': 0.2}, [0, 1, 2])]
+        >>> [table.instance.tolist() for _, table in io.read_points(where, [({"sigma": 0.2}, range(1, 3))])]
+        [[1, 2]]
     """
     paths = sorted(path for path in (Path(folder) / "points").glob("*") if (path / "run.json").is_file())
     if not paths:
@@ -46,7 +62,23 @@ def _part(path: Path, ids: range) -> Table:
 
 @checked
 def left_out(folder: str | Path, only: Sequence[Asked]) -> str:
-    """Say what a sweep's folder holds besides what was asked for: other points, further instances; "" for nothing."""
+    """Return what a sweep's folder holds besides what was asked for: other points, further instances; "" for nothing.
+
+    Args:
+        folder: Folder of the sweep.
+        only: Settings and ids of the points that were asked for.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = tempfile.mkdtemp()
+        >>> for sigma in (0.1, 0.2):
+        ...     store = io.points(where)({"sigma": sigma})
+        ...     _ = montecarlo.run(jax.random.normal, jax.random.key(0), 3, store=store)
+        >>> io.left_out(where, [({"sigma": 0.1}, range(2))])
+        '1 other points and 1 further instances of these'
+    """
     wanted = {point_name(settings): ids for settings, ids in only}
     points, instances = 0, 0
     for path in (Path(folder) / "points").glob("*"):
@@ -62,7 +94,19 @@ def left_out(folder: str | Path, only: Sequence[Asked]) -> str:
 
 @checked
 def summary(points: Sequence[tuple[Settings, Table]], quantiles: tuple[float, ...] = QUANTILES) -> list[dict[str, Any]]:
-    """Return one row for each point and scalar value: settings, mean, standard error, quantiles, counts."""
+    """Return one row for each point and scalar value: settings, mean, standard error, quantiles, counts.
+
+    Args:
+        points: Settings and records of each point, from `read_points`.
+        quantiles: Levels in [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> table = Table(np.arange(4), {"error": np.array([0.0, 1.0, 2.0, 3.0])})
+        >>> row = summary([({"sigma": 0.1}, table)], quantiles=(0.5,))[0]
+        >>> row["sigma"], row["mean"], row["q50"], row["num_instances"]
+        (0.1, 1.5, 1.5, 4)
+    """
     rows = []
     for settings, table in points:
         for name, column in table.columns.items():
@@ -93,6 +137,22 @@ def export(
 
     Returns:
         The two paths.
+
+    Raises:
+        ValueError: If the folder holds no points.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import pyarrow.parquet as pq
+        >>> from nvcim_jax import io, montecarlo
+        >>> where = tempfile.mkdtemp()
+        >>> for sigma in (0.1, 0.2):
+        ...     store = io.points(where)({"sigma": sigma})
+        ...     _ = montecarlo.run(jax.random.normal, jax.random.key(0), 3, store=store)
+        >>> records, rows = io.export(where, command="this example")
+        >>> pq.read_table(records).num_rows, len(rows.read_text().splitlines())  # 2 points of 3; a head and 2 points
+        (6, 3)
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -181,7 +181,14 @@ def hidden(
 ) -> tuple[Float[Array, "*batch out width"], Info]:
     """Return the residual stream after block `stop - 1`, before the final norm and the head.
 
-    Args: as `forward`, and:
+    Args:
+        lm: As for `forward`.
+        x: As for `forward`.
+        start: As for `forward`.
+        stop: As for `forward`.
+        exits: As for `forward`.
+        keep_keys_values: As for `forward`.
+        remat: As for `forward`.
         at: The positions whose states are wanted (..., positions), which spares the last block all else; without
             `exits` and `keep_keys_values`.
         unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.

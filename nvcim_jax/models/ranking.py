@@ -50,6 +50,11 @@ def candidates(rows: Sequence[Sequence[int]], *, end: int) -> Candidates:
 
     Raises:
         ValueError: If there is no answer, or one has no token.
+
+    Example:
+        >>> found = candidates([[5], [7, 8]], end=0)
+        >>> found.ids.tolist(), found.owner.tolist(), found.following.tolist()  # each answer ends with 0
+        ([5, 7, 8], [0, 1, 1], [0, 8, 0])
     """
     if not rows or not all(len(row) for row in rows):
         checks.fail("rows", "hold at least one answer of at least one token each", "holds an empty one or none")

@@ -52,7 +52,10 @@ class Chunk(NamedTuple):
 
 @checked
 def instance_mesh(devices: list[Any] | None = None) -> Mesh:
-    """Make the mesh that `run` spreads over: one axis, "instance", of all devices (or of those given).
+    """Return the mesh that `run` spreads over: one axis, "instance", of all devices (or of those given).
+
+    Args:
+        devices: Devices of JAX; None: all.
 
     Example:
         >>> instance_mesh().axis_names
@@ -302,8 +305,23 @@ def stream(
     `RuntimeWarning`, and goes on. A system that promises more memory than it has, as Linux does by default, ends the
     process instead of refusing: `memory_budget_mb` is what prevents that.
 
+    Args:
+        fn: The metric of one instance, `fn(key, *args)`.
+        key: Key of the run.
+        ids: Ids of the instances.
+        args: Arrays and numbers passed on to `fn`.
+        placement: Where, and in what portions.
+
     Yields:
         `Chunk` of host arrays.
+
+    Raises:
+        ValueError: If one instance exceeds the memory budget, or the metric draws while it is traced.
+
+    Example:
+        >>> parts = list(stream(jax.random.normal, jax.random.key(0), range(3, 8), placement=Placement(chunk=2)))
+        >>> [(part.first, part.num) for part in parts]
+        [(3, 2), (5, 2), (7, 1)]
     """
     key = checks.key("key", key)
     fn, plan = _identified(fn), _plan(key, placement)

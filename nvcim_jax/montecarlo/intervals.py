@@ -21,7 +21,15 @@ __all__ = [
 
 
 class Interval(NamedTuple):
-    """An estimate and its two-sided confidence interval."""
+    """An estimate and its two-sided confidence interval.
+
+    Attributes:
+        estimate: The estimate.
+        low: Lower end.
+        high: Upper end.
+        level: Confidence level, in (0, 1).
+        num_instances: Instances that it comes from.
+    """
 
     estimate: float
     low: float

@@ -145,6 +145,10 @@ def paired(first: Callable[..., PyTree], second: Callable[..., PyTree]) -> Calla
 
     Both receive the same key (common random numbers), so that what the chip does to both cancels in the difference.
 
+    Args:
+        first: Metric of one method, `first(key, *args)`.
+        second: Metric of the other, with the same arguments and the same tree of values.
+
     Example:
         >>> from nvcim_jax import montecarlo
         >>> metric = montecarlo.paired(lambda key: jax.random.normal(key), lambda key: jax.random.normal(key) + 0.5)

@@ -23,7 +23,13 @@ Settings = dict[str, Any]
 
 
 class Point(NamedTuple):
-    """One point of a grid: its settings, its statistics, and its interval where a precision was asked for."""
+    """One point of a grid.
+
+    Attributes:
+        settings: Its settings, name -> value.
+        stats: Its statistics.
+        interval: Its interval where a precision was asked for, else None.
+    """
 
     settings: Settings
     stats: Stats
@@ -31,7 +37,12 @@ class Point(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """All points in the order of the grid, and how many programs serve them."""
+    """What a sweep found.
+
+    Attributes:
+        points: All points, in the order of the grid.
+        num_programs: How many compiled programs serve them.
+    """
 
     points: tuple[Point, ...]
     num_programs: int
@@ -40,6 +51,9 @@ class Sweep(NamedTuple):
 @checked
 def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
     """Return every combination of the axes' values; the last axis changes fastest.
+
+    Args:
+        axes: Name of each setting -> its values.
 
     Raises:
         ValueError: If an axis is empty or holds a value twice.
@@ -59,6 +73,11 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> tuple[Settings, ...]:
 @checked
 def shard_range(num_instances: int, shard: int, num_shards: int) -> range:
     """Return the ids of shard 1 .. num_shards; sizes are equal within one, and together they are all.
+
+    Args:
+        num_instances: How many there are together.
+        shard: Number of the shard, from 1.
+        num_shards: How many shards there are, at most one an instance.
 
     Example:
         >>> [shard_range(10, k, 3) for k in (1, 2, 3)]

@@ -25,7 +25,24 @@ Optimiser = optax.GradientTransformation | optax.GradientTransformationExtraArgs
 
 @checked
 def reverse_mode(key: Key, loss: Loss, params: T, step: jax.Array) -> tuple[T, jax.Array]:
-    """Return the slope of a loss by one backward pass, and the number that it reports."""
+    """Return the slope of a loss by one backward pass, and the number that it reports.
+
+    Args:
+        key: Key of the step, for a loss that draws.
+        loss: `loss(params, key, step)` -> the number to lower, and the number to report.
+        params: What the slope is by; any tree of float arrays.
+        step: Number of the step.
+
+    Returns:
+        The slope, a tree like `params`, and the reported number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda p, key, step: (p**2, jnp.abs(p))
+        >>> slope, reported = reverse_mode(jax.random.key(0), loss, jnp.array(-3.0), jnp.array(0))
+        >>> print(slope, reported)  # 2 p and |p|
+        -6.0 3.0
+    """
     return jax.grad(loss, has_aux=True)(params, key, step)
 
 

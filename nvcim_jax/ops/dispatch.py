@@ -176,6 +176,13 @@ def refuse(w: Weight, use: str, fix: str = "") -> NoReturn:
 
     Raises:
         ValueError: Always.
+
+    Example:
+        >>> part = Part(jnp.zeros((4, 2, 3)), start=jnp.int32(1), number=1)
+        >>> refuse(part, "sorted")
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `params` must use a weight of type Part in products alone, but it is sorted. ...
     """
     raise ValueError(f"Argument `params` must use {_name(w)} in products alone, but it is {use}. {fix or _FIX}")
 
@@ -185,6 +192,9 @@ def understand(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return `fn` as a function that takes trees with `Weight` leaves; for plain arrays it stays what it is.
 
     Every argument is a tree of arrays; what is static is closed over.
+
+    Args:
+        fn: A function of arrays, such as a model's forward pass.
 
     Example:
         >>> print(understand(jnp.add)(jnp.ones(2), 1.0))
@@ -210,6 +220,19 @@ def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _s
         times: `times(w, x, axes)`: x (..., *rows) contracted with the `axes` of w, in their order -> (..., *the rest),
             of the dtype of x. Here w is one matrix; a stack is mapped over.
         cast: What a conversion to another dtype does; by default nothing, since a weight computes in that of `x`.
+
+    Example:
+        >>> class Doubled(Weight):
+        ...     w: jax.Array
+        ...
+        ...     def aval(self):
+        ...         return ShapedArray(self.w.shape, self.w.dtype)
+        >>> def times(w, x, axes):
+        ...     return 2.0 * jnp.tensordot(x, w.w, axes=(tuple(range(x.ndim - len(axes), x.ndim)), axes))
+        >>> register_weight(Doubled, times)
+        >>> model = lambda params, x: x @ params["w"]  # knows nothing of it
+        >>> print(understand(model)({"w": Doubled(jnp.ones((3, 2)))}, jnp.ones(3)))
+        [6. 6.]
     """
 
     @quax.register(lax.dot_general_p)

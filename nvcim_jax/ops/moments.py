@@ -35,6 +35,11 @@ def moments_init(shape: tuple[int, ...]) -> Moments:
 
     Args:
         shape: Of one sample.
+
+    Example:
+        >>> found = moments_init((2,))
+        >>> print(found.number, found.mean, moments_spread(found))  # no sample differs from another
+        0.0 [0. 0.] [1. 1.]
     """
     return Moments(jnp.zeros((), jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
@@ -73,6 +78,9 @@ def moments_add(seen: Moments, samples: Float[Array, "..."]) -> Moments:
 @checked
 def moments_spread(seen: Moments) -> Float[Array, "..."]:
     """Return the standard deviation of each dimension, `sqrt(squares / count)`, at least `FLOOR` of that of all.
+
+    Args:
+        seen: The samples so far, each of `shape`.
 
     Returns:
         (*shape); 1 everywhere where no sample differs from another.

@@ -14,6 +14,9 @@ __all__ = ["as_partial"]
 def as_partial(function: Callable[..., Any]) -> Partial:
     """Return a function as a tree whose leaves are the arrays it holds, so that it is an argument of `jax.jit`.
 
+    Args:
+        function: Any function; a `Partial` is returned as it is.
+
     Example:
         >>> import jax
         >>> shift = Partial(jax.numpy.add, 2.0)

@@ -18,6 +18,9 @@ _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")
 def shown_time(t_s: float) -> str:
     """Return a time in a unit that suits it.
 
+    Args:
+        t_s: Time, seconds.
+
     Example:
         >>> [shown_time(t) for t in (0.0, 0.01, 3.44, 86400.0)]
         ['0 s', '10 ms', '3.44 s', '1 d']

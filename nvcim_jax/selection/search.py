@@ -268,6 +268,9 @@ class Similarity(NamedTuple):
 def similarity(config: SearchConfig) -> Similarity:
     """Return the similarity of a search's options: `key_vector` and `query_vector`.
 
+    Args:
+        config: Options of the search.
+
     Example:
         >>> found = similarity(SearchConfig(measure="cosine"))
         >>> code = jnp.array([[3.0, 4.0]])

@@ -94,6 +94,10 @@ class Trial:
 def trial(preset: Preset, method: Method) -> Trial:
     """Return what a method does with a chip; methods that differ in their training alone have equal trials.
 
+    Args:
+        preset: Everything that is chosen.
+        method: The method.
+
     Example:
         >>> from nvcim_jax import pipeline
         >>> preset = pipeline.presets["bundled"]

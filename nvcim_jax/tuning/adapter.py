@@ -71,7 +71,16 @@ class Adapter(NamedTuple):
 
 @checked
 def as_adapter(adapter: Adapter) -> Adapter:
-    """Return an adapter that is an argument of `jax.jit`, whatever functions it is made of."""
+    """Return an adapter that is an argument of `jax.jit`, whatever functions it is made of.
+
+    Args:
+        adapter: Any adapter; its functions may be plain ones.
+
+    Example:
+        >>> own = frozen()._replace(from_rows=lambda rows: rows)  # a plain function is no tree of arrays
+        >>> print(jax.jit(lambda adapter, rows: adapter.from_rows(2.0 * rows))(as_adapter(own), jnp.ones(2)))
+        [2. 2.]
+    """
     return Adapter(*map(as_partial, adapter))
 
 
@@ -96,7 +105,15 @@ def _forget(rows: jax.Array) -> tuple[()]:
 
 
 def frozen() -> Adapter:
-    """Return the adapter that changes nothing: the model by itself."""
+    """Return the adapter that changes nothing: the model by itself.
+
+    Example:
+        >>> from nvcim_jax import models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm = models.init(jax.random.key(0), config=config)
+        >>> tuning.frozen().apply((), lm, None)[0] is lm, tuning.frozen().rows_shape(lm)  # nothing to store
+        (True, (0, 0))
+    """
     return as_adapter(Adapter(_nothing, _unchanged, _no_rows, _forget))
 
 

@@ -89,6 +89,13 @@ def adam(
 
     Raises:
         ValueError: If a number is negative.
+
+    Example:
+        >>> optimiser = adam(0.1, schedule=Schedule(kind="constant", warmup=0.0))(10)  # 10 updates
+        >>> params = jnp.array([1.0, 1.0])
+        >>> update, _ = optimiser.update(jnp.array([3.0, -0.2]), optimiser.init(params))
+        >>> [f"{x:.3f}" for x in (params + update).tolist()]  # a first step: the rate, against the sign of the slope
+        ['0.900', '1.100']
     """
     return Partial(_adam, schedule, _number("learning_rate", learning_rate), _number("clip_norm", clip_norm, True))
 
@@ -102,6 +109,9 @@ def bounded(bound: ArrayLike) -> Partial:
     """Return a projection for `tune`: every entry is clipped to [-bound, bound] at the start and after every update.
 
     The noise of a memory grows with the largest entry, so the bound is what keeps it small.
+
+    Args:
+        bound: Largest |entry|, > 0.
 
     Raises:
         ValueError: If the bound is not positive.

@@ -83,7 +83,18 @@ def _activations(
 
 @checked
 def start_activations(stop: int | None = None) -> Partial:
-    """Return a start: the residual stream of `start_text` after `stop` blocks, at the size of its embeddings."""
+    """Return a start: the residual stream of `start_text` after `stop` blocks, at the size of its embeddings.
+
+    Args:
+        stop: Number of blocks to run; None: all.
+
+    Example:
+        >>> from nvcim_jax import models, tuning
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm, examples = models.init(jax.random.key(0), config=config), tuning.examples([[1, 5, 6]], [[8, 2]])
+        >>> jax.eval_shape(lambda: start_activations()(jax.random.key(1), lm, examples, jnp.ones(1), 4)).shape
+        (4, 32)
+    """
     return Partial(_activations, _Blocks(stop=stop))
 
 

@@ -126,6 +126,15 @@ def load_config(source: str | Path) -> Config:
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is of no supported family.
+
+    Example:
+        >>> import json, tempfile
+        >>> raw = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 128}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "config.json").write_text(json.dumps(raw))
+        ...     config = load_config(folder)
+        >>> config.width, config.mlp_width  # four times the width, as GPT-2 says
+        (32, 128)
     """
     found = gguf_of(path) if isinstance(path := find_source(source), Path) else None
     if found is not None:

@@ -99,7 +99,16 @@ def save(folder: str | Path, lm: LM, text: Text | None = None, *, dtype: Any = N
         ValueError: If a parameter is missing or misshaped, or transformers has no such model; if codes do not fill
             whole words.
 
-    Example: see `load`.
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from nvcim_jax import models
+        >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     models.save(folder, models.init(jax.random.key(0), config=config), dtype=jnp.bfloat16)
+        ...     sorted(file.name for file in Path(folder).iterdir()), models.load_config(folder).width
+        (['config.json', 'model.safetensors'], 32)
     """
     folder, config = Path(folder), lm.config
     target = np.dtype(lm.params["embedding"].dtype if dtype is None else dtype)
