@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from nvcim_jax import checks, files
+from nvcim_jax.cli.page import Table, page
 
 __all__ = ["Options", "main", "report", "table"]
 
@@ -26,21 +27,25 @@ class Options:
     """Folder of the run, or of several parts of one."""
     plots: bool = True
     """Whether to draw the figures."""
+    html: bool = False
+    """Also write report.html: tables that sort and filter, figures, options and records in one file that needs no
+    network."""
 
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    for path in report(options.folder, plots=options.plots):
+    for path in report(options.folder, plots=options.plots, html=options.html):
         print(f"  {path}")
     return 1 if _unfinished(options.folder)[0] else 0
 
 
-def report(folder: Path, *, plots: bool) -> list[Path]:
+def report(folder: Path, *, plots: bool, html: bool = False) -> list[Path]:
     """Print the table of a folder and draw its figures.
 
     Args:
         folder: Folder with records.
         plots: Whether to draw.
+        html: Whether to write all of it as one page.
 
     Returns:
         The files that were written.
@@ -61,11 +66,29 @@ def report(folder: Path, *, plots: bool) -> list[Path]:
     if lacking:
         print(f"{said}. Left out until they are finished: {', '.join(sorted({row[-1] for row in lacking}))}.")
     rows = table(records)
-    print_table([_worded(row) for row in rows], title=_title(records))
+    shown = [Table(_title(records), [_worded(row) for row in rows])]
     scores = folder / "official.json"
     if scores.is_file():
-        print_table(json.loads(scores.read_text(encoding="utf-8")), title="Official LaMP scores, chip by chip")
-    return _draw(records, rows, folder) if plots else []
+        shown.append(Table("Official LaMP scores, chip by chip", json.loads(scores.read_text(encoding="utf-8"))))
+    for each in shown:
+        print_table(each.rows, title=each.title)
+    figures = _figures(records, rows) if plots or html else {}
+    written = _draw(figures, folder) if plots else []
+    return [*written, _page(records, shown, figures, folder)] if html else written
+
+
+def _page(records: Sequence[dict[str, Any]], shown: Sequence[Table], figures: Mapping[str, Any], folder: Path) -> Path:
+    """Write everything as one page."""
+    from nvcim_jax import plots
+
+    config = folder / "config.json"
+    about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    noisy = sorted({f"{r['device']}, sigma {r['sigma']:g}" for r in records if r["device"] != "digital"})
+    where = f"{'; '.join(noisy) or 'exact memory alone'}. {_title(records)}"
+    drawn = {f"{name.removesuffix('.png')}: {where}": plots.svg(figure) for name, figure in figures.items()}
+    title = about.get("command", f"Run in {folder.name}")
+    made = page(title, shown, drawn, about, {"records.csv": files.csv(records)})
+    return files.write(folder / "report.html", made)
 
 
 _ROW = ("kind", "device", "sigma", "trained_for", "method")
@@ -147,9 +170,16 @@ def _worded(row: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+def _draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the figures."""
+    from nvcim_jax import plots
+
+    return [files.write(folder / name, plots.png(figure)) for name, figure in figures.items()]
+
+
+def _figures(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Draw what the records allow."""
-    from nvcim_jax import plots, study
+    from nvcim_jax import study
     from nvcim_jax.plots import Panel, accuracy_bars, shift_heatmaps
 
     baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in study.BASELINES}
@@ -158,7 +188,7 @@ def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], fol
         for row in rows
         if row["method"] not in study.BASELINES
     ]
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, label in (("accuracy", "share of right answers"), ("hit", "share of right prompts")):
         known = [row for row in named if row[name] is not None]
         if known:
@@ -167,9 +197,7 @@ def _draw(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], fol
     several = len({record["block"] for record in records}) > 1
     if several:
         figures["shift.png"] = shift_heatmaps([Panel(*made) for made in _panels(records, rows)])
-    for name, figure in figures.items():
-        files.write(folder / name, plots.png(figure))
-    return [folder / name for name in figures]
+    return figures
 
 
 def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:

@@ -11,7 +11,7 @@ from nvcim_jax.plots.cost import (
     cost_sensitivities,
     frontier,
 )
-from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style
+from nvcim_jax.plots.figure import COLOURS, MARKERS, new_figure, png, style, svg
 from nvcim_jax.plots.product import Curve, error_curves, error_distribution, error_groups
 from nvcim_jax.plots.shift import Panel, accuracy_bars, accuracy_curves, shift_heatmaps
 
@@ -41,4 +41,5 @@ __all__ = [
     "shift_heatmaps",
     "shown_time",
     "style",
+    "svg",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from nvcim_jax import checks
 from nvcim_jax.signature import checked
 
-__all__ = ["COLOURS", "MARKERS", "new_figure", "png", "style"]
+__all__ = ["COLOURS", "MARKERS", "new_figure", "png", "style", "svg"]
 
 # Okabe and Ito, Color Universal Design (2008): told apart with every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,6 +40,7 @@ _STYLE: Any = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "mathtext.fontset": "dejavusans",
+    "svg.hashsalt": "nvcim_jax",  # the same names in the file each time
 }
 
 
@@ -90,3 +91,23 @@ def png(figure: Any) -> bytes:
     with style():
         figure.savefig(sink, format="png", metadata={"Software": None})
     return sink.getvalue()
+
+
+def svg(figure: Any) -> str:
+    """Return a figure as an SVG element, the same one each time, to be put into a page of HTML.
+
+    Args:
+        figure: A figure of matplotlib.
+
+    Example:
+        >>> figure, axes = new_figure()
+        >>> svg(figure)[:4], svg(figure) == svg(figure)
+        ('<svg', True)
+    """
+    if not hasattr(figure, "savefig"):
+        checks.fail("figure", "be a figure of matplotlib", f"is {checks.shown(figure)}")
+    sink = io.StringIO()
+    with style():
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    text = sink.getvalue()
+    return text[text.index("<svg") :].strip()

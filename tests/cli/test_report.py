@@ -2,37 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.study_records import CHIPS, records
 
 from nvcim_jax import cli
 from nvcim_jax.cli.report import table
 
-CHIPS = ([0.5, 0.7], [0.4, 0.8], [0.9, 0.9])
-
-
-def _records(streams: int) -> list[dict[str, Any]]:
-    place = {"kind": "block", "device": "FeFET3", "sigma": 0.1, "trained_for": "FeFET3 0.1", "method": "NVCiM-PT"}
-    return [
-        {**place, "stream": s, "block": 1, "current": "b", "instance": i, "domain": domain, "role": role, "queries": 10}
-        | {"accuracy": chip[k] - 0.1 * s, "hit": 1.0 if k else 0.5}
-        for s in range(streams)
-        for i, chip in enumerate(CHIPS)
-        for k, (domain, role) in enumerate((("a", "previous"), ("b", "current")))
-    ]
-
 
 def test_one_stream_gets_the_interval_of_its_chips_and_several_that_of_the_streams() -> None:
     means = np.array([np.mean(chip) for chip in CHIPS])
-    row = table(_records(1))[0]
+    row = table(records(1))[0]
     # Student with two degrees of freedom: 4.3027
     half = 4.302653 * means.std(ddof=1) / 3**0.5
     assert row["accuracy"] == pytest.approx(means.mean())
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((means.mean() - half, means.mean() + half))
     assert (row["hit"], row["hit_low"], row["hit_high"]) == pytest.approx((0.75, 0.75, 0.75))
-    row = table(_records(2))[0]
+    row = table(records(2))[0]
     # Two stream means 0.1 apart, one degree of freedom: 12.7062 * 0.1 / sqrt(2) / sqrt(2)
     half = 12.706205 * 0.05
     assert row["accuracy"] == pytest.approx(means.mean() - 0.05)
@@ -40,7 +27,7 @@ def test_one_stream_gets_the_interval_of_its_chips_and_several_that_of_the_strea
 
 
 def test_table_and_figures_come_from_the_records_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = "".join(json.dumps(record) + "\n" for record in _records(1))
+    lines = "".join(json.dumps(record) + "\n" for record in records(1))
     (tmp_path / "records.jsonl").write_text(lines, encoding="utf-8")
     assert cli.main(["report", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -67,18 +54,18 @@ def test_a_folder_without_records_gets_one_line(
 
 def _study(folder: Path) -> Path:
     """Write three methods on two streams, with the file that says how many records there must be."""
-    records = [
+    made = [
         {**r, "method": method, "stream": s}
         for method in ("frozen", "NVP*(MIPS)", "NVCiM-PT")
         for s in (0, 1)
-        for r in _records(1)
+        for r in records(1)
     ]
     place = ("kind", "stream", "device", "sigma", "trained_for", "method")
-    units = list(dict.fromkeys(tuple(r[name] for name in place) for r in records))
+    units = list(dict.fromkeys(tuple(r[name] for name in place) for r in made))
     about = {"fingerprint": {}, "units": [[*unit, 6] for unit in units]}
     (folder / "study.json").write_text(json.dumps(about), encoding="utf-8")
     path = folder / "records.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    path.write_text("".join(json.dumps(record) + "\n" for record in made), encoding="utf-8")
     return path
 
 
