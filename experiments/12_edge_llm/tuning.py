@@ -9,10 +9,11 @@ full depth (`lora`), in the last window alone (`partial`), in five windows of si
 updates of LoRA: five times as many, of a fifth of the blocks. Users are the four domains of a stream of clinc5
 (25 records; right answers among 20 labels, and the loss of the right one), an intent of snips_slots (loss of the
 written slots), and WikiText-2 (windows of 64 tokens). Rates were chosen on a domain of clinc5's intents 6 to 10
-(`rates.jsonl`), which no table reports, and are the same for all tasks.
+(`rates.jsonl`), which no table reports, and are the same for all tasks; that of the prefix is `nvcim tune`'s.
 
 `cost`: the time of an update on this machine, every variant after every other, round after round; and the temporaries
-of its program by XLA's account.
+of its program by XLA's account. `schedule`: the same by `cost.schedule` on two machines, one that gains from few bits
+and zeros in products, and one that does not.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from experiments import wikitext
 from experiments.shift.settings import SMOLLM2, TINY, Settings, changed, language_model, streams
-from nvcim_jax import checks, compression, data, files, models, pipeline, tuning
+from nvcim_jax import checks, compression, cost, data, files, models, pipeline, tuning
 
 __all__ = ["CONFIGS", "Config", "measure", "summarise"]
 
@@ -68,7 +69,7 @@ class Config:
     users: tuple[int, ...] = (4, 1, 1)
     tested: int = 20
     tokens: int = 64
-    rounds: int = 5
+    rounds: int = 7
     text: int = 48
 
 
@@ -89,7 +90,10 @@ CONFIGS = {
     ),
 }
 
+MACHINES = ("edge-8GB", "orin-nano-15W")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+PREFIX_RATE = 1e-2
+"""That of `nvcim tune`; nothing was chosen."""
 METHODS = ("lora", "partial", "windows", "windows, as many each", "windowed prefix")
 
 
@@ -181,15 +185,15 @@ def _whole(adapter: tuning.Adapter, state: Any, lm: models.LM, inputs: models.In
     return models.head(adapted, models.hidden(adapted, given, at=at)[0])
 
 
-def _predictors(method: str, config: Config, lm: models.LM) -> dict[str, Callable[..., jax.Array]]:
-    """Return ways to read what a method has learned: name -> predict(tuned, lm, inputs, at)."""
+@cache
+def _predictors(method: str, config: Config, last: int) -> dict[str, Callable[..., jax.Array]]:
+    """Return ways to read what a method has learned: name -> predict(tuned, lm, inputs, at), each compiled once."""
     if method == "lora":
         return {"": partial(_whole, _adapter(method, config))}
 
     def voted(tuned: Any, lm: models.LM, x: Any, at: jax.Array, **how: Any) -> jax.Array:
         return tuning.vote(tuned, lm, x, at=at, **how)[0]
 
-    last = _exits(lm, config) - 1
     if method == "partial":
         return {"": partial(voted, exits=(last,))}
     if method in ("windowed prefix", "windows, as many each"):
@@ -256,15 +260,16 @@ def _choose(config: Config, lm: models.LM, text: models.Text, out: Path) -> dict
     done = _done(path, "method", "rate")
     (user, *_) = _users(config, "clinc5", lm, text, first=5)
     for method in METHODS:
-        (name, predict), *_ = _predictors(method, config, lm).items()
-        for rate in config.rates if not method.endswith("prefix") else [10 * r for r in config.rates]:
+        (name, predict), *_ = _predictors(method, config, _exits(lm, config) - 1).items()
+        for rate in config.rates if method != "windowed prefix" else ():
             if (method, rate) in done:
                 continue
             tuned = _tuned(method, config, lm, user, rate)
             found = _read(predict, tuned, lm, user._replace(truth=None))
             _add(path, {"method": method, "rate": rate, "read": name, "loss": found["loss"]})
     records = read(path)
-    return {m: min((r for r in records if r["method"] == m), key=lambda r: r["loss"])["rate"] for m in METHODS}
+    best = {m: min((r for r in records if r["method"] == m), key=lambda r: r["loss"])["rate"] for m in METHODS[:-1]}
+    return best | {"windowed prefix": PREFIX_RATE}
 
 
 def _quality(config: Config, lm: models.LM, text: models.Text, rates: dict[str, float], out: Path) -> None:
@@ -282,7 +287,7 @@ def _quality(config: Config, lm: models.LM, text: models.Text, rates: dict[str, 
                 started = time.perf_counter()
                 tuned = jax.block_until_ready(_tuned(method, config, lm, user, rates[method]))
                 seconds = round(time.perf_counter() - started, 1)
-                for name, predict in _predictors(method, config, lm).items():
+                for name, predict in _predictors(method, config, _exits(lm, config) - 1).items():
                     about = {"task": task, "user": user.name, "method": method, "read": name, "seconds": seconds}
                     _add(path, about | _read(predict, tuned, lm, user))
 
@@ -293,33 +298,33 @@ def _compressed(lm: models.LM) -> models.LM:
     return compression.apply(lm, policy, method="magnitude")
 
 
-def _programs(config: Config, lm: models.LM) -> dict[str, tuple[Callable[..., Any], models.LM]]:
-    """Return what is timed: name -> (function of key, model, examples, of one update of each window; model)."""
-    num = _exits(lm, config)
-    lora = _adapter("lora", config)
-    small = _compressed(lm)
+def _programs(config: Config, lm: models.LM) -> dict[str, list[tuple[Callable[..., Any], models.LM]]]:
+    """Return what is timed: name -> programs of one update each (of key, model, examples), and their model.
+
+    Of windows three are taken, the lowest, the middle and the highest: the time grows evenly from one to the next. A
+    window whose stream is stored takes the same wherever it lies: the lowest, which has nothing below it.
+    """
+    lora, small, last = _adapter("lora", config), _compressed(lm), _exits(lm, config) - 1
+    some = sorted({0, last // 2, last})
 
     def whole(key: Any, lm: models.LM, batch: tuning.Examples, remat: bool) -> Any:
         start = lora.init(key, lm, batch, None)
-        options = tuning.Options(num_steps=num, remat=remat)
+        options = tuning.Options(num_steps=1, remat=remat)
         return tuning.tune(jax.random.fold_in(key, 1), start, lm, batch, adapter=lora, options=options)[0]
 
-    def windows(key: Any, lm: models.LM, batch: tuning.Examples, stored: bool, remat: bool, top: bool = False) -> Any:
-        options = tuning.WindowOptions(num_steps=num, stored=stored, remat=remat)
-        order = [num - 1] * num if top else "cyclic"
-        return tuning.tune_windows(key, lm, batch, adapter=lora, window=config.window, options=options, schedule=order)[
+    def window(key: Any, lm: models.LM, batch: tuning.Examples, w: int, remat: bool) -> Any:
+        options = tuning.WindowOptions(num_steps=1, stored=False, remat=remat)
+        return tuning.tune_windows(key, lm, batch, adapter=lora, window=config.window, options=options, schedule=[w])[
             0
         ].tuned
 
     return {
-        "lora": (partial(whole, remat=False), lm),
-        "lora, remat": (partial(whole, remat=True), lm),
-        "partial": (partial(windows, stored=False, remat=False, top=True), lm),
-        "windows": (partial(windows, stored=False, remat=False), lm),
-        "windows, remat": (partial(windows, stored=False, remat=True), lm),
-        "windows, stored": (partial(windows, stored=True, remat=False), lm),
-        "windows, 4 bits": (partial(windows, stored=False, remat=False), small),
-        "windows, 4 bits, stored, remat": (partial(windows, stored=True, remat=True), small),
+        "lora": [(partial(whole, remat=False), lm)],
+        "lora, remat": [(partial(whole, remat=True), lm)],
+        "windows": [(partial(window, w=w, remat=False), lm) for w in some],
+        "windows, remat": [(partial(window, w=w, remat=True), lm) for w in some],
+        "windows, stored": [(partial(window, w=0, remat=False), lm)],
+        "windows, stored, 4 bits": [(partial(window, w=0, remat=True), small)],
     }
 
 
@@ -331,21 +336,22 @@ def _cost(config: Config, lm: models.LM, out: Path) -> None:
     rows = np.random.default_rng(0).integers(3, 1000, (config.batch, config.text))
     batch = tuning.examples([row[:-4].tolist() for row in rows], [row[-4:].tolist() for row in rows])
     ready, found = {}, {}
-    for name, (fn, own) in _programs(config, lm).items():
-        compiled = jax.jit(fn).lower(jax.random.key(0), own, batch).compile()
-        memory = compiled.memory_analysis()
-        assert memory is not None
+    for name, programs in _programs(config, lm).items():
+        own = programs[0][1]
+        compiled = [jax.jit(fn).lower(jax.random.key(0), own, batch).compile() for fn, _ in programs]
+        temporaries = [one.memory_analysis().temp_size_in_bytes for one in compiled]  # type: ignore[union-attr]
         weights = sum(a.nbytes for a in jax.tree.leaves(own.params))
-        found[name] = {"temporaries_mb": memory.temp_size_in_bytes / 1e6, "weights_mb": weights / 1e6, "seconds": []}
+        found[name] = {"temporaries_mb": max(temporaries) / 1e6, "weights_mb": weights / 1e6, "seconds": []}
         ready[name] = (compiled, own)
-        jax.block_until_ready(compiled(jax.random.key(0), own, batch))
-        print("compiled", name, round(found[name]["temporaries_mb"]), "MB", flush=True)
+        for one in compiled:
+            jax.block_until_ready(one(jax.random.key(0), own, batch))
+        print("compiled", name, [round(t / 1e6) for t in temporaries], "MB", flush=True)
     for _ in range(config.rounds):
         for name, (compiled, own) in ready.items():
             started = time.perf_counter()
-            jax.block_until_ready(compiled(jax.random.key(0), own, batch))
-            taken = (time.perf_counter() - started) / _exits(lm, config)
-            found[name]["seconds"].append(round(taken, 4))
+            for one in compiled:
+                jax.block_until_ready(one(jax.random.key(0), own, batch))
+            found[name]["seconds"].append(round((time.perf_counter() - started) / len(compiled), 4))
     base = found["lora"]
     for record in found.values():
         ratios = np.array(base["seconds"]) / np.array(record["seconds"])
@@ -357,6 +363,35 @@ def _cost(config: Config, lm: models.LM, out: Path) -> None:
             / (record["temporaries_mb"] + record["weights_mb"]),
         }
     files.write_json(path, {"tokens": config.text, "texts": config.batch, "variants": found})
+
+
+def _schedule(config: Config, lm: models.LM, out: Path) -> None:
+    """Ask the schedule for an update of each variant on machines that do and do not gain from bits and zeros."""
+    layers, found = lm.config.num_layers, {}
+    variants: dict[str, tuple[int, dict[str, Any]]] = {
+        "lora": (layers, {}),
+        "windows": (config.window, {}),
+        "lora, 4 bits": (layers, {"bits": 4, "sparsity": 0.5}),
+        "windows, 4 bits": (config.window, {"bits": 4, "sparsity": 0.5}),
+        "windows, 4 bits, activations of 8": (config.window, {"bits": 4, "sparsity": 0.5, "activation_bits": 8}),
+    }
+    for name in MACHINES:
+        on = cost.machines.get(name)
+        given = {"batch": config.batch, "tokens": config.text, "on": on, "predicted": 4}
+        rows = {}
+        for variant, (size, how) in variants.items():
+            plans = [cost.schedule(lm, window=(at, at + size), **how, **given) for at in range(0, layers, size)]
+            rows[variant] = {
+                "ms": 1e3 * float(np.mean([plan.time_s for plan in plans])),
+                "mj": 1e3 * float(np.mean([plan.energy_j for plan in plans])),
+                "mb": max(sum(plan.stores) for plan in plans) / 1e6,
+            }
+        base = rows["lora"]
+        found[name] = {
+            variant: {**row, "faster": base["ms"] / row["ms"], "smaller": base["mb"] / row["mb"]}
+            for variant, row in rows.items()
+        }
+    files.write_json(out / "schedule.json", {"tokens": config.text, "texts": config.batch, "machines": found})
 
 
 def _interval(values: Sequence[float], num: int = 10_000) -> list[float]:
@@ -392,6 +427,7 @@ def measure(options: argparse.Namespace, out: Path) -> Record:
     config = CONFIGS["tiny" if options.tiny else "full"]
     lm, text = language_model(config.settings)
     rates = _choose(config, lm, text, out)
+    _schedule(config, lm, out)
     _cost(config, lm, out)
     _quality(config, lm, text, rates, out)
     files.write_json(out / "summary.json", {"rates": rates, "rows": summarise(read(out / "quality.jsonl"))})

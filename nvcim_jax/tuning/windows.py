@@ -227,6 +227,9 @@ def tune_windows(
     schedule decides which draws (of examples, of noise) a window meets, and nothing else. The learning rate and the
     noise change with a window's own updates.
 
+    Every window is a program of its own. Inside one `jax.jit` a compiler may run them side by side, in the memory of
+    all of them: leave that out where memory is short.
+
     With one window of all blocks this is `tune`. Many users side by side: `jax.vmap` over keys, examples and weights.
 
     Args:
