@@ -29,7 +29,7 @@ tr:last-child td { border-bottom: 0; }
 input { font: inherit; padding: .3rem .6rem; margin: .5rem 0; width: 100%; max-width: 24rem; box-sizing: border-box;
   background: var(--card); color: inherit; border: 1px solid var(--line); border-radius: 6px; }
 figure { margin: 1rem 0; } figure > div { background: #fff; border-radius: 6px; padding: .5rem; overflow-x: auto; }
-svg { max-width: 100%; height: auto; } figcaption { color: var(--soft); }
+svg { width: 100%; max-width: 36rem; height: auto; } figcaption { color: var(--soft); }
 pre { background: var(--card); padding: .7rem; border-radius: 6px; overflow-x: auto; }
 """
 
