@@ -243,7 +243,10 @@ def _interval(differences: np.ndarray, num: int = 10_000) -> list[float]:
 
 
 def summarise(records: list[Record]) -> list[Record]:
-    """Return one row for each setting: perplexity, and that of LUC over it, paired over windows, mean over draws."""
+    """Return one row for each setting: perplexity, and that of LUC over it, with intervals over windows, paired.
+
+    Draws are averaged first; what they differ by is not in the intervals, so each is given too.
+    """
     groups: dict[tuple[Any, ...], dict[str, list[Record]]] = {}
     for r in records:
         groups.setdefault((r["bits"], r["pruner"], r["quantiser"], r["activations"]), {}).setdefault(
@@ -262,6 +265,8 @@ def summarise(records: list[Record]) -> list[Record]:
                 shared = sorted(set(own) & set(by_draw["LUC"]))
                 ratio = _interval(np.mean([by_draw["LUC"][d] - own[d] for d in shared], axis=0))
                 row["luc_over_it"] = [round(float(np.exp(v)), 4) for v in ratio]
+                by_luc = [float(np.exp((by_draw["LUC"][d] - own[d]).mean())) for d in shared]
+                row["luc_over_it_of_draws"] = [round(v, 4) for v in by_luc]
             rows.append(row)
     return rows
 

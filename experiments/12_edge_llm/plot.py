@@ -57,13 +57,14 @@ def sensitivity(folder: Path) -> Any:
 
 def perplexity(folder: Path) -> Any:
     """Draw the perplexity of each policy, for each B, with intervals over windows and the model as it is."""
-    rows = importlib.import_module("experiments.12_edge_llm.luc").summarise(read(folder / "perplexity.jsonl"))
+    luc = importlib.import_module("experiments.12_edge_llm.luc")
+    rows = luc.summarise(read(folder / "perplexity.jsonl"))
     base = next(row for row in rows if row["policy"] == "as it is")["perplexity"][0]
     mine = [r for r in rows if (r["pruner"], r["quantiser"], r["activations"]) == ("sparsegpt", "absmax", False)]
     bits = sorted({r["bits"] for r in mine}, reverse=True)
     with plots.style():
         figure, axes = plots.new_figure(3.35, 2.6)
-        for i, policy in enumerate(dict.fromkeys(r["policy"] for r in mine)):
+        for i, policy in enumerate((*luc.POLICIES, luc.LAST, luc.RELATIVE)):
             own = [r for r in mine if r["policy"] == policy]
             at = [bits.index(r["bits"]) + 0.09 * (i - 2.5) for r in own]
             value, low, high = np.array([r["perplexity"] for r in own]).T
