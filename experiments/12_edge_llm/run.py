@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.12_edge_llm.run [PART ...] [--tiny] [--also FILE ...] [--out FOLDER]
           python -m experiments.12_edge_llm.plot FOLDER   (both in the root of the repository)
-Time:     `luc`: about 40 minutes of one core (--tiny: a minute). Set OPENBLAS_NUM_THREADS=1: on a busy machine its
+Time:     `luc`: about 25 minutes of one core (--tiny: a minute). Set OPENBLAS_NUM_THREADS=1: on a busy machine its
           threads wait for each other in every Cholesky factor.
 Expect:   `luc.py` says it for that part; records in `results/PART/`, with their command.
 
