@@ -309,7 +309,20 @@ def generate(
     Raises:
         ValueError: If an argument is out of range, or the result would be longer than the model's learned positions.
 
-    Example: `generate(jax.random.key(0), lm, ["..."], text=text, max_new_tokens=32, prompt=soft_prompt)`.
+    Example:
+        >>> from nvcim_jax import models
+        >>> class Letters:
+        ...     def __call__(self, words, **_):
+        ...         return {"input_ids": [ord(letter) % 32 for letter in words]}
+        ...
+        ...     def decode(self, ids, **_):
+        ...         return "".join(chr(96 + int(i)) for i in ids)
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(Letters())
+        >>> found = models.generate(jax.random.key(1), lm, ["pay", "loan"], text=text, max_new_tokens=2)
+        >>> found.tokens.shape, [len(words) for words in found.texts]
+        ((2, 2), [2, 2])
     """
     checks.key("key", key)
     checks.integer("max_new_tokens", max_new_tokens)

@@ -77,8 +77,21 @@ def rank(
         lm: The language model.
         adapter: What the rows belong to.
 
+    Returns:
+        Log-probabilities, nats.
+
     Raises:
         ValueError: If the queries have no answers to choose from.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm, config = models.init(jax.random.key(0), config=layout), pipeline.Config(num_virtual=2)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> queries = pipeline.make_queries(["pay"], lm, text, config=config, labels=["y", "n", "m"])
+        >>> logs = pipeline.rank(jnp.ones((1, 2, 32)), queries, lm, adapter=tuning.prompt(2))
+        >>> logs.shape, bool(jnp.exp(logs).sum() < 1.0)  # there are other answers
+        ((1, 3), True)
     """
     if queries.answers is None:
         checks.fail("queries.answers", "hold the answers to choose from", "is None", "Pass labels= to make_queries.")
@@ -119,7 +132,7 @@ def write(
     adapter: Adapter,
     max_new_tokens: int = 16,
 ) -> list[str]:
-    """Let the model write an answer to every query, each with the prompt that was found for it.
+    """Return what the model writes as answer to every query, each with the prompt that was found for it.
 
     Args:
         key: A key.
@@ -129,6 +142,25 @@ def write(
         text: Its tokenizer.
         adapter: What the rows belong to.
         max_new_tokens: Most tokens of an answer.
+
+    Returns:
+        One text a query.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> class Letters:
+        ...     def __call__(self, words, **_):
+        ...         return {"input_ids": [ord(letter) % 32 for letter in words]}
+        ...
+        ...     def decode(self, ids, **_):
+        ...         return "".join(chr(96 + int(i)) for i in ids)
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm, config = models.init(jax.random.key(0), config=layout), pipeline.Config(num_virtual=2)
+        >>> queries = pipeline.make_queries(["pay"], lm, models.Text(Letters()), config=config)
+        >>> rows, more = jnp.ones((1, 2, 32)), {"adapter": tuning.prompt(2), "max_new_tokens": 1}
+        >>> words = pipeline.write(jax.random.key(1), rows, queries, lm, models.Text(Letters()), **more)
+        >>> len(words), len(words[0]) <= 1
+        (1, True)
     """
     checks.integer("max_new_tokens", max_new_tokens)
     bare = Queries(queries.ids, queries.mask, jnp.zeros(0))
@@ -172,6 +204,18 @@ def choose(
 
     Returns:
         Log-probability of every answer, nats, and the info. An empty store gives prompts of zeros; see `answer`.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm, config = models.init(jax.random.key(0), config=layout), pipeline.Config(num_virtual=2, codec="identity")
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> queries = pipeline.make_queries(["pay"], lm, text, config=config, labels=["y", "n", "m"])
+        >>> state = pipeline.init(jax.random.key(1), lm, config=config)
+        >>> ask = lambda key: pipeline.choose(key, state, queries, lm, config=config)
+        >>> logs, info = jax.eval_shape(ask, jax.random.key(2))
+        >>> logs.shape, info.found.slots.shape  # a number for each answer, a slot for each query
+        ((1, 3), (1,))
     """
     chosen = complete(config, parts)
     rows, found, state = _retrieve(key, queries.features, state, config, chosen)
@@ -210,6 +254,16 @@ def answer(
 
     Raises:
         ValueError: If there is no text, or no label.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm, config = models.init(jax.random.key(0), config=layout), pipeline.Config(num_virtual=2, codec="identity")
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> state, labels = pipeline.init(jax.random.key(1), lm, config=config), ["y", "n", "m"]
+        >>> words, info = answer(jax.random.key(2), state, "pay", lm, text, config=config, labels=labels)
+        >>> words == labels[int(jnp.argmax(info.log_probabilities[0]))]  # the likeliest
+        True
     """
     texts = [query] if isinstance(query, str) else list(query)
     queries = make_queries(texts, lm, text, config=config, labels=labels)

@@ -105,6 +105,16 @@ def through_memory(memory: Memory, key: Key, rows: jax.Array) -> jax.Array:
         memory: The memory.
         key: Key of the memory and of its one read.
         rows: What is stored, such as a prompt (virtual tokens, width).
+
+    Returns:
+        The rows as they were read, of the same shape.
+
+    Example:
+        >>> ideal = crossbar_memory(devices.get("ideal"), crossbar.Config(rows=8, cols=8, weight_bits=4, cell_bits=2))
+        >>> rows = jnp.array([[1.0, 0.3], [-1.0, -0.1]])
+        >>> print(through_memory(ideal, jax.random.key(0), rows).round(2))  # 4 bits: steps of a 7th of the largest
+        [[ 1.    0.29]
+         [-1.   -0.14]]
     """
     write_key, read_key = jax.random.split(key)
     held = memory.program(write_key, rows.reshape(-1, 1))
@@ -145,7 +155,19 @@ def drift_state(state: Any, t_s: Any) -> Any:
     Raises:
         ValueError: If the device does not drift, or the time is negative.
 
-    Example: see `nvcim_jax.io.load_state`.
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=8, num_layers=1, num_heads=4, mlp_width=16)
+        >>> config = pipeline.Config(capacity=1, num_virtual=1, codec="identity")
+        >>> device = devices.get("ideal", drift=devices.Drift(mean=0.05, t0_s=20.0))
+        >>> memory = crossbar_memory(device, crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=8))
+        >>> state = pipeline.init(jax.random.key(0), models.init(jax.random.key(1), config=layout), config=config)
+        >>> store = state.store._replace(prompts=jnp.ones((1, 1, 8)), filled=jnp.ones(1, bool))
+        >>> state = pipeline.State(store, pipeline.program_store(jax.random.key(2), store, memory, config=config))
+        >>> later = drift_state(state, 180.0)
+        >>> read = memory.read(jax.random.key(3), later.arrays.values)
+        >>> print(f"{read[0, 0]:.4f} {10**-0.05:.4f}")  # (200 / 20) ** -0.05
+        0.8913 0.8913
     """
     _chips(_arrays_of(state))
     checks.number("t_s", t_s, low=0.0, unit="s")
@@ -168,7 +190,18 @@ def compensate_state(key: Key, state: Any) -> Any:
     Raises:
         ValueError: If the device does not drift.
 
-    Example: see `nvcim_jax.io.load_state`.
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=8, num_layers=1, num_heads=4, mlp_width=16)
+        >>> config = pipeline.Config(capacity=1, num_virtual=1, codec="identity")
+        >>> device = devices.get("ideal", drift=devices.Drift(mean=0.05, t0_s=20.0))
+        >>> memory = crossbar_memory(device, crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=8))
+        >>> state = pipeline.init(jax.random.key(0), models.init(jax.random.key(1), config=layout), config=config)
+        >>> store = state.store._replace(prompts=jnp.ones((1, 1, 8)), filled=jnp.ones(1, bool))
+        >>> state = pipeline.State(store, pipeline.program_store(jax.random.key(2), store, memory, config=config))
+        >>> mended = compensate_state(jax.random.key(3), drift_state(state, 180.0))
+        >>> print(f"{memory.read(jax.random.key(4), mended.arrays.values)[0, 0]:.4f}")  # what drift took is back
+        1.0000
 
     References:
         V. Joshi et al., Nature Communications 11, 2473 (2020), "Drift compensation".

@@ -115,8 +115,20 @@ def objective(
     Returns:
         The loss, a float32 scalar.
 
-    Example: `loss, grads = jax.value_and_grad(objective, argnums=1)(key, store.trainable(), batch, lm, memory,
-    config=config)`.
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> config = pipeline.Config(capacity=2, num_virtual=1, codec="identity", pick="straight_through")
+        >>> store = pipeline.init(jax.random.key(1), lm, config=config).store
+        >>> examples = tuning.examples([[1, 5, 6]], [[8, 2]])
+        >>> batch = pipeline.Batch(examples, jnp.ones((1, 1, 32)), store, jnp.ones(1))
+        >>> loss = lambda trained: objective(
+        ...     jax.random.key(2), trained, batch, lm, pipeline.exact_memory(), config=config
+        ... )
+        >>> value, slope = jax.eval_shape(jax.value_and_grad(loss), store.trainable())
+        >>> value.shape, slope.prompts.shape == store.prompts.shape  # a number, and its slope by every stored prompt
+        ((), True)
     """
     width = batch.store.features.shape[-1]
     checks.shape("batch.features", batch.features, (len(batch.examples.ids), config.search_tokens, width))
@@ -192,6 +204,22 @@ def train(
 
     Raises:
         ValueError: If the pick is hard.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm, exact = models.init(jax.random.key(0), config=layout), pipeline.exact_memory()
+        >>> config = pipeline.Config(capacity=2, num_virtual=1, codec="identity", pick="straight_through")
+        >>> store = pipeline.init(jax.random.key(1), lm, config=config).store
+        >>> batch = pipeline.Batch(tuning.examples([[1, 5, 6]], [[8, 2]]), jnp.ones((1, 1, 32)), store, jnp.ones(1))
+        >>> options = pipeline.EndToEnd(num_steps=3)
+        >>> run = lambda key: train(key, batch, lm, exact, config=config, options=options)
+        >>> jax.eval_shape(run, jax.random.key(2))[1].shape  # the loss before each update
+        (3,)
+        >>> train(jax.random.key(2), batch, lm, exact, config=config.changed(pick="hard"))
+        Traceback (most recent call last):
+        ...
+        ValueError: Argument `config.pick` must be 'soft' or 'straight_through' to train, but is 'hard', ...
     """
     if config.pick == "hard":
         checks.fail("config.pick", "be 'soft' or 'straight_through' to train", "is 'hard', which passes no gradient")

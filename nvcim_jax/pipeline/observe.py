@@ -134,6 +134,17 @@ def init(
         lm: The language model.
         config: Options of the pipeline.
         **parts: As for `observe`, which takes the same ones afterwards.
+
+    Returns:
+        The memory; no slot is filled.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, codec="identity")
+        >>> state = init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config)
+        >>> state.store.prompts.shape, state.arrays.values.shape, bool(state.store.filled.any())  # a prompt is a column
+        ((3, 2, 32), (64, 3), False)
     """
     chosen = complete(config, parts)
     store = empty_store(chosen.adapter.rows_shape(lm), config)
@@ -244,7 +255,19 @@ def observe(
         TypeError: If there is no such part.
         ValueError: If the store is full and refuses; a traced call stores nothing and says so in `inserted.refused`.
 
-    Example: see the README; `nvcim run` calls it for every buffer of a stream.
+    Example:
+        >>> from nvcim_jax import data, models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, num_prompts=1, codec="identity")
+        >>> rows = [data.Record(str(i), "u", "t", word, "yes", "train") for i, word in enumerate(("pay", "card"))]
+        >>> buffer = pipeline.make_buffer(rows, lm, text, config=config)
+        >>> state = init(jax.random.key(1), lm, config=config)
+        >>> see = lambda key, state: observe(key, state, buffer, lm, config=config)
+        >>> after, info = jax.eval_shape(see, jax.random.key(2), state)
+        >>> info.inserted.slots.shape, after.store.prompts.shape  # one prompt is added; the memory keeps its size
+        ((1,), (3, 2, 32))
     """
     chosen = complete(config, parts)
     if config.when_full == "refuse" and checks.is_concrete(state.store.filled):

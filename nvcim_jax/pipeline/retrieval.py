@@ -104,6 +104,15 @@ def matrices(store: Store, *, config: Config, similarity: Similarity | None = No
     Returns:
         Values (rows, slots), and keys (rows, slots x keys) or None where the search runs on the values; empty slots are
         zero.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, codec="identity")
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> found = pipeline.matrices(store, config=config)
+        >>> found.values.shape, found.keys.shape  # 2 tokens of 32, and the features that find them, a slot a column
+        ((64, 3), (32, 3))
     """
     shared = config.shares_arrays and similarity is None
     return Arrays(value_matrix(store), None if shared else key_matrix(store, config=config, similarity=similarity))
@@ -124,6 +133,16 @@ def program_store(
 
     Returns:
         What is held.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, codec="identity")
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> store = store._replace(prompts=jnp.arange(192.0).reshape(3, 2, 32), filled=jnp.ones(3, bool))
+        >>> held = pipeline.program_store(jax.random.key(2), store, pipeline.exact_memory(), config=config)
+        >>> bool((held.values[:, 1] == store.prompts[1].ravel()).all())  # exact memory holds the matrix itself
+        True
     """
     value_key, search_key = jax.random.split(key)
     exact = matrices(store, config=config, similarity=similarity)
@@ -167,8 +186,23 @@ def search(
         every: Whether the products of all columns are returned as they are (queries, slots x keys), empty slots among
             them, for calibration. Otherwise a slot scores as its best key, an empty one -inf.
 
+    Returns:
+        Scores (queries, slots), or (queries, slots x keys) with `every`.
+
     Raises:
         ValueError: If the features have other tokens than the keys.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=3, num_virtual=1, codec="identity", keys="prompt", key_unit=False)
+        >>> config = config.changed(search={"measure": "mips"})
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> store = store._replace(prompts=jnp.ones((3, 1, 32)), filled=jnp.array([True, True, False]))
+        >>> exact = pipeline.exact_memory()
+        >>> arrays = pipeline.program_store(jax.random.key(2), store, exact, config=config)
+        >>> print(pipeline.search(jax.random.key(3), jnp.full((1, 1, 32), 0.5), store, arrays, exact, config=config))
+        [[ 16.  16. -inf]]
     """
     shape = (len(features), config.search_tokens, store.features.shape[-1])
     checks.shape("features", features, shape, "(queries, key tokens, width)")
@@ -183,13 +217,27 @@ def search(
 
 @checked
 def read_prompts(key: Key, store: Store, arrays: Arrays, memory: Memory) -> Float[Array, "slots rows width"]:
-    """Read all prompts back from the memory and decode them.
+    """Return all prompts, read back from the memory and decoded.
 
     Args:
         key: Key of this read.
         store: The store; its codec is digital.
         arrays: What is programmed.
         memory: What holds it.
+
+    Returns:
+        The prompts as the memory gives them back.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, codec="identity")
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> store = store._replace(prompts=jnp.arange(192.0).reshape(3, 2, 32), filled=jnp.ones(3, bool))
+        >>> exact = pipeline.exact_memory()
+        >>> held = pipeline.program_store(jax.random.key(2), store, exact, config=config)
+        >>> bool((pipeline.read_prompts(jax.random.key(3), store, held, exact) == store.prompts).all())
+        True
     """
     codes = memory.read(key, arrays.values).T.reshape(*store.prompts.shape[:2], -1)
     return selection.decode(store.codec, codes)
@@ -224,6 +272,20 @@ def retrieve(
 
     Returns:
         The prompt of each query, and what the search found. With an empty store prompts are zero.
+
+    Example:
+        >>> from nvcim_jax import models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> config = pipeline.Config(capacity=2, num_virtual=1, codec="identity", keys="prompt", key_unit=False)
+        >>> config = config.changed(search={"measure": "mips"})
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> prompts = jnp.stack([jnp.ones((1, 32)), -jnp.ones((1, 32))])
+        >>> store, exact = store._replace(prompts=prompts, filled=jnp.ones(2, bool)), pipeline.exact_memory()
+        >>> arrays = pipeline.program_store(jax.random.key(2), store, exact, config=config)
+        >>> query = -jnp.ones((1, 1, 32))
+        >>> rows, found = pipeline.retrieve(jax.random.key(3), query, store, arrays, exact, config=config)
+        >>> found.slots.tolist(), float(rows.max())  # the prompt that is like the query
+        ([1], -1.0)
     """
     search_key, read_key = jax.random.split(key)
     scores = search(search_key, features, store, arrays, memory, config=config, similarity=similarity)

@@ -135,7 +135,7 @@ def make_queries(
     config: Config = Config(),  # noqa: B008  # frozen
     labels: Sequence[str] | None = None,
 ) -> Queries:
-    """Encode queries, padded on the left, with their features and the answers to choose from.
+    """Return queries, encoded and padded on the left, with their features and the answers to choose from.
 
     Args:
         texts: One or more inputs.
@@ -144,8 +144,21 @@ def make_queries(
         config: Options of the pipeline.
         labels: The answers to choose from; None where the model writes.
 
+    Returns:
+        The queries.
+
     Raises:
         ValueError: If there is no text or no label, or the model has no tokenizer.
+
+    Example:
+        >>> from nvcim_jax import pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> config = pipeline.Config(num_virtual=2)
+        >>> queries = pipeline.make_queries(["pay", "loan"], lm, text, config=config, labels=["yes", "no", "maybe"])
+        >>> int(jnp.diff(queries.mask.sum(axis=1))[0]), bool(queries.mask[:, -1].all()), len(queries.answers.first)
+        (1, True, 3)
     """
     if isinstance(texts, str) or not texts:
         checks.fail("texts", "be a list of at least one text", f"is {texts!r}", 'Write ["..."].')
@@ -211,7 +224,7 @@ def make_buffer(
     *,
     config: Config = Config(),  # noqa: B008  # frozen
 ) -> Buffer:
-    """Turn records into arrays.
+    """Return records as arrays.
 
     Args:
         records: Things with `input` and `output`. Who or what they are about is never looked at.
@@ -219,8 +232,21 @@ def make_buffer(
         text: Its tokenizer and the form of the task.
         config: Options of the pipeline.
 
+    Returns:
+        The texts, their features, and what they are clustered by.
+
     Raises:
         ValueError: If there is no record, one has no answer, or there is no tokenizer.
+
+    Example:
+        >>> from nvcim_jax import data, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> rows = [data.Record(str(i), "u", "t", word, "yes", "train") for i, word in enumerate(("pay", "card"))]
+        >>> buffer = pipeline.make_buffer(rows, lm, text, config=pipeline.Config(num_virtual=2))
+        >>> buffer.features.shape, len(buffer.examples.ids)  # (records, key tokens, width), and the records
+        ((2, 1, 32), 2)
     """
     if not records:
         checks.fail("records", "hold at least one record", "is empty")
@@ -244,13 +270,26 @@ def _grouped_by(records: Sequence[Any], inputs: jax.Array, lm: LM, text: Text, c
 
 @checked
 def stack_buffers(buffers: Sequence[Buffer]) -> Buffer:
-    """Stack the buffers of several users for `jax.vmap`, their texts padded to a common length.
+    """Return the buffers of several users stacked for `jax.vmap`, their texts padded to a common length.
 
     Args:
         buffers: One or more, of as many records each.
 
+    Returns:
+        One buffer whose arrays have a leading axis of users.
+
     Raises:
         ValueError: If there is none, or they have different numbers of records.
+
+    Example:
+        >>> from nvcim_jax import data, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> rows = [[data.Record("0", "u", "t", word, "yes", "train")] for word in ("pay", "a loan of my old bank")]
+        >>> buffers = [pipeline.make_buffer(row, lm, text, config=pipeline.Config(num_virtual=2)) for row in rows]
+        >>> [buffer.examples.ids.shape for buffer in buffers], pipeline.stack_buffers(buffers).examples.ids.shape
+        ([(1, 16), (1, 32)], (2, 1, 32))
     """
     sizes = sorted({len(buffer.examples.ids) for buffer in buffers})
     if len(sizes) != 1:

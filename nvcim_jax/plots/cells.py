@@ -46,6 +46,12 @@ def cell_levels(labels: Sequence[str], values: Mapping[float, Sequence[Any]], *,
 
     Raises:
         ValueError: If there is no time, or a time has another number of levels.
+
+    Example:
+        >>> cells = [np.full(9, 0.1), np.linspace(0.4, 0.6, 9)]
+        >>> axes = cell_levels(["0", "1"], {0.0: cells}, ylabel="conductance (g_max)").axes[0]
+        >>> print(axes.lines[0].get_ydata())  # the medians
+        [0.1 0.5]
     """
     if not values:
         checks.fail("values", "hold one time at least", "is empty")
@@ -90,6 +96,12 @@ def cell_spread(
 
     Raises:
         ValueError: If a series has another number of times.
+
+    Example:
+        >>> spread = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]])  # 3 levels at 2 times
+        >>> axes = cell_spread([0.0, 60.0], {"chip": spread}, ylabel="spread (µS)").axes[0]
+        >>> print(axes.lines[0].get_ydata())  # the median over levels
+        [3. 4.]
     """
     times = np.asarray(times_s, np.float64)
     with style():
@@ -135,6 +147,14 @@ def cell_quantiles(
 
     Raises:
         ValueError: If a law lacks a time.
+
+    Example:
+        >>> from scipy.special import ndtri
+        >>> exact = ndtri((np.arange(1000) + 0.5) / 1000)  # a Gaussian lies on the dotted line
+        >>> axes = cell_quantiles({1.0: exact}, {"Gaussian": {1.0: exact}}).axes[0]
+        >>> dotted, measured, simulated = (line.get_xydata() for line in axes.lines[:3])
+        >>> bool(np.abs(measured[:, 0] - measured[:, 1]).max() < 0.05), bool((measured == simulated).all())
+        (True, True)
     """
     from scipy.special import ndtr
 

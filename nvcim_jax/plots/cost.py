@@ -70,6 +70,13 @@ def cost_curves(curves: Sequence[CostCurve], *, xlabel: str, ylabel: str, title:
 
     Raises:
         ValueError: If there are no curves, or more than colours.
+
+    Example:
+        >>> x = np.array([1.0, 10.0, 100.0])
+        >>> curves = [CostCurve("chip", x, x, x / 2, 2 * x), CostCurve("120 x", x, 120 * x, x, x, dashed=True)]
+        >>> axes = cost_curves(curves, xlabel="stored prompts", ylabel="latency (us)").axes[0]
+        >>> [line.get_label() for line in axes.lines], axes.get_yscale()
+        (['chip', '120 x'], 'log')
     """
     full = [curve for curve in curves if not curve.dashed]
     if not 0 < len(full) <= len(COLOURS):
@@ -112,6 +119,12 @@ def cost_bars(
 
     Raises:
         ValueError: If there is no bill.
+
+    Example:
+        >>> bills = {"a": {"converters": 3.0, "cells": 1.0, "select": 0.002}, "b": {"converters": 8.0}}
+        >>> axes = cost_bars(bills, xlabel="energy (nJ)").axes[0]
+        >>> [text.get_text() for text in axes.texts], [group.get_label() for group in axes.containers]
+        (['4', '8'], ['converters', 'cells', 'rest'])
     """
     if not bills:
         checks.fail("bills", "hold one bill at least", "is empty")
@@ -150,6 +163,11 @@ def cost_sensitivities(slopes: Mapping[str, float], *, xlabel: str, most: int = 
 
     Returns:
         The figure.
+
+    Example:
+        >>> axes = cost_sensitivities({"a": 0.1, "b": -0.9, "c": 0.5}, xlabel="slope", most=2).axes[0]
+        >>> [label.get_text() for label in axes.get_yticklabels()]  # by size, whatever the sign
+        ['b', 'c']
     """
     chosen = sorted(slopes.items(), key=lambda item: -abs(item[1]))[:most]
     with style():
@@ -205,6 +223,13 @@ def cost_frontier(
 
     Raises:
         ValueError: If there are no groups, or more than colours.
+
+    Example:
+        >>> cost, quality = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.9])
+        >>> axes = cost_frontier([Frontier("chip", cost, quality, 0 * cost)], xlabel="nJ", ylabel="accuracy").axes[0]
+        >>> joined = next(line for line in axes.lines if line.get_label() == "not beaten")
+        >>> joined.get_xydata().tolist()  # 2.0 costs more than 1.0, and is worth less
+        [[1.0, 0.5], [3.0, 0.9]]
     """
     if not 0 < len(groups) <= len(COLOURS):
         checks.fail("groups", f"hold 1 to {len(COLOURS)} groups, one for each colour", f"holds {len(groups)}")

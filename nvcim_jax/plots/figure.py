@@ -46,7 +46,19 @@ _STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Set the look for the figures made inside, and only for those."""
+    """Set the look for the figures made inside, and only for those.
+
+    Yields:
+        Nothing; the settings of matplotlib are the old ones afterwards.
+
+    Example:
+        >>> import matplotlib
+        >>> before = matplotlib.rcParams["font.size"]
+        >>> with style():
+        ...     inside = matplotlib.rcParams["font.size"]
+        >>> inside, matplotlib.rcParams["font.size"] == before
+        (8.0, True)
+    """
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
@@ -63,6 +75,11 @@ def new_figure(width_in: float = COLUMN_WIDTH_IN, height_in: float = 2.4) -> tup
 
     Returns:
         (figure, axes) of matplotlib.
+
+    Example:
+        >>> figure, axes = new_figure(height_in=2.0)
+        >>> print(figure.get_size_inches(), len(figure.axes))
+        [3.35 2.  ] 1
     """
     from matplotlib.figure import Figure
 

@@ -49,6 +49,11 @@ def error_distribution(
 
     Raises:
         ValueError: If there is no chip.
+
+    Example:
+        >>> axes = error_distribution(np.array([0.02, 0.01, np.inf, 0.04]), {0.5: 0.02}).axes[0]
+        >>> axes.lines[0].get_xydata().tolist()  # in per cent; what is not finite is never reached
+        [[1.0, 0.25], [2.0, 0.5], [4.0, 0.75]]
     """
     if not len(values):
         checks.fail("values", "hold at least one chip", "is empty")
@@ -99,6 +104,13 @@ def error_curves(
 
     Raises:
         ValueError: If there are no curves, or more than colours.
+
+    Example:
+        >>> x, error = np.array([0.0, 1.0]), np.array([0.01, 0.02])
+        >>> curve = Curve("chip", x, error, 0.9 * error, 1.1 * error, expected=error)
+        >>> axes = error_curves([curve], xlabel="sigma", floor=(0.005, "8 bits")).axes[0]
+        >>> axes.get_ylabel(), [line.get_label() for line in axes.lines[-2:]]
+        ('relative RMS error (%)', ['lines: theory', '8 bits'])
     """
     _check_number(curves)
     with style():
@@ -132,6 +144,13 @@ def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool =
 
     Raises:
         ValueError: If there are no curves, or more than colours.
+
+    Example:
+        >>> x, error = np.array([0.0, 1.0]), np.array([0.01, 0.02])
+        >>> curve = Curve("chip", x, error, 0.9 * error, 1.1 * error, expected=error)
+        >>> axes = error_groups([curve], ["offset", "differential"]).axes[0]
+        >>> [label.get_text() for label in axes.get_xticklabels()]
+        ['offset', 'differential']
     """
     _check_number(curves)
     spread = np.linspace(-0.27, 0.27, len(curves)) if len(curves) > 1 else np.zeros(1)

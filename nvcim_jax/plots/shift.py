@@ -167,6 +167,13 @@ def accuracy_curves(
 
     Raises:
         ValueError: If there is no row.
+
+    Example:
+        >>> ends = {"accuracy_low": None, "accuracy_high": None}
+        >>> rows = [{"method": "ours", "sigma": sigma, "accuracy": 1.0 - sigma} | ends for sigma in (0.5, 0.0)]
+        >>> axes = accuracy_curves(rows, levels={"chance": 0.25}).axes[0]
+        >>> print(axes.lines[0].get_ydata(), [line.get_label() for line in axes.lines])  # by rising sigma
+        [1.  0.5] ['ours', 'chance']
     """
     names = _series(rows, by)
     ticks = sorted({float(row[x]) for row in rows})
@@ -214,6 +221,13 @@ def accuracy_bars(
 
     Raises:
         ValueError: If there is no row.
+
+    Example:
+        >>> ends = {"accuracy_low": 0.1, "accuracy_high": 0.9}
+        >>> rows = [{"method": name, "device": "FeFET3", "accuracy": 0.5} | ends for name in ("ours", "theirs")]
+        >>> axes = accuracy_bars(rows).axes[0]
+        >>> print([f"{bar.get_x() + bar.get_width() / 2:.1f}" for bar in axes.patches])  # about their device
+        ['-0.2', '0.2']
     """
     names, groups = _series(rows, by), _series(rows, group)
     width = 0.8 / len(names)

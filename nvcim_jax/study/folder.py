@@ -36,7 +36,7 @@ class Incomplete(NamedTuple):
 
 @checked
 def read(folder: str | Path) -> list[Record]:
-    """Read the records of a folder, and of all folders below it, in the order of their paths.
+    r"""Return the records of a folder, and of all folders below it, in the order of their paths.
 
     Args:
         folder: A folder that `run` has written, or one that holds such folders (parts of one study).
@@ -47,6 +47,16 @@ def read(folder: str | Path) -> list[Record]:
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no records, or a line of them is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> where = Path(tempfile.mkdtemp())
+        >>> unit = Unit("block", 0, "digital", 0.0, "", "frozen")._asdict()
+        >>> for part, share in (("b", 0.5), ("a", 0.25)):
+        ...     (where / part).mkdir()
+        ...     _ = (where / part / "records.jsonl").write_text(json.dumps(unit | {"accuracy": share}) + "\n")
+        >>> [record["accuracy"] for record in read(where)]
+        [0.25, 0.5]
     """
     found = []
     for path in _record_files(folder):
@@ -57,7 +67,7 @@ def read(folder: str | Path) -> list[Record]:
 
 @checked
 def incomplete(folder: str | Path) -> Incomplete:
-    """Return what the studies in a folder lack; nothing is known of records that stand without their `study.json`.
+    r"""Return what the studies in a folder lack; nothing is known of records that stand without their `study.json`.
 
     Args:
         folder: See `read`.
@@ -65,6 +75,15 @@ def incomplete(folder: str | Path) -> Incomplete:
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no records, or a line of them is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> where = Path(tempfile.mkdtemp())
+        >>> line = json.dumps(Unit("block", 0, "digital", 0.0, "", "frozen")._asdict())
+        >>> _ = (where / "records.jsonl").write_text(f"{line}\n{line[:20]}")  # killed while it wrote
+        >>> found = incomplete(where)
+        >>> found.num_found, found.num_expected, [unit.method for unit in found.units]
+        (1, 2, ['frozen'])
     """
     num_found, num_expected, units = 0, 0, []
     for path in _record_files(folder):
@@ -211,6 +230,20 @@ def run(
     Raises:
         ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
             of `measure` is wrong.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> from nvcim_jax import data, models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> chosen = {"preset": pipeline.Preset(), "design": Design(methods={}, baselines=("1-NN text",))}
+        >>> where = tempfile.mkdtemp()
+        >>> rows = run(where, jax.random.key(1), [stream], lm, text, [], **chosen)
+        >>> len(rows), run(where, jax.random.key(1), [stream], lm, text, [], **chosen) == rows == read(where)
+        (2, True)
     """
     folder = files.folder("folder", folder)
     path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, preset, design)

@@ -87,6 +87,17 @@ def measure(
 
     Raises:
         ValueError: If an argument is wrong.
+
+    Example:
+        >>> from nvcim_jax import data, models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> design = Design(methods={}, baselines=("1-NN own domain",))
+        >>> rows = measure(jax.random.key(1), [stream], lm, text, [], preset=pipeline.Preset(), design=design)
+        >>> [(row["domain"], row["role"], row["queries"], row["hit"]) for row in rows]  # it is told the domain
+        [('user 1', 'previous', 3, 1.0), ('user 2', 'current', 3, 1.0)]
     """
     check(streams, device_list, design)
     for stream in streams:

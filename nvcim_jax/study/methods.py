@@ -63,7 +63,21 @@ METHODS: MappingProxyType[str, Method] = MappingProxyType(
 
 @checked
 def method_config(config: Config, method: Method) -> Config:
-    """Return the options of the pipeline for one method: those with its search."""
+    """Return the options of the pipeline for one method: those with its search.
+
+    Args:
+        config: Options of the pipeline.
+        method: The method.
+
+    Raises:
+        ValueError: If the method has not as many weights as there are scales.
+
+    Example:
+        >>> from nvcim_jax import pipeline
+        >>> config = pipeline.presets["bundled"].config
+        >>> [method_config(config, METHODS[name]).search.measure for name in ("NVP*(MIPS)", "NVCiM-PT")]
+        ['mips', 'ssa']
+    """
     search = {"measure": method.measure, "axis": method.axis, "storage": method.storage}
     found = config.changed(search={name: value for name, value in search.items() if value is not None})
     if method.weights is not None:

@@ -59,6 +59,15 @@ def curvature(
     Returns:
         The estimate, of the shape of the prompts, nats.
 
+    Example:
+        >>> from nvcim_jax import models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> texts, weights = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]]), jnp.ones((3, 2))
+        >>> look = lambda prompts: curvature(jax.random.key(1), prompts, lm, texts, weights)
+        >>> jax.eval_shape(look, jnp.ones((3, 2, 32))).shape  # a number for each entry of 3 prompts
+        (3, 2, 32)
+
     References:
         Z. Yan et al., "SWIM", arXiv:2202.08395 (ranking by second derivatives, there by a backward pass of its own);
         C. Bekas et al., "An estimator for the diagonal of a matrix", Applied Numerical Mathematics 57 (2007).
@@ -98,7 +107,7 @@ def _curvature(
 
 @checked
 def code_importance(store: Store, diagonal: Float[Array, "slots virtual width"]) -> Float[Array, "rows slots"]:
-    """Carry the importance of a prompt's entries over to the values that are stored.
+    """Return the importance of a prompt's entries, carried over to the values that are stored.
 
     |diag(J^T H J)| is taken as sum_i J_ic^2 |H_ii|, J the derivative of the decoder at zero: the off-diagonal part of H
     is left out.
@@ -109,6 +118,15 @@ def code_importance(store: Store, diagonal: Float[Array, "slots virtual width"])
 
     Returns:
         Importance of each stored value, in the layout of `value_matrix`.
+
+    Example:
+        >>> from nvcim_jax import models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, codec="identity")
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> found = code_importance(store, jnp.full((3, 2, 32), -2.0))
+        >>> found.shape, float(found.min()), float(found.max())  # where a prompt is its own code: |H_ii|
+        ((64, 3), 2.0, 2.0)
     """
     code = selection.encode(store.codec, store.prompts[0, 0])
     jacobian = jax.jacfwd(lambda z: selection.decode(store.codec, z))(jnp.zeros_like(code))
@@ -145,6 +163,19 @@ def program_selected(
 
     Returns:
         The arrays, at t = 0, as `pipeline.crossbar_memory` holds them.
+
+    Example:
+        >>> from nvcim_jax import models
+        >>> layout = models.Config(vocab_size=32, width=8, num_layers=1, num_heads=4, mlp_width=16)
+        >>> config = pipeline.Config(capacity=1, num_virtual=1, codec="identity")
+        >>> store = pipeline.init(jax.random.key(0), models.init(jax.random.key(1), config=layout), config=config).store
+        >>> store = store._replace(prompts=jnp.ones((1, 1, 8)), filled=jnp.ones(1, bool))
+        >>> place = {"config": config, "arrays": crossbar.Config(rows=8, cols=8, weight_bits=8, cell_bits=2)}
+        >>> device = devices.get("RRAM4", sigma=0.1)
+        >>> key, every = jax.random.key(2), {"share": 1.0, "residual": 0.0}
+        >>> held = program_selected(key, store, jnp.ones((8, 1)), device, **place, **every)
+        >>> print(f"{jnp.std(crossbar.read_back(jax.random.key(3), held.values)):.4f}")  # all verified: no noise
+        0.0000
     """
     value_key, search_key = jax.random.split(key)
     exact = pipeline.matrices(store, config=config)
@@ -189,7 +220,18 @@ def _read(memory: Memory, key: Key, held: Corrected) -> jax.Array:
 
 @checked
 def corrected_memory(memory: Memory) -> Memory:
-    """Return a memory whose columns have digital corrections, none until `calibrated` sets them."""
+    """Return a memory whose columns have digital corrections, none until `calibrated` sets them.
+
+    Args:
+        memory: The memory.
+
+    Example:
+        >>> memory = corrected_memory(pipeline.exact_memory())
+        >>> held = memory.program(jax.random.key(0), jnp.array([[1.0, 2.0]]))
+        >>> corrected = held._replace(gain=jnp.array([1.0, 1.5]))
+        >>> print(*(memory.multiply(jax.random.key(1), jnp.array([[3.0]]), one) for one in (held, corrected)))
+        [[3. 6.]] [[3. 9.]]
+    """
     return Memory(Partial(_program, memory), Partial(_multiply, memory), Partial(_read, memory))
 
 
@@ -227,6 +269,19 @@ def calibrated(
 
     Returns:
         The arrays with their corrections, for `corrected_memory(memory)`.
+
+    Example:
+        >>> from nvcim_jax import models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> config = pipeline.Config(capacity=1, num_virtual=1, codec="identity", keys="prompt", key_unit=False)
+        >>> config = config.changed(search={"measure": "mips"})
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> store = store._replace(prompts=jnp.ones((1, 1, 32)), filled=jnp.ones(1, bool))
+        >>> arrays, exact = pipeline.matrices(store, config=config), pipeline.exact_memory()
+        >>> faded, known = arrays._replace(values=0.8 * arrays.values), jnp.ones((2, 1, 32))  # a chip that lost a fifth
+        >>> found = calibrated(jax.random.key(2), known, store, faded, exact, config=config, affine=False).values
+        >>> print(f"{found.gain[0]:.3f} {found.value_gain[0]:.3f}")
+        1.250 1.250
     """
     search_key, read_key, _, unread = jax.random.split(key, 4)
     found = pipeline.search(search_key, features, store, arrays, memory, config=config, every=True)

@@ -69,7 +69,7 @@ class Observed(NamedTuple):
 def make_questions(
     stream: Any, lm: LM, text: Text, *, preset: Preset, domains: Sequence[str] | None = None
 ) -> Questions:
-    """Turn the test rows of a stream into arrays.
+    """Return the test rows of a stream as arrays.
 
     Args:
         stream: The stream.
@@ -77,6 +77,22 @@ def make_questions(
         text: Its tokenizer and the form of the task.
         preset: Everything that is chosen.
         domains: Domains to ask about; those of the buffers by default.
+
+    Returns:
+        The questions.
+
+    Raises:
+        ValueError: If the model has no tokenizer.
+
+    Example:
+        >>> from nvcim_jax import data, models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> found = make_questions(stream, lm, text, preset=Preset())
+        >>> found.domain.tolist(), found.counts.tolist(), found.domain_of_block.tolist()  # 3 rows of each user
+        ([0, 0, 0, 1, 1, 1], [3.0, 3.0], [0, 1])
     """
     names = list(stream.domains if domains is None else domains)
     rows = [(i, record) for i, name in enumerate(names) for record in stream.test[name]]
@@ -117,6 +133,20 @@ def observe_stream(
 
     Returns:
         The stores, and what mitigation needs to know.
+
+    Raises:
+        ValueError: If the store is full and refuses, or the model has no tokenizer.
+
+    Example:
+        >>> from nvcim_jax import data, models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> preset = Preset(config=pipeline.Config(num_virtual=2, num_prompts=1, capacity=2, codec="identity"))
+        >>> see = lambda key: observe_stream(key, stream, lm, text, None, preset=preset).stores
+        >>> [store.prompts.shape for store in jax.eval_shape(see, jax.random.key(1))]  # after each of 2 blocks
+        [(2, 2, 32), (2, 2, 32)]
     """
     config = preset.config
     init_key, probe_key = jax.random.split(jax.random.fold_in(key, len(stream.blocks)))
@@ -157,7 +187,7 @@ def tune_one(
     kind: str,
     blocks: Sequence[int] | None = None,
 ) -> Iterator[jax.Array]:
-    """Tune one prompt for a whole stream, and yield its rows after every block, (virtual tokens, width).
+    """Return one prompt, tuned for a whole stream, as its rows after every block, (virtual tokens, width).
 
     It sees as many examples a buffer as the prompts of a buffer see together: its batch is as many times as large.
 
@@ -171,8 +201,22 @@ def tune_one(
             from scratch on all buffers so far, which no memory-bound device could keep.
         blocks: Blocks after which it is yielded, in order; None: all. What they do not need is not tuned.
 
+    Yields:
+        The rows after each block that is asked for.
+
     Raises:
         ValueError: If there is no such kind.
+
+    Example:
+        >>> from nvcim_jax import data, models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> preset = Preset(config=pipeline.Config(num_virtual=2))
+        >>> see = lambda key: [*tune_one(key, stream, lm, text, preset=preset, kind="latest")]
+        >>> [rows.shape for rows in jax.eval_shape(see, jax.random.key(1))]  # after each of 2 blocks
+        [(2, 32), (2, 32)]
     """
     checks.choice("kind", kind, ("latest", "sequential", "joint"))
     config, adapter, prompt, seen = preset.config, preset.config.adapter(), None, 0
@@ -247,6 +291,21 @@ def retrieve_on_chip(
 
     Returns:
         Slots (queries,) and prompts (slots, virtual tokens, width).
+
+    Example:
+        >>> from nvcim_jax import models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64)
+        >>> config = pipeline.Config(capacity=2, num_virtual=1, codec="identity", keys="prompt", key_unit=False)
+        >>> config = config.changed(search={"measure": "mips"})
+        >>> store = pipeline.init(jax.random.key(1), models.init(jax.random.key(0), config=layout), config=config).store
+        >>> prompts = jnp.stack([jnp.ones((1, 32)), -jnp.ones((1, 32))])
+        >>> store, none = store._replace(prompts=prompts, filled=jnp.ones(2, bool)), jnp.zeros(1, jnp.int32)
+        >>> queries = pipeline.text.Queries(none, none, -jnp.ones((1, 1, 32)))
+        >>> asked = Questions(queries, none, none, none, none)
+        >>> own = Trial(config=config, arrays=pipeline.Preset().arrays)
+        >>> slots, found = retrieve_on_chip(jax.random.key(2), own, store, none, none, asked, None)
+        >>> slots.tolist(), bool((found == prompts).all())  # exact memory: the prompt that is like the query
+        ([1], True)
     """
     chip_key, search_key, read_key, calibration_key, route_key = jax.random.split(key, 5)
     config, memory = trial.config, pipeline.exact_memory()
@@ -293,6 +352,24 @@ def chip_metric(
         calibration: Features of known queries.
         questions: The test rows.
         device: The memory cells; None for exact memory.
+
+    Returns:
+        `accuracy` and `hit`, each (domains,), shares.
+
+    Example:
+        >>> from nvcim_jax import data, models
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+        >>> preset = Preset(config=pipeline.Config(num_virtual=2, capacity=2, codec="identity"))
+        >>> questions = make_questions(stream, lm, text, preset=preset)
+        >>> store = pipeline.init(jax.random.key(1), lm, config=preset.config).store
+        >>> own = Trial(config=preset.config, arrays=preset.arrays)
+        >>> args = (own, lm, store, store.prompts, store.features, questions)
+        >>> found = jax.eval_shape(lambda key: chip_metric(key, *args, devices.get("FeFET3")), jax.random.key(2))
+        >>> {name: share.shape for name, share in found.items()}  # 2 users
+        {'accuracy': (2,), 'hit': (2,)}
     """
     slots, prompts = retrieve_on_chip(key, trial, store, diagonal, calibration, questions, device)
     logs = pipeline.rank(prompts[slots], questions.queries, lm, adapter=trial.config.adapter())

@@ -79,6 +79,17 @@ def shift_matrix(records: Sequence[Record], method: str, **place: Any) -> tuple[
 
     Raises:
         ValueError: If there is no such record.
+
+    Example:
+        >>> scores = {0: {"a": 0.9, "b": 0.1}, 1: {"a": 0.7, "b": 0.8}}  # block -> domain -> accuracy
+        >>> rows = [
+        ...     {"method": "ours", "block": t, "current": "ab"[t], "domain": name, "accuracy": share}
+        ...     for t, row in scores.items()
+        ...     for name, share in row.items()
+        ... ]
+        >>> R, blocks, domains = shift_matrix(rows, "ours")
+        >>> R.tolist(), blocks, domains  # what is left of "a" after block "b": 0.7
+        ([[0.9, 0.1], [0.7, 0.8]], ['a', 'b'], ['a', 'b'])
     """
     rows = [r for r in records if r["method"] == method and all(r[name] == value for name, value in place.items())]
     if not rows:
