@@ -2,9 +2,9 @@
 
 Command:  python -m experiments.12_edge_llm.run [PART ...] [--tiny] [--also FILE ...] [--out FOLDER]
           python -m experiments.12_edge_llm.plot FOLDER   (both in the root of the repository)
-Time:     `luc`: about 25 minutes of one core (--tiny: a minute). Set OPENBLAS_NUM_THREADS=1: on a busy machine its
-          threads wait for each other in every Cholesky factor.
-Expect:   `luc.py` says it for that part; records in `results/PART/`, with their command.
+Time:     `luc`: about 25 minutes of one core (--tiny: a minute); `tuning`: 30 (two). Set OPENBLAS_NUM_THREADS=1: on a
+          busy machine its threads wait for each other in every Cholesky factor.
+Expect:   `luc.py` and `tuning.py` say it for their part; records in `results/PART/`, with their command.
 
 Every part writes its records to FOLDER/PART, line after line, and goes on from there when it is called again.
 Needs the folder of data that NVCIM_DATA names; the tiny variants need nothing.
