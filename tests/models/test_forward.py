@@ -322,3 +322,15 @@ def test_a_prefix_is_transformers_past_key_values(checkpoint, ids) -> None:
     prefix = models.KeysValues(jnp.asarray(keys), jnp.asarray(values))
     found, _ = models.forward(lm, models.Inputs(models.embed(lm, ids), prefix=prefix))
     assert np.abs(np.asarray(found) - wanted).max() <= 5e-6
+
+
+def test_a_backward_pass_keeps_no_copy_of_the_weights() -> None:
+    """By XLA's account: its temporaries are a fraction of the blocks' weights, where texts are short."""
+    config = models.Config(vocab_size=64, width=64, num_layers=8, num_heads=4, mlp_width=256)
+    lm = models.init(jax.random.key(0), config=config)
+    last = jnp.full((1, 1), 3, jnp.int32)
+    slope = jax.jit(jax.grad(lambda x, lm: jnp.sin(models.hidden(lm, x, at=last)[0]).sum()))
+    analysis = slope.lower(models.embed(lm, jnp.arange(4)[None]), lm).compile().memory_analysis()
+    assert analysis is not None
+    weights = sum(a.nbytes for a in jax.tree.leaves(lm.params["layers"]))
+    assert analysis.temp_size_in_bytes < 0.6 * weights
