@@ -111,7 +111,8 @@ def frozen() -> Adapter:
         >>> from nvcim_jax import models, tuning
         >>> config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=64)
         >>> lm = models.init(jax.random.key(0), config=config)
-        >>> tuning.frozen().apply((), lm, None)[0] is lm, tuning.frozen().rows_shape(lm)  # nothing to store
+        >>> found, _ = tuning.frozen().apply((), lm, models.Inputs(jnp.zeros((1, 2, 32))))
+        >>> found is lm, tuning.frozen().rows_shape(lm)  # nothing to store
         (True, (0, 0))
     """
     return as_adapter(Adapter(_nothing, _unchanged, _no_rows, _forget))

@@ -234,6 +234,7 @@ def _rounding(policy: compression.Policy) -> tuning.Adapter:
     return whole._replace(apply=apply)
 
 
+@pytest.mark.slow
 def test_tuning_with_the_quantisers_in_the_loop_lowers_the_loss_of_the_quantised_model() -> None:
     policy = compression.uniform(3, bits=4)
     adapter, key = _rounding(policy), jax.random.key(4)
@@ -243,6 +244,7 @@ def test_tuning_with_the_quantisers_in_the_loop_lowers_the_loss_of_the_quantised
     assert losses[1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_compression_before_and_after_tuning() -> None:
     key, options = jax.random.key(5), tuning.Options(num_steps=20)
     state, info = tuning.tune(key, LORA.init(key, SMALL, BATCH), SMALL, BATCH, adapter=LORA, options=options)

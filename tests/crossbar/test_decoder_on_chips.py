@@ -72,6 +72,7 @@ def test_its_head_may_lie_on_a_chip_too(key: jax.Array) -> None:
         np.testing.assert_allclose(USES[use](chips), USES[use](lm), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_pass_to_the_inputs_and_through_programming_to_the_weights(key: jax.Array) -> None:
     x = models.embed(LM, IDS)
 

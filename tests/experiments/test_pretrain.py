@@ -87,6 +87,7 @@ def test_answers_stand_where_the_batch_says(started) -> None:
     np.testing.assert_array_equal(chosen, batch.targets[rows, answers][first])
 
 
+@pytest.mark.slow
 def test_going_on_from_a_checkpoint_changes_no_bit(pretrain, started, tmp_path: Path) -> None:
     step = pretrain.train.make_step(started.recipe, started.material)
     state, _ = step(started.state)

@@ -230,6 +230,7 @@ def test_a_broken_study_goes_on_where_it_was(records, streams, places, options, 
         study.run(*arguments, **options(num_instances=3))
 
 
+@pytest.mark.slow
 def test_noise_aware_and_joint_training_are_told_apart(streams, places, options, lm, text) -> None:
     trained_on = {"noisy": study.Method(training="noise")}
     others = {"methods": trained_on, "baselines": (), "every_block": False, "num_instances": 1}

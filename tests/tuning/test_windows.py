@@ -95,7 +95,7 @@ def test_a_window_is_full_depth_tuning_restricted_to_it(batch, name, config) -> 
     assert jnp.abs(truth).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["lora", "prefix"])
+@pytest.mark.parametrize("name", ["lora", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_one_window_of_all_blocks_is_tune(lm, batch, name) -> None:
     adapter, noise = ADAPTERS[name], Partial(devices.value_noise, device=devices.get("FeFET6", sigma=0.1))
     options = tuning.WindowOptions(num_steps=6, batch=2, noise_rise=0.5)
@@ -186,6 +186,7 @@ def test_votes_against_numpy(lm, windows) -> None:
     np.testing.assert_allclose(some[:, 0], every[jnp.arange(2), at[:, 0]], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prefix"])
 def test_answers_are_ranked_and_written_by_vote(lm, batch, name) -> None:
     """One window of all blocks says what the adapted model says, padding on either side included."""
@@ -205,6 +206,7 @@ def test_answers_are_ranked_and_written_by_vote(lm, batch, name) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_users_side_by_side_are_users_alone(lm, batch) -> None:
     counts = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
     keys = jax.random.split(a_key(), 2)

@@ -106,6 +106,7 @@ def test_the_conservative_step_is_taken_where_it_helps() -> None:
     np.testing.assert_allclose(kept, plain * helps[:, None, None], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_momentum_and_adam_are_those_of_optax(lm, batch) -> None:
     """An update is what Optax makes of g z."""
     adapter, gradient = tuning.lora(2), tuning.zeroth_order(1e-2)
