@@ -46,6 +46,8 @@ class Span:
         keep: Whether to return the keys and values of the call's tokens.
         remat: Whether to compute each block again in the backward pass instead of keeping what is inside it.
         unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.
+        keyed: Whether weights hold random keys, as those on chips do: JAX's check of keys would take a key that is cut
+            out of a stack inside a checkpoint for one that is used again.
     """
 
     start: int = 0
@@ -54,6 +56,7 @@ class Span:
     keep: bool = False
     remat: bool = False
     unroll: int = 1
+    keyed: bool = False
 
     def last(self, config: Config) -> int:
         """Return one past the last block, the span checked against the model."""
@@ -113,7 +116,7 @@ def run_layers(
     items: Any = stacked if whole else jnp.arange(start, stop - alone)
     if span.remat:
         step = jax.checkpoint(step)
-    elif not whole:
+    elif not whole and not span.keyed:
         # The backward pass would keep a copy of every weight of the range: it cuts them out of the stack again.
         step = jax.checkpoint(step, policy=_all_but_slices, prevent_cse=False)
     y, (states, own) = jax.lax.scan(step, x, items, unroll=span.unroll)
@@ -210,7 +213,10 @@ def hidden(
         >>> bool(jnp.allclose(above, whole, atol=1e-6))  # two halves are the whole
         True
     """
-    span = Span(start=start, stop=stop, exits=tuple(exits), keep=keep_keys_values, remat=remat, unroll=unroll)
+    keyed = any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(lm.params))
+    span = Span(
+        start=start, stop=stop, exits=tuple(exits), keep=keep_keys_values, remat=remat, unroll=unroll, keyed=keyed
+    )
     span.last(lm.config)
     given = as_inputs(x)
     inputs = check_inputs(given, lm.config)
