@@ -9,6 +9,10 @@ itself: `users_together` (eight users' LoRA steps as one `jax.vmap` over the fro
 and `mezo` (a zeroth-order step of LoRA against a forward pass) give the time of the first over that of the second.
 Records go to results/adapters.json beside this file.
 
+Expect (results/adapters.json, two quiet cores): steps 1.7 x for a prompt, a prefix, LoRA and (IA)3; decoding 2.1 x,
+`packed_decode`, from 4-bit codes, see there; ranking 3.5 x; a MeZO step 1.9 forward passes; eight users' steps together
+.80 of one by one, short of the .6 that was aimed at: products of one user's size already fill two cores.
+
 Steps: batch 5 of 48 tokens, the loss on the last 4, Adam; a prompt of 16 tokens, a prefix of 8, LoRA of rank 8 on q and
 v, (IA)3 on k, v and down. Decoding: 64 tokens after 32. Ranking: 20 answers of 3 tokens for 80 queries of 32.
 """
@@ -244,6 +248,7 @@ def main() -> None:
             "rank": lambda: rank_times(shape, lm, folder),
         }
         if not options.tiny:
+            parts["packed_decode"] = lambda: decode_times(shape, models.load(options.model)[0], folder)
             parts["load"] = lambda: load_times(options.model, 3)
         kept = json.loads(options.out.read_text("utf-8")) if options.only and options.out.is_file() else {}
         records = kept | {"machine": machine(), "parameters": lm.config.num_params}
