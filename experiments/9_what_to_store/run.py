@@ -3,15 +3,16 @@
 Command:  python -m experiments.9_what_to_store.run [--config full|smollm2|rates] [--tiny] [--out FOLDER]
               [--streams 0 1 ..] [--model PATH]
           python -m experiments.9_what_to_store.plot FOLDER   (both in the root of the repository)
-Time:     about 15 minutes on two busy cores with the bundled model (--tiny: a few seconds after compiling).
-Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+Time:     estimated 15 minutes on two cores with the bundled model (--tiny: a minute of processor time).
+Expect:   not run in full yet; a row of the table for each kind and method.
 
 An adapter of each kind is tuned for each group of a buffer, stored as rows in the memory, found there by the same keys
 and read back. All kinds store equally many values: 4,096 with the bundled model (a prompt of 16 tokens, a prefix of 2,
 LoRA of rank 1 on q and v, (IA)3), 57,600 with SmolLM2 (100 tokens, 5, rank 1, (IA)3). Prompts are bounded as the preset
 says; the others are not, and start from text or as published.
 
-`--config rates` tries learning rates on other intents of the same domains: those below were chosen so, on chips.
+`--config rates` tries learning rates on other intents of the same domains; those below are usual ones until that was
+run.
 
 Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.

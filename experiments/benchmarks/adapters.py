@@ -10,7 +10,7 @@ and `mezo` (a zeroth-order step of LoRA against a forward pass) give the time of
 Records go to results/adapters.json beside this file.
 
 Expect (results/adapters.json, two quiet cores): steps 1.7 x for a prompt, a prefix, LoRA and (IA)3; decoding 2.1 x,
-`packed_decode`, from 4-bit codes, see there; ranking 3.5 x; a MeZO step 1.9 forward passes; eight users' steps together
+from 4-bit codes (`packed_decode`) 2.3 x; ranking 3.5 x; a MeZO step 1.9 forward passes; eight users' steps together
 .80 of one by one, short of the .6 that was aimed at: products of one user's size already fill two cores.
 
 Steps: batch 5 of 48 tokens, the loss on the last 4, Adam; a prompt of 16 tokens, a prefix of 8, LoRA of rank 8 on q and

@@ -18,7 +18,8 @@ class Method(NamedTuple):
 
     Attributes:
         adapter: Makes what is tuned.
-        rate: Learning rate, chosen on other intents (`experiments.11_memory_and_accuracy.run --config rates`).
+        rate: Learning rate: a usual one, not searched for yet; `experiments.11_memory_and_accuracy.run --config rates`
+            tries three times as much and as little on intents that are not reported.
         steps: Updates, relative to those of the experiment: a zeroth-order update is cheap and says little.
         eps: Length of a zeroth-order move; None: backward passes.
     """
