@@ -12,8 +12,11 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from experiments.shift.measure import main
-from experiments.shift.settings import TINY, Settings, changed
+from experiments.shift.settings import SMOLLM2, TINY, Settings, changed
 
 __all__ = ["CONFIGS", "NAME"]
 
@@ -21,15 +24,18 @@ NAME = "5_buffer_size"
 
 SIZES = (10, 20, 25, 30, 40, 50)
 
-BASE = Settings(
-    methods=("NVP*(MIPS)", "NVCiM-PT", "oracle route"),
-    baselines=("1-NN text",),
-    digital=False,
-    num_test=10,
-)
+SAME: dict[str, Any] = {
+    "methods": ("NVP*(MIPS)", "NVCiM-PT", "oracle route"),
+    "baselines": ("1-NN text",),
+    "digital": False,
+    "num_test": 10,
+}
+BASE = Settings(**SAME)
+REAL = replace(SMOLLM2, **SAME, num_streams=3, num_instances=5)
 
 CONFIGS = {
     "full": {f"buffer-{size}": changed(BASE, buffer_size=size) for size in SIZES},
+    "smollm2": {f"buffer-{size}": changed(REAL, buffer_size=size) for size in (10, 25, 50)},
     "tiny": {
         f"buffer-{size}": changed(TINY, buffer_size=size, methods=("NVCiM-PT",), baselines=("1-NN text",))
         for size in (4, 6)

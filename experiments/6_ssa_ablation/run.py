@@ -14,8 +14,11 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from experiments.shift.measure import main
-from experiments.shift.settings import METHODS, TINY, Settings, changed
+from experiments.shift.settings import METHODS, SMOLLM2, TINY, Settings, changed
 
 __all__ = ["CONFIGS", "NAME"]
 
@@ -40,6 +43,16 @@ SEARCHES = tuple(name for name in METHODS if name.startswith("SSA "))
 
 BASE = Settings(methods=("noise-aware, MIPS", "noise-aware, cosine", "noise-aware, SSA"), num_test=10)
 
+REAL = replace(SMOLLM2, methods=BASE.methods, num_test=10, num_streams=3, num_instances=5)
+REAL_KEYS: dict[str, dict[str, Any]] = {
+    "chosen": {},
+    "one-key": {"num_keys": 1},
+    "not-spread": {"key_spread": False},
+    "not-centred": {"key_centre": False},
+    "representative": {"keys": "representative", "num_keys": 1},
+    "prompt": {"keys": "prompt", "num_keys": 1, "key_spread": False},
+}
+
 CONFIGS = {
     "full": {
         **{f"key-{name}": changed(BASE, **key) for name, key in KEYS.items()},
@@ -52,6 +65,7 @@ CONFIGS = {
         # Pooling over tokens needs keys of several tokens.
         "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
     },
+    "smollm2": {f"key-{name}": changed(REAL, **key) for name, key in REAL_KEYS.items()},
     "tiny": {
         "key-representative": changed(TINY, methods=("noise-aware, SSA",)),
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),

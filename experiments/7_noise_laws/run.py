@@ -13,8 +13,11 @@ Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. 
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 
+from dataclasses import replace
+from typing import Any
+
 from experiments.shift.measure import main
-from experiments.shift.settings import TINY, Settings, changed
+from experiments.shift.settings import SMOLLM2, TINY, Settings, changed
 
 __all__ = ["CONFIGS", "NAME"]
 
@@ -23,20 +26,29 @@ NAME = "7_noise_laws"
 LAWS = ("none", "value", "cell", "censored")
 BOUNDS = {"bounded": 0.4, "free": float("inf")}
 
+SAME: dict[str, Any] = {
+    "sigmas": (0.0, 0.1),
+    "train_sigma": 0.1,
+    "methods": ("NVCiM-PT", "oracle route"),
+    "digital": False,
+    "num_test": 10,
+}
 BASE = changed(
     Settings(),
-    sigmas=(0.0, 0.1),
-    train_sigma=0.1,
-    methods=("NVCiM-PT", "oracle route"),
-    digital=False,
-    num_test=10,
+    **SAME,
     num_prompts=1,
     train_on="buffer",
     tuning={"num_steps": 320, "batch": 5},
 )
+REAL = replace(SMOLLM2, **SAME, num_streams=3, num_instances=5)
 
 CONFIGS = {
     "full": {f"{law}-{name}": changed(BASE, noise=law, bound=bound) for law in LAWS for name, bound in BOUNDS.items()},
+    "smollm2": {
+        f"{law}-{name}": changed(REAL, noise=law, bound=bound)
+        for law in LAWS
+        for name, bound in {"bounded": REAL.preset.bound, "free": float("inf")}.items()
+    },
     "tiny": {
         f"{law}-bounded": changed(TINY, sigmas=(0.0, 0.1), train_sigma=0.1, noise=law, methods=("NVCiM-PT",))
         for law in ("none", "value")
