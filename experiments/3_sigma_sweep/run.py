@@ -9,7 +9,7 @@ Noise-aware training meets sigma 0.1 whatever sigma it is tested at. All points 
 `bounded`: prompts are clipped; `free`: they are not, as without any mitigation. In both a prompt holds a few records,
 mostly of one answer. `one-prompt`: one prompt holds a whole buffer, five answers, without a bound, after 320 updates.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

@@ -9,7 +9,7 @@ R[t, i] is the accuracy on domain i after block t. `block`: four domains, one af
 back after every other. One prompt is tuned on the latest buffer, sequentially, or jointly on all buffers so far (which
 no device with bounded memory can); NVCiM-PT keeps a prompt of every representative and searches.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

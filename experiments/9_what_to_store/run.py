@@ -14,7 +14,7 @@ says; the others are not, and start from text or as published.
 `--config rates` tries learning rates on other intents of the same domains; those below are usual ones until that was
 run.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing. Two processes with different `--streams`
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
 """
 

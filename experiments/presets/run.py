@@ -9,7 +9,7 @@ Expect:   one line for each candidate: accuracy in the prompt's own domain, in e
 All prompts of a grid are tuned side by side: every candidate on every domain of two streams, intents 6 to 10 of one
 and 11 to 15 of the other. Every domain's 25 records tune one prompt; its test rows choose among all 20 labels.
 
-Needs the folder of data that NVCIM_DATA names; the tiny variant needs nothing.
+Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing.
 """
 
 import argparse

@@ -273,7 +273,9 @@ def main(out: Path, config: Config, checkpoint: Path | None = None) -> None:
     """
     folder = data.data_folder()
     if folder is None:
-        raise SystemExit("The text is not here: set NVCIM_DATA to the folder that holds pretrain_text and clinc150.")
+        raise SystemExit(
+            "No pretrain_text, clinc150 and snips_slots in NVCIM_DATA: `python -m experiments.data` makes them."
+        )
     source = checkpoint or Path(models.__file__).parent / "bundled"
     lm, _ = models.load(source, tokenizer=False)
     model = Model(lm.params, lm.config, Tokenizer.from_file(str(source / "tokenizer.json")))

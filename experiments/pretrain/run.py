@@ -124,7 +124,9 @@ def main(out: Path, recipe: Recipe = SHIPPED, tiny: bool = False) -> None:
     if tiny:
         train(TINY, data.tiny_corpus(), out, save_every=10)
     elif folder is None:
-        raise SystemExit("The text is not here: set NVCIM_DATA to the folder that holds pretrain_text and clinc150.")
+        raise SystemExit(
+            "No pretrain_text, clinc150 and snips_slots in NVCIM_DATA: `python -m experiments.data` makes them."
+        )
     else:
         train(recipe, data.read_corpus(folder), out)
     print(f"written: {out / 'model'}")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import data as public
 from nvcim_jax import checks, data, devices, models, pipeline, study
 
 __all__ = [
@@ -171,9 +172,7 @@ def streams(settings: Settings, seeds: Sequence[int]) -> list[Any]:
             own_words=True,
         )
         return [make(seed) for seed in seeds]
-    folder = data.data_folder("clinc150")
-    if folder is None:
-        checks.fail("NVCIM_DATA", "name a folder that holds clinc150", "none is there", "Or run the tiny variant.")
+    folder = public.folder("clinc150", "Or run the tiny variant.")
     rows = data.clinc5(list(data.read_jsonl(folder / "clinc150.jsonl.gz")), first=settings.first_intent)
     size, num_test = settings.buffer_size, settings.num_test
     config = data.StreamConfig(kind=settings.kind, buffer_size=size, num_test=num_test)
