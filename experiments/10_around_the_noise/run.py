@@ -85,8 +85,8 @@ class Config:
     times_s: tuple[float, ...] = (20.0, 86400.0, 2592000.0)
     num_steps: int = 60
     batch: int = 4
-    num_chips: int = 4
-    windows: tuple[int, int] = (128, 8)
+    num_chips: int = 5
+    windows: tuple[int, int] = (128, 16)
     tokens: int = 128
     parts: tuple[str, ...] = ("noise", "drift", "choose")
     seed: int = 0
@@ -169,7 +169,7 @@ def tune(
     lm: models.LM,
     examples: tuning.Examples,
     name: str,
-    config: Config,
+    bench: "Bench",
     *,
     fresh: Cells | None = None,
     state: Any = None,
@@ -181,7 +181,7 @@ def tune(
         lm: The model: exact, or on chips for good.
         examples: What is tuned on.
         name: Name of the method.
-        config: Steps and batch.
+        bench: The task, and steps and batch.
         fresh: The cells that an exact model is programmed into anew in every update; None: it stays.
         state: Where to start; None: where the adapter starts.
     """
@@ -189,8 +189,8 @@ def tune(
     method = METHODS[name]
     adapter = tuning.as_adapter(method.adapter())
     start = adapter.init(start_key, lm, examples, None) if state is None else state
-    make = ops.as_partial(parts(method)["optimiser"])
-    loop = _Loop(num_steps=config.num_steps, batch=config.batch)
+    make = ops.as_partial(parts(method, bench.task.name)["optimiser"])
+    loop = _Loop(num_steps=bench.config.num_steps, batch=bench.config.batch)
     return _descend(tune_key, start, lm, examples, fresh, adapter, make, loop)
 
 
@@ -224,9 +224,9 @@ def _of_way(bench: Bench, cells: Cells, name: str, way: str, exact: Any) -> list
     if way == "digital":
         return _scores(bench, cells, exact, name)
     if way == "fresh chips":
-        state = tune(bench.key(1), bench.lm, bench.task.examples, name, bench.config, fresh=cells)
+        state = tune(bench.key(1), bench.lm, bench.task.examples, name, bench, fresh=cells)
         return _scores(bench, cells, state, name)
-    tuned = ((lm, tune(bench.key(1), lm, bench.task.examples, name, bench.config)) for lm in bench.chips(cells))
+    tuned = ((lm, tune(bench.key(1), lm, bench.task.examples, name, bench)) for lm in bench.chips(cells))
     return [bench.task.score(state, lm, adapter) for lm, state in tuned]
 
 
@@ -239,7 +239,7 @@ def _compared(bench: Bench, cells: Cells, about: Record, done: set[Any]) -> Iter
         missing = [way for way in WAYS if _name(about | {"adapter": name, "way": way}) not in done]
         if not missing:
             continue
-        exact = tune(bench.key(1), bench.lm, bench.task.examples, name, bench.config)
+        exact = tune(bench.key(1), bench.lm, bench.task.examples, name, bench)
         digital = bench.task.score(exact, bench.lm, METHODS[name].adapter())
         for way in missing:
             started = time.perf_counter()
@@ -273,7 +273,7 @@ def drift(bench: Bench, done: set[Any]) -> Iterator[Record]:
         for about in abouts:
             rows: dict[str, list[dict[str, float]]] = {"none": [], "new": [], "again": []}
             for i, lm in enumerate(bench.chips(Cells(device, about["t_s"], "compensated"))):
-                again = tune(bench.key(1), lm, bench.task.examples, name, config)
+                again = tune(bench.key(1), lm, bench.task.examples, name, bench)
                 when_new[i] = again if when_new[i] is None else when_new[i]
                 rows["none"].append(bench.task.score((), lm, tuning.frozen()))
                 rows["new"].append(bench.task.score(when_new[i], lm, adapter))

@@ -1,7 +1,7 @@
 """Every method of fine-tuning on one model: what it stores, what memory and time a step takes, how good it becomes.
 
 Command:  python -m experiments.11_memory_and_accuracy.run [--config full|rates] [--tiny] [--out FOLDER]
-              [--methods NAME ..] [--tasks NAME ..]
+              [--methods NAME ..] [--tasks NAME ..] [--parts quality costs]
           python -m experiments.11_memory_and_accuracy.plot FOLDER   (both in the root of the repository)
 Time:     hours on two cores: about a second a step of SmolLM2 (--tiny: a minute of processor time).
 Expect:   not run in full yet; one record for each method, task and seed in `records.jsonl`, one for each method in
@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nvcim_jax as nv
+from experiments import wikitext
 from experiments.fine_tuning import tasks
 from experiments.fine_tuning.methods import METHODS, Method, parts
 from experiments.shift.settings import MODELS, Settings, streams
@@ -48,6 +49,7 @@ __all__ = ["CONFIGS", "Config", "main"]
 
 Record = dict[str, Any]
 FROZEN = "the model alone"
+PARTS = ("quality", "costs")
 
 
 @checks.frozen_config
@@ -78,7 +80,7 @@ class Config:
     rates: tuple[float, ...] = (1.0,)
     first_intent: int = 0
     domains: tuple[int, ...] = (0, 1)
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     num_steps: int = 150
     batch: int = 5
     max_input: int = 24
@@ -90,7 +92,12 @@ class Config:
 CONFIGS = {
     "full": Config(),
     "rates": Config(
-        name="rates", tasks=("clinc5",), rates=(0.33, 1.0, 3.0), first_intent=5, domains=(1,), seeds=(0,), num_steps=100
+        name="rates",
+        tasks=("clinc5", "wikitext2"),
+        rates=(0.1, 0.33, 1.0, 3.0),
+        first_intent=5,
+        domains=(1,),
+        seeds=(0,),
     ),
     "tiny": Config(
         name="tiny",
@@ -127,7 +134,11 @@ def make_tasks(config: Config, lm: models.LM, text: models.Text, seed: int) -> I
         room = 4 if tiny else 48
         yield tasks.writing("snips_slots", [train[i] for i in picked], test[:40], lm, of_slots, max_new_tokens=room)
     if "wikitext2" in config.tasks:
-        ids = np.asarray(text.encode(str(__doc__))[: 4 * config.tokens]).reshape(-1, config.tokens) if tiny else None
+        ids = None
+        if tiny:
+            ids = np.asarray(text.encode(str(__doc__))[: 4 * config.tokens]).reshape(-1, config.tokens)
+        elif config.name == "rates":  # the test split is for what is reported
+            ids = wikitext.windows(text, "valid", tokens=config.tokens, num=sum(config.windows))
         num_train, num_test = config.windows
         yield tasks.predicting("wikitext2", text, tokens=config.tokens, num_train=num_train, num_test=num_test, ids=ids)
 
@@ -144,7 +155,9 @@ def _tuned(key: jax.Array, lm: models.LM, task: tasks.Task, method: Method, conf
     adapter = method.adapter()
     state = adapter.init(start_key, lm, task.examples, None)
     options = tuning.Options(num_steps=round(method.steps * config.num_steps), batch=config.batch)
-    return tuning.tune(tune_key, state, lm, task.examples, adapter=adapter, options=options, **parts(method))[0]
+    return tuning.tune(
+        tune_key, state, lm, task.examples, adapter=adapter, options=options, **parts(method, task.name)
+    )[0]
 
 
 def measure(lm: models.LM, text: models.Text, config: Config, done: list[Record]) -> Iterator[Record]:
@@ -172,7 +185,8 @@ def _passed(started: float) -> Record:
 def _scored(lm: models.LM, task: tasks.Task, name: str, factor: float, config: Config, seed: int) -> dict[str, float]:
     if name == FROZEN:
         return task.score((), lm, tuning.frozen())
-    method = METHODS[name]._replace(rate=METHODS[name].rate * factor)
+    usual = METHODS[name]
+    method = usual._replace(rate=usual.rate * factor, text_rate=usual.text_rate * factor)
     state = _tuned(jax.random.key(seed), lm, task, method, config)
     return task.score(state, lm, method.adapter())
 
@@ -185,7 +199,7 @@ def cost(lm: models.LM, task: tasks.Task, method: Method, config: Config) -> Rec
 
     # The state is given away, so that an update of all weights is made in place, as inside a longer loop.
     def update(key: jax.Array, state: Any, lm: models.LM, examples: tuning.Examples) -> Any:
-        return tuning.tune(key, state, lm, examples, adapter=adapter, options=options, **parts(method))[0]
+        return tuning.tune(key, state, lm, examples, adapter=adapter, options=options, **parts(method, task.name))[0]
 
     compiled = jax.jit(update, donate_argnums=1).lower(jax.random.key(0), state, lm, task.examples).compile()
     analysis: Any = compiled.memory_analysis()
@@ -228,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the records; runs/11_memory_and_accuracy/NAME by default")
     parser.add_argument("--methods", nargs="+", metavar="NAME", choices=[*METHODS], help="methods; all by default")
     parser.add_argument("--tasks", nargs="+", choices=CONFIGS["full"].tasks, help="tasks; all by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="all by default")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else options.config]
     chosen = {name: tuple(getattr(options, name)) for name in ("methods", "tasks") if getattr(options, name)}
@@ -235,16 +250,14 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or Path("runs/11_memory_and_accuracy") / config.name
     out.mkdir(parents=True, exist_ok=True)
     lm, text = models.load(MODELS.get(config.language_model, config.language_model), dtype=jnp.float32)
-    _keep(out / "records.jsonl", lambda done: measure(lm, text, config, done))
-    if config.name != "rates":
+    if "quality" in options.parts:
+        _keep(out / "records.jsonl", lambda done: measure(lm, text, config, done))
+    if "costs" in options.parts and config.name != "rates":
         _keep(out / "costs.jsonl", lambda done: costs(lm, text, config, done))
     about = {
         "command": shlex.join(["python", "-m", "experiments.11_memory_and_accuracy.run", *(arguments or sys.argv[1:])]),
         "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "methods": {
-            name: {"rate": METHODS[name].rate, "steps": METHODS[name].steps, "eps": METHODS[name].eps}
-            for name in config.methods
-        },
+        "methods": {name: METHODS[name]._replace(adapter=None)._asdict() for name in config.methods},  # type: ignore[arg-type]
         "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
     }

@@ -1,5 +1,6 @@
 """Tasks that a tuned model is measured on: answers to choose, slots to write, text to predict."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from nvcim_jax import checks, data, models, pipeline, tuning
 __all__ = ["Task", "choosing", "predicting", "slots", "snips", "writing"]
 
 _ROWS = 20  # queries that are answered in one call
+_WINDOWS = 4  # windows that are measured in one call, at most
 
 
 class Task(NamedTuple):
@@ -37,22 +39,24 @@ def _parts(count: int) -> list[np.ndarray]:
 @jax.jit
 def _rank(state: Any, queries: Any, lm: models.LM, adapter: tuning.Adapter) -> jax.Array:
     adapted, inputs = adapter.apply(state, lm, models.Inputs(models.embed(lm, queries.ids), queries.mask))
-    return jnp.argmax(models.rank(adapted, inputs, queries.answers), axis=1)
+    return models.rank(adapted, inputs, queries.answers)
 
 
 def choosing(
     name: str, train: Sequence[Any], test: Sequence[Any], labels: Sequence[str], lm: models.LM, text: models.Text
 ) -> Task:
-    """Return the task of choosing the right one of some answers: its accuracy."""
+    """Return the task of choosing the right one of some answers: accuracy, and -log of the right one's share."""
     queries = pipeline.make_queries([row.input for row in test], lm, text, labels=labels)
     truth = np.asarray([labels.index(row.output) for row in test])
 
     def score(state: Any, lm: models.LM, adapter: tuning.Adapter) -> dict[str, float]:
-        own, right = tuning.as_adapter(adapter), []
+        own, ranked = tuning.as_adapter(adapter), []
         for rows in _parts(len(truth)):
             part = queries._replace(ids=queries.ids[rows], mask=queries.mask[rows], features=jnp.zeros(0))
-            right.append(np.asarray(_rank(state, part, lm, own)) == truth[rows])
-        return {"accuracy": float(np.concatenate(right)[: len(truth)].mean())}
+            ranked.append(np.asarray(jax.nn.log_softmax(_rank(state, part, lm, own), axis=1)))
+        shares = np.concatenate(ranked)[: len(truth)]
+        nats = -shares[np.arange(len(truth)), truth].mean()
+        return {"accuracy": float((shares.argmax(axis=1) == truth).mean()), "nats": float(nats)}
 
     return Task(name, pipeline.make_buffer(train, lm, text).examples._replace(words=None), score)
 
@@ -141,12 +145,12 @@ def predicting(
         test = whole[np.arange(num_test) * len(whole) // num_test]
     else:
         train, test = ids[:num_train], ids[num_train : num_train + num_test]
-    measured = _as_examples(test)
+    measured, size = _as_examples(test), math.gcd(len(test), _WINDOWS)
+    parts = [jax.tree.map(lambda a, i=i: a[i : i + size], measured) for i in range(0, len(test), size)]
 
     def score(state: Any, lm: models.LM, adapter: tuning.Adapter) -> dict[str, float]:
         own = tuning.as_adapter(adapter)
-        rows = [jax.tree.map(lambda a, i=i: a[i : i + 1], measured) for i in range(len(test))]
-        nats = [float(_loss(state, lm, row, own)) for row in rows]
+        nats = [float(_loss(state, lm, part, own)) for part in parts]
         return {"nats": float(np.mean(nats)), "perplexity": float(np.exp(np.mean(nats)))}
 
     return Task(name, _as_examples(train), score)

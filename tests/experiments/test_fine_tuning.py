@@ -60,4 +60,4 @@ def test_windows_follow_each_other(text, tmp_path: Path, monkeypatch) -> None:
 def test_every_method_makes_an_adapter_and_its_parts() -> None:
     for name, method in methods.METHODS.items():
         assert isinstance(method.adapter(), tuning.Adapter), name
-        assert ("gradient" in methods.parts(method)) == (method.eps is not None), name
+        assert ("gradient" in methods.parts(method, "clinc5")) == (method.eps is not None), name
