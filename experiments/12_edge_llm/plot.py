@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.12_edge_llm.plot FOLDER   (in the root of the repository)
 Time:     3 s.
-Expect:   luc/sensitivity.png, luc/perplexity.png, tuning/quality.png and tuning/cost.png beside the records that
-          `run.py` has written; a part that is not there is left out.
+Expect:   luc/sensitivity.png, luc/perplexity.png, tuning/quality.png, tuning/table.md and cost/cost.png beside the
+          records that `run.py` has written; a part that is not there is left out.
 """
 
 import argparse
@@ -77,9 +77,12 @@ def perplexity(folder: Path) -> Any:
     return figure
 
 
+plot_tuning: Any = importlib.import_module("experiments.12_edge_llm.plot_tuning")
+
 FIGURES: dict[str, dict[str, Callable[[Path], Any]]] = {
     "luc": {"sensitivity": sensitivity, "perplexity": perplexity},
-    "tuning": importlib.import_module("experiments.12_edge_llm.plot_tuning").FIGURES,
+    "cost": plot_tuning.COST,
+    "tuning": plot_tuning.TUNING,
 }
 """Part -> name of a figure -> what draws it from the folder of the part."""
 

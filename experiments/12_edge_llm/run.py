@@ -1,10 +1,13 @@
 """Edge-LLM on real small models, part by part: see the file of each part for what it measures and what to expect.
 
 Command:  python -m experiments.12_edge_llm.run [PART ...] [--tiny] [--also FILE ...] [--out FOLDER]
+              [--tasks TASK ...] [--methods METHOD ...] [--models MODEL ...] [--compressed FOLDER]
           python -m experiments.12_edge_llm.plot FOLDER   (both in the root of the repository)
-Time:     `luc`: about 25 minutes of one core (--tiny: a minute); `tuning`: 30 (two). Set OPENBLAS_NUM_THREADS=1: on a
-          busy machine its threads wait for each other in every Cholesky factor.
-Expect:   `luc.py` and `tuning.py` say it for their part; records in `results/PART/`, with their command.
+Time:     each part says it. Set OPENBLAS_NUM_THREADS=1 for `luc`: on a busy machine its threads wait for each other in
+          every Cholesky factor.
+Expect:   `luc.py`, `cost.py` and `tuning.py` say it for their part; records in `results/PART/`, with their command.
+
+`tuning` can be divided over processes with one --out: by tasks, or by models, whose records are files of their own.
 
 Every part writes its records to FOLDER/PART, line after line, and goes on from there when it is called again.
 Needs `wikitext2` and `clinc150` (`python -m experiments.data`); the tiny variants need nothing.
@@ -25,7 +28,7 @@ from nvcim_jax import files
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("luc", "tuning")
+PARTS = ("luc", "cost", "tuning")
 """Files beside this one, each with `measure(options, out) -> the configuration, as a dictionary`."""
 
 
@@ -36,6 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model and little text, to see that it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/edge_llm by default")
     parser.add_argument("--also", nargs="+", default=[], help="`luc`: other models whose blocks are looked at")
+    parser.add_argument("--tasks", nargs="+", default=[], help="`tuning`: clinc5, snips_slots, wikitext2")
+    parser.add_argument("--methods", nargs="+", default=[], help="`tuning`: lora, windows, 'windowed prefix', ...")
+    parser.add_argument("--models", nargs="+", default=[], help="`tuning`: 'as it is', uniform, LUC")
+    parser.add_argument("--compressed", type=Path, help="`tuning`: folder of the compressed models; beside the records")
     options = parser.parse_args(arguments)
     for name in options.parts:
         nv.checks.choice("PART", name, PARTS)

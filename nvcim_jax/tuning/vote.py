@@ -1,6 +1,6 @@
 """What tuned windows answer together: each exit by itself, and one of them or all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -65,7 +65,7 @@ def vote(
     lm: LM,
     x: Inputs | Float[Array, "batch tokens width"],
     *,
-    how: str = "max",
+    how: str | Callable[[jax.Array], jax.Array] = "max",
     at: Int[Array, "batch positions"] | None = None,
     exits: Sequence[int] | None = None,
 ) -> tuple[Float[Array, "batch positions vocab"], VoteInfo]:
@@ -82,7 +82,9 @@ def vote(
         windows: From `tune_windows`.
         lm: The model they were tuned for.
         x: Embeddings of the texts, or `Inputs`.
-        how: One of `VOTES`.
+        how: One of `VOTES`, or a vote of your own: a function from the logarithms of all probabilities
+            (exits, batch, positions, vocab_size) to logits (batch, positions, vocab_size). It takes the memory of all
+            exits at once, a named one that of two.
         at: Positions that are asked for (batch, positions); None: all.
         exits: Which exits vote, 0 the lowest; None: all of them. What lies above the highest of them is not run.
 
@@ -106,8 +108,28 @@ def vote(
     References:
         Z. Yu et al., "Edge-LLM", arXiv:2406.15758, section 4.
     """
-    checks.choice("how", how, VOTES)
+    if not callable(how):
+        checks.choice("how", how, VOTES)
     chosen = _which(exits, lm, windows)
+    total, every, confidence, token = None, [], [], []
+    for voice in _voices(windows, lm, x, at, chosen[-1:] if how == "last" else chosen):
+        confidence.append(jnp.exp(voice.max(axis=-1)))
+        token.append(voice.argmax(axis=-1).astype(jnp.int32))
+        if callable(how):
+            every.append(voice)
+        else:
+            total = _join(total, voice, how)
+    if callable(how):
+        total = how(jnp.stack(every))
+    assert total is not None
+    logits = total - jax.nn.logsumexp(total, axis=-1, keepdims=True)
+    return logits, VoteInfo(jnp.stack(confidence), jnp.stack(token))
+
+
+def _voices(
+    windows: Windows, lm: LM, x: Inputs | jax.Array, at: jax.Array | None, chosen: Sequence[int]
+) -> Iterator[jax.Array]:
+    """Yield the log-probabilities of some exits, one after the other; the model's own stream runs once."""
     inputs = x if isinstance(x, Inputs) else Inputs(x)
     checks.rank("x", inputs.x, 3, "(batch, tokens, width)", "Add an axis of one text in front.")
     if at is None:
@@ -118,12 +140,5 @@ def vote(
     _, below = models.hidden(lm, inputs, stop=asked[-1] * size, exits=[w * size for w in asked])
     assert below.hidden is not None
     entrances = dict(zip(asked, below.hidden, strict=True))
-    total, confidence, token = None, [], []
-    for w in chosen[-1:] if how == "last" else chosen:
-        voice = _exit(windows, lm, inside(inputs, entrances[w], w * size, size), at, w)
-        confidence.append(jnp.exp(voice.max(axis=-1)))
-        token.append(voice.argmax(axis=-1).astype(jnp.int32))
-        total = _join(total, voice, how)
-    assert total is not None
-    logits = total - jax.nn.logsumexp(total, axis=-1, keepdims=True)
-    return logits, VoteInfo(jnp.stack(confidence), jnp.stack(token))
+    for w in chosen:
+        yield _exit(windows, lm, inside(inputs, entrances[w], w * size, size), at, w)

@@ -184,6 +184,10 @@ def test_votes_against_numpy(lm, windows) -> None:
     at = jnp.array([[2], [0]])
     some, _ = jax.jit(lambda at: tuning.vote(windows, lm, x, at=at))(at)
     np.testing.assert_allclose(some[:, 0], every[jnp.arange(2), at[:, 0]], atol=1e-5)
+    shares = jnp.array([0.3, 0.7])[:, None, None, None]
+    own = jax.jit(lambda: tuning.vote(windows, lm, x, how=lambda voices: (shares * voices).sum(axis=0))[0])()
+    pooled = each[0] ** 0.3 * each[1] ** 0.7
+    np.testing.assert_allclose(np.exp(own), pooled / pooled.sum(-1, keepdims=True), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.slow
