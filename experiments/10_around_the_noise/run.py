@@ -295,6 +295,11 @@ def choose(bench: Bench, done: set[Any]) -> Iterator[Record]:
         yield from _compared(bench._replace(task=task), cells, about, done)
 
 
+def _own_words(text: models.Text, tokens: int) -> np.ndarray:
+    """Return the first lines of this file as windows."""
+    return np.asarray(text.encode(str(__doc__))[: 6 * tokens]).reshape(-1, tokens)
+
+
 PARTS = {"noise": noise, "drift": drift, "choose": choose}
 
 
@@ -309,7 +314,6 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or Path("runs/10_around_the_noise") / config.name
     out.mkdir(parents=True, exist_ok=True)
     lm, text = models.load(MODELS.get(config.language_model, config.language_model), dtype=jnp.float32)
-    ids = np.asarray(text.encode(str(__doc__))[: 6 * config.tokens]).reshape(-1, config.tokens)
     num_train, num_test = config.windows
     task = tasks.predicting(
         "wikitext2",
@@ -317,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
         tokens=config.tokens,
         num_train=num_train,
         num_test=num_test,
-        ids=ids if config.name == "tiny" else None,
+        ids=_own_words(text, config.tokens) if config.name == "tiny" else None,
     )
     bench, path = Bench(lm, text, task, config), out / "records.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

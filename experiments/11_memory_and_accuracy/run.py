@@ -41,7 +41,7 @@ import numpy as np
 import nvcim_jax as nv
 from experiments import wikitext
 from experiments.fine_tuning import tasks
-from experiments.fine_tuning.methods import METHODS, Method, parts
+from experiments.fine_tuning.methods import METHODS, Method, parts, rate_of
 from experiments.shift.settings import MODELS, Settings, streams
 from nvcim_jax import checks, data, files, models, tuning
 
@@ -171,6 +171,7 @@ def measure(lm: models.LM, text: models.Text, config: Config, done: list[Record]
                     if _name(about) in there:
                         continue
                     started = time.perf_counter()
+                    about["rate"] = None if name == FROZEN else rate_of(METHODS[name], task.name) * factor
                     yield about | _scored(lm, task, name, factor, config, seed) | _passed(started)
 
 
