@@ -14,8 +14,10 @@ import numpy as np
 import tyro
 
 from nvcim_jax import checks, compression, files, models
+from nvcim_jax.cli import duration
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 
 __all__ = ["POLICIES", "Options", "main"]
@@ -23,6 +25,8 @@ __all__ = ["POLICIES", "Options", "main"]
 POLICIES = ("luc", "uniform", "random")
 METHODS = ("sparsegpt", "wanda", "magnitude")
 QUANTISERS = ("absmax", "gptq")
+
+FILES = ("config.json", "model.safetensors", "compress.json")
 
 HELD_OUT = 16
 """Windows of the text, at its end, that are kept to measure with, at most."""
@@ -60,6 +64,9 @@ class Options:
     """Seed of the random policy."""
     out: Path = Path("runs/compress")
     """Folder of the checkpoint."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
@@ -70,11 +77,13 @@ def main(options: Options) -> int:
     if text.tokenizer is None:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
     calibration, held = _windows(words, text, options)
+    if options.dry_run:
+        return _planned(options, lm, calibration, held)
     files.folder("--out", options.out)
     started = time.perf_counter()
     table = compression.sensitivity(lm, calibration, bits=options.bits, sparsity=options.sparsity)
     policy = _policy(table, lm.config.num_layers, options)
-    with progress_bar(lm.config.num_layers, None, "blocks", lines=True) as advance:
+    with progress_bar(lm.config.num_layers, options.said.progress, "blocks", lines=True) as advance:
         small = compression.apply(
             lm, policy, calibration, method=options.method, quantiser=options.quantiser, advance=advance
         )
@@ -83,6 +92,17 @@ def main(options: Options) -> int:
     perplexities = [math.exp(float(_loss(own, held))) for own in (lm, small)]
     _report(options, table, policy, compression.memory(small, policy), perplexities, len(held))
     _save(options, table, policy, perplexities, seconds)
+    return 0
+
+
+def _planned(options: Options, lm: models.LM, calibration: jax.Array, held: jax.Array) -> int:
+    """Say how long the forward passes would take and what would be written."""
+    tokens = 5 * calibration.size + 2 * held.size  # exact, rounded and pruned; calibrated and what comes of it
+    seconds = duration.updates(lm.config, tokens, 1, of_update=2.0) / duration.rate(lm.config)
+    print(f"{len(calibration)} windows to calibrate with, {len(held)} to measure with.")
+    print(duration.passes(seconds, "forward passes") + " Nor is what the method solves.")
+    print(duration.nothing_done(options.out, FILES))
+    print_result(options, {"seconds": seconds, "out": str(options.out)})
     return 0
 
 
@@ -174,6 +194,7 @@ def _save(
         "seconds": round(seconds, 1),
     }
     files.write_json(options.out / "compress.json", about)
+    print_result(options, about)
     print("Written:")
-    for name in ("config.json", "model.safetensors", "compress.json"):
+    for name in FILES:
         print(f"  {options.out / name}")

@@ -14,11 +14,15 @@ import tyro
 from nvcim_jax import checks, cost, crossbar, files, pipeline, plots
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["FILES", "Options", "main"]
 
 MARKED = {"latency": 120.0, "energy": 60.0}
 """Ratios that NVCiM-PT reports at most, against the CPU of a Jetson Orin."""
+
+NAMES = {"name": "--technology", "machine": "--machine"}
+"""Options of what the library calls otherwise."""
 
 FILES = ("latency.png", "energy.png", "items.png", "sensitivities.png", "curves.csv", "cost.json")
 UNITS = {"latency": (1e6, "us"), "energy": (1e9, "nJ")}
@@ -68,6 +72,7 @@ class Options:
     """Whether to draw the figures."""
     out: Path = Path("runs/cost")
     """Folder of the results."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 DEFAULT_MACHINES = ("orin-agx-30W", "snapdragon-8-gen3", "stm32h743")
@@ -81,7 +86,9 @@ def main(options: Options) -> int:
     checks.integer("--seed", options.seed, low=0, high=2**32 - 1)
     chip, machines = _specifications(options)
     if options.constants:
-        print_table([_shown(row) for row in cost.constant_table(chip, *machines)])
+        found = cost.constant_table(chip, *machines)
+        print_table([_shown(dict(row)) for row in found])
+        print_result(options, found)
         return 0
     bill = _on_chip(options, options.stored, chip)
     for machine in machines:  # a store that it cannot hold is told before anything is printed
@@ -92,6 +99,7 @@ def main(options: Options) -> int:
     curves = _curves(options, chip, machines)
     for path in _write(options, bill, chip, machines, headlines, curves):
         print(f"written: {path}")
+    print_result(options, files.read_json("--out", options.out / "cost.json"))
     return 0
 
 

@@ -18,6 +18,16 @@ from nvcim_jax.cli.tables import print_table
 
 __all__ = ["FILES", "Options", "main"]
 
+NAMES = {
+    "path": "FILE",
+    "columns": "--column",
+    "units": "--unit",
+    "levels": "--level",
+    "times_s": "--time",
+    'columns={"g": ...}': "--column g=HEADING",
+}
+"""Options of what the library calls otherwise."""
+
 FILES = ("table.csv", "levels.png", "spread.png", "quantiles.png", "device.json")
 _CELLS = 20_000  # simulated for the figures, of all levels together
 

@@ -2,16 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nvcim_jax import models, pipeline, selection
+from nvcim_jax import models, montecarlo, pipeline, selection
 from nvcim_jax.study import Design
 
-__all__ = ["Operations", "count", "rate", "said"]
+__all__ = ["Operations", "chips", "count", "nothing_done", "passes", "rate", "said", "updates"]
 
 _FORWARD, _TRAINED = 2.0, 6.0
 """Floating-point operations for each weight and token: a product and a sum; gradients of inputs and activations too."""
@@ -121,6 +122,62 @@ def said(operations: Operations, a_second: float) -> str:
         f"About {_spoken(tuning + answering)} here, and compiling: {tuning:.0f} s of tuning, {answering:.0f} s of "
         f"answering ({sum(operations):.0e} operations at {a_second:.0e} a second)."
     )
+
+
+def updates(config: models.Config, tokens: int, num: int, *, of_update: float = _TRAINED) -> float:
+    """Return the operations of updates: of all products of a model, forward and backward.
+
+    Args:
+        config: The model.
+        tokens: Tokens of an update.
+        num: Updates.
+        of_update: Operations for each weight and token; 2 for a forward pass alone.
+    """
+    return of_update * sum(_weights(config)) * tokens * num
+
+
+def passes(seconds: float, of: str) -> str:
+    """Return a line about work of which only the products are counted.
+
+    Example:
+        >>> passes(119.0, "updates")
+        'About 2 minutes of updates here; compiling is not counted.'
+    """
+    return f"About {_spoken(seconds)} of {of} here; compiling is not counted."
+
+
+def chips(
+    metric: Callable[..., Any], args: Sequence[Any], num: int, programs: int = 1, tried: int = 16
+) -> tuple[str, float]:
+    """Return a line that says how long so many chips take, by a few of them that are computed now, and the seconds.
+
+    Args:
+        metric: Function of a key and `args`.
+        args: What a chip is given.
+        num: Chips of all points together.
+        programs: Programs that are compiled, each about as long as this one.
+        tried: Chips that are computed.
+    """
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        montecarlo.run(metric, jax.random.key(0), tried, args=tuple(args), progress=False, quantiles=())
+        return time.perf_counter() - started
+
+    first, again = seconds(), seconds()
+    compiling = max(first - again, 0.0)
+    whole = num * again / tried + programs * compiling
+    return f"{num:,} chips: about {_spoken(whole)} here, by {tried} of the first point; {programs} compiled.", whole
+
+
+def nothing_done(out: Path, names: Sequence[str]) -> str:
+    """Return what would be written.
+
+    Example:
+        >>> nothing_done(Path("runs/x"), ["a.json", "b.png"])
+        'Nothing was written. It would be, into runs/x: a.json, b.png.'
+    """
+    return f"Nothing was written. It would be, into {out}: {', '.join(names)}."
 
 
 def _spoken(seconds: float) -> str:

@@ -12,13 +12,20 @@ import numpy as np
 import tyro
 
 from nvcim_jax import checks, compression, cost, data, files, models, pipeline, plots, tuning
+from nvcim_jax.cli import duration
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 
 __all__ = ["Options", "main"]
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+NAMES = {"path": "DATA"}
+"""Options of what the library calls otherwise."""
+
+FILES = ("model/", "edge.json", "edge.png")
+
 TOKENS = 32
 """Tokens of a window of plain text to calibrate with."""
 TABLE = 16
@@ -61,6 +68,9 @@ class Options:
     """Seed of starts and batches."""
     out: Path = Path("runs/edge")
     """Folder of what is written."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
@@ -76,14 +86,34 @@ def main(options: Options) -> int:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
     window = _window(options, lm.config.num_layers)
     text = text.replace(template=models.Template(max_input=options.max_input))
-    files.folder("--out", options.out)
+    if not options.dry_run:
+        files.folder("--out", options.out)
     train, test = (pipeline.make_buffer(own[s], lm, text).examples._replace(words=None) for s in ("train", "test"))
+    if options.dry_run:
+        return _planned(options, lm, window, train, test)
     table, policy, small = _compressed(options, lm, _plain(own["train"], text))
     models.save(options.out / "model", small, text, keep_codes=True)
     losses, seconds = _tuned(options, lm, small, window, train, test)
     plans = _plans(options, lm, policy, window, machine, train)
     _report(options, losses, seconds, plans, policy)
     _save(options, window, table, policy, {"losses": losses, "seconds_of_an_update": seconds, "schedule": plans})
+    return 0
+
+
+def _planned(options: Options, lm: models.LM, window: int, train: tuning.Examples, test: tuning.Examples) -> int:
+    """Say how long the updates would take and what would be written."""
+    tokens = min(options.batch, len(train.ids)) * train.ids.shape[1]
+    # both are run twice, once to compile; the windows of a quarter of the blocks take less than is counted
+    work = duration.updates(lm.config, tokens, 4 * options.num_steps)
+    exits = lm.config.num_layers // window
+    work += duration.updates(lm.config, test.ids.size, 5 + exits, of_update=2.0)
+    seconds = work / duration.rate(lm.config)
+    print(
+        f"Windows of {window} blocks, {exits} exits; {len(train.ids)} rows to tune on, {len(test.ids)} to measure on."
+    )
+    print(duration.passes(seconds, "updates and measuring, at most,") + " Nor is compressing.")
+    print(duration.nothing_done(options.out, FILES))
+    print_result(options, {"seconds": seconds, "window": window, "out": str(options.out)})
     return 0
 
 
@@ -124,7 +154,7 @@ def _compressed(
 ) -> tuple[compression.Table, compression.Policy, models.LM]:
     table = compression.sensitivity(lm, tokens, bits=options.bits, sparsity=options.sparsity)
     policy = compression.luc(table, bits=options.bits, sparsity=options.sparsity)
-    with progress_bar(lm.config.num_layers, None, "blocks", lines=True) as advance:
+    with progress_bar(lm.config.num_layers, options.said.progress, "blocks", lines=True) as advance:
         return table, policy, compression.apply(lm, policy, tokens, method=options.method, advance=advance)
 
 
@@ -247,9 +277,10 @@ def _save(
         "sensitivity": sensitivity,
     }
     files.write_json(options.out / "edge.json", about | found)
+    print_result(options, about | found)
     files.write(options.out / "edge.png", plots.png(_figure(sensitivity, found["losses"])))
     print("Written:")
-    for name in ("model/", "edge.json", "edge.png"):
+    for name in FILES:
         print(f"  {options.out / name}")
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from nvcim_jax import checks
+from nvcim_jax.cli.voice import Said, by_option, speaking
 
 __all__ = ["call", "command_line", "load", "parse"]
 
@@ -62,14 +63,18 @@ def call(name: str, module: Any, words: Sequence[str], *, traceback: bool = Fals
     options = None
     try:
         options = module.read(words) if hasattr(module, "read") else parse(module.Options, f"nvcim {name}", words)
-        return options if isinstance(options, int) else module.main(options)
+        if isinstance(options, int):
+            return options
+        with speaking(options):
+            return module.main(options)
     except BrokenPipeError:  # whoever read the output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
         if traceback:
             raise
-        print(f"nvcim {name}: {_one_line(error)}", file=sys.stderr)
+        said = by_option(_one_line(error), module.Options, words, getattr(module, "NAMES", {}))
+        print(f"nvcim {name}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"nvcim {name}: interrupted; {_kept(options)}.", file=sys.stderr)
@@ -118,6 +123,8 @@ def _words(options: Any, made: Any, positional: Sequence[str], in_full: bool, pr
     for field in dataclasses.fields(options):
         value, default = getattr(options, field.name), _default(field)
         flag = f"--{prefix}{field.name.replace('_', '-')}"
+        if isinstance(value, Said) or field.name == "dry_run":  # what was printed is no part of what was made
+            continue
         if dataclasses.is_dataclass(value):
             own = prefix if _hides_its_name(hints[field.name]) else f"{flag[2:]}."
             words += _words(value, type(value), positional, in_full or value != default, own)
@@ -170,12 +177,15 @@ def parse(options: type[T], program: str, words: Sequence[str], *, default: T | 
         with contextlib.redirect_stderr(said), _RULES:
             return tyro.cli(options, **arguments)
     except ValueError as error:  # of an option's own class, which checks what it is made of
-        print(f"{program}: {_one_line(error)}", file=sys.stderr)
+        print(f"{program}: {by_option(_one_line(error), options, words, {})}", file=sys.stderr)
         return 2
     except SystemExit as end:
         if end.code == 0:
             return 0
-        print(f"{program}: {_unboxed(said.getvalue())} (see {program} --help)", file=sys.stderr)
+        print(
+            f"{program}: {by_option(_unboxed(said.getvalue()), options, words, {})} (see {program} --help)",
+            file=sys.stderr,
+        )
         return 2
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 import tyro
 
 from nvcim_jax import checks, crossbar, devices, pipeline
-from nvcim_jax.cli.known import known_device
+from nvcim_jax.cli.known import known_device, there
 
 __all__ = [
     "BITS",
@@ -71,9 +70,9 @@ _AFTER_READ = 2**31  # folds of the read key beyond those of the arrays
 class Product:
     """One product y = x W on a chip; its fields, and those of its arrays, are the settings of every command."""
 
-    device: str = "FeFET6"
-    """Memory cell: RRAM1, FeFET2, FeFET3, RRAM4, FeFET6, PCM, RRAMWan2022-1d, RRAMMilo2021, Gaussian, ideal, ..., or a
-    file that nvcim device wrote of measured cells."""
+    device: str = "FeFET3"
+    """Memory cell: RRAM1, FeFET2, FeFET3, RRAM4, FeFET6, PCM, RRAMWan2022-1d, RRAMMilo2021, Gaussian, ideal, ..., a
+    file that nvcim device wrote of measured cells, or FILE@G_MAX_US of a table of measurements."""
     sigma: float | None = None
     """Programming noise: a share of g_max (the five of NVCiM-PT, Gaussian), or a factor on a measured noise (the
     others). None: the device's own."""
@@ -383,7 +382,7 @@ def _check_time(settings: Mapping[str, Any], device: devices.Device) -> None:
 
 def _if_there(name: str) -> devices.Device | None:
     """Return a device of the table or of a file; None where there is none any more."""
-    if name in devices.names() or Path(name).expanduser().is_file():
+    if name in devices.names() or there(name):
         return known_device(name)
     return None
 

@@ -11,6 +11,7 @@ import tyro
 from nvcim_jax import checks, io
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.sweep import finish
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["Options", "main"]
 
@@ -32,6 +33,7 @@ class Options:
     """Relative difference up to which two values of one chip are the same."""
     plots: bool = True
     """Whether to draw the figures."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
@@ -51,6 +53,7 @@ def main(options: Options) -> int:
     commands = " && ".join(about["command"] for about in abouts)
     own = command_line("merge", options, positional=("out", "sources"))
     finish(options.out, f"{commands} && {own}", options.plots)
+    print_result(options, io.summary(io.read_points(options.out)))
     return 1 if any(merged.gaps for merged in found.values()) else 0
 
 

@@ -8,16 +8,17 @@ import tyro
 
 from nvcim_jax import checks
 from nvcim_jax.cli import matrix
+from nvcim_jax.cli.report import SWEPT, report
 
 __all__ = ["Options", "draw", "main"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the figures of a sweep from its saved records."""
+    """Draw the figures of a sweep, or of a run, from its saved records."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of the sweep."""
+    """Folder of the sweep or of the run."""
     metric: str = "error"
     """Value to draw."""
     x: str | None = None
@@ -57,11 +58,24 @@ def draw(
     return paths
 
 
+def _of_run(options: Options) -> int:
+    """Draw the figures of a run, which have axes of their own."""
+    given = dataclasses.replace(options, folder=Path()) != Options(folder=Path())
+    if given:
+        checks.fail("--metric", "be left out for a run", "it, --x, --bound or --larger-is-better is given")
+    for path in report(options.folder, plots=True):
+        print(f"figure: {path}")
+    return 0
+
+
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    records = options.folder / "records.parquet"
+    records = options.folder / SWEPT
+    if (options.folder / "records.jsonl").is_file():
+        return _of_run(options)
     if not records.is_file():
-        checks.fail("folder", "hold records.parquet", f"does not: {options.folder}", "Run `nvcim sweep` first.")
+        fix = "Run `nvcim sweep` or `nvcim run` first."
+        checks.fail("folder", f"hold {SWEPT} or records.jsonl", f"does not: {options.folder}", fix)
     how = (options.metric, options.x, options.bound, options.larger_is_better)
     for path in draw(records, options.folder, *how):
         print(f"figure: {path}")

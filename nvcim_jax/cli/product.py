@@ -20,15 +20,19 @@ from rich.table import Table
 
 import nvcim_jax
 from nvcim_jax import checks, crossbar, files, io, montecarlo, plots
-from nvcim_jax.cli import matrix
+from nvcim_jax.cli import duration, matrix
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.known import content
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["FILES", "Options", "Summary", "main"]
 
 QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 CHIPS = "chips"  # folder of the chips of a study that is not finished
 PRODUCT = matrix.Product()
+NAMES = {"path": "--device"}
+"""Options of what the library calls otherwise."""
+
 FILES = ("chips.jsonl", "chips.csv", "error.png", "product.json")
 
 
@@ -51,6 +55,9 @@ class Options:
     """Folder for the results; new or empty, or that of the same command, which then goes on."""
     overwrite: bool = False
     """Replace earlier results in that folder."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 class Summary(NamedTuple):
@@ -81,6 +88,8 @@ def main(options: Options) -> int:
     checks.integer("seed", options.seed, low=0, high=2**32 - 1)
     settings = options.product.settings()
     matrix.check(settings, options.memory_budget_mb)
+    if options.dry_run:
+        return _planned(settings, options)
     prepare_folder(options.out, overwrite=options.overwrite)
     found = _measure(settings, options)
     _print_table(found, settings)
@@ -89,10 +98,28 @@ def main(options: Options) -> int:
     print("Written:")
     for path in written:
         print(f"  {path}")
+    print_result(options, _about(found, settings, options))
     if found.statistics["nonfinite"] < found.statistics["instances"]:
         return 0
     print("nvcim product: no chip gave a finite error; see the noise of the device", file=sys.stderr)
     return 1
+
+
+def _planned(settings: dict[str, Any], options: Options) -> int:
+    """Say how long it would take and what would be written."""
+    weights, x = matrix.operands(settings, options.seed)
+    metric, numbers = _metric(settings)
+    line, seconds = duration.chips(metric, (numbers, weights, x), options.instances)
+    print(line)
+    print(duration.nothing_done(options.out, FILES))
+    print_result(options, {"chips": options.instances, "seconds": seconds, "out": str(options.out)})
+    return 0
+
+
+def _metric(settings: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+    """Return the metric of a chip, and the numbers that are its arguments."""
+    numbers = {name: float(settings[name]) for name in matrix.NUMBERS if name in settings}
+    return matrix.build({n: v for n, v in settings.items() if n not in numbers}, with_info=True), numbers
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
@@ -118,8 +145,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
 def _measure(settings: dict[str, Any], options: Options) -> Summary:
     """Run the chips, kept while they are computed, and count what they take."""
     weights, x = matrix.operands(settings, options.seed)
-    numbers = {name: float(settings[name]) for name in matrix.NUMBERS if name in settings}
-    metric = matrix.build({n: v for n, v in settings.items() if n not in numbers}, with_info=True)
+    metric, numbers = _metric(settings)
     started = time.perf_counter()
     stats = montecarlo.run(
         metric,
@@ -127,6 +153,7 @@ def _measure(settings: dict[str, Any], options: Options) -> Summary:
         options.instances,
         args=(numbers, weights, x),
         quantiles=QUANTILES,
+        progress=options.said.progress,
         store=io.folder(options.out / CHIPS, config={**settings, "seed": options.seed} | content(settings["device"])),
     )
     seconds = time.perf_counter() - started

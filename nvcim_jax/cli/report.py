@@ -1,5 +1,6 @@
 """`nvcim report`: the table and the figures of a run again, from its records alone."""
 
+import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -10,33 +11,71 @@ import tyro
 
 from nvcim_jax import checks, files
 from nvcim_jax.cli.page import Table, page
+from nvcim_jax.cli.spec import value_of
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["Options", "main", "report", "table"]
 
 BAR_METHODS = 14
+SWEPT = "records.parquet"
+"""What a folder of a sweep holds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the table of a run and draw its figures again, from the records alone.
+    """Print the table of a run, or of a sweep, and draw its figures again, from the records alone.
 
     What is not finished is counted and left out of the table, and the exit code is 1.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run, or of several parts of one."""
+    """Folder of the run, or of several parts of one; or of a sweep."""
     plots: bool = True
     """Whether to draw the figures."""
     html: bool = False
     """Also write report.html: tables that sort and filter, figures, options and records in one file that needs no
     network."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
+    if (options.folder / SWEPT).is_file():
+        return _of_sweep(options)
     for path in report(options.folder, plots=options.plots, html=options.html):
         print(f"  {path}")
+    print_result(options, table(finished(options.folder)[0]))
     return 1 if _unfinished(options.folder)[0] else 0
+
+
+def _of_sweep(options: Options) -> int:
+    """Print the summary of a sweep and draw its figures."""
+    from nvcim_jax.cli.plot import draw
+    from nvcim_jax.cli.tables import print_table
+
+    if options.html:
+        checks.fail("--html", "be left out for a sweep", "is given", "It writes the page of a run.")
+    with (options.folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+        rows = [{name: value_of(word) if word else None for name, word in row.items()} for row in csv.DictReader(file)]
+    print_table(rows, title=f"Sweep in {options.folder}: each point over its chips")
+    for path in draw(options.folder / SWEPT, options.folder, "error") if options.plots else []:
+        print(f"  {path}")
+    print_result(options, rows)
+    return 0
+
+
+def finished(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return the records of rows that are finished, and what is to be said of the others."""
+    from nvcim_jax import study
+
+    records = study.read(checks.file("folder", folder, folder=True))
+    lacking, said = _unfinished(folder)
+    kept = [record for record in records if _row(record) not in lacking]
+    if not kept:
+        found = f"{folder} has none yet{f': {said}' if said else ''}"
+        checks.fail("folder", "hold a finished row of the table", found, "Let the run finish.")
+    left = ", ".join(sorted({row[-1] for row in lacking}))
+    return kept, f"{said}. Left out until they are finished: {left}." if lacking else ""
 
 
 def report(folder: Path, *, plots: bool, html: bool = False) -> list[Path]:
@@ -54,17 +93,11 @@ def report(folder: Path, *, plots: bool, html: bool = False) -> list[Path]:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no records.
     """
-    from nvcim_jax import study
     from nvcim_jax.cli.tables import print_table
 
-    records = study.read(checks.file("folder", folder, folder=True))
-    lacking, said = _unfinished(folder)
-    records = [record for record in records if _row(record) not in lacking]
-    if not records:
-        found = f"{folder} has none yet{f': {said}' if said else ''}"
-        checks.fail("folder", "hold a finished row of the table", found, "Let the run finish.")
-    if lacking:
-        print(f"{said}. Left out until they are finished: {', '.join(sorted({row[-1] for row in lacking}))}.")
+    records, said = finished(folder)
+    if said:
+        print(said)
     rows = table(records)
     shown = [Table(_title(records), [_worded(row) for row in rows])]
     scores = folder / "official.json"

@@ -18,9 +18,10 @@ from nvcim_jax.cli import duration, estimate, official
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
-from nvcim_jax.cli.report import report
+from nvcim_jax.cli.report import report, table
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 
 __all__ = ["Options", "main", "read"]
@@ -31,6 +32,9 @@ MOST_STREAMS, MOST_ROWS = 1000, 10**6
 DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
 RATES = {"prefix": 1e-2, "lora": 1e-2, "ia3": 2e-2}
 """Learning rates of what is no prompt: usual ones for Adam, not searched for."""
+
+NAMES = {"path": "--data", "name": "--device"}
+"""Options of what the library calls otherwise."""
 
 TYPICAL_INPUT = 32
 """Tokens of an input that an estimate without data assumes."""
@@ -59,7 +63,7 @@ class Options:
     dtype: str = "float32"
     """Of the weights: float32, bfloat16, float16."""
     device: str = "FeFET3"
-    """Memory cell."""
+    """Memory cell: a name, a file that nvcim device wrote, or FILE@G_MAX_US of a table of measurements."""
     sigma: float | None = None
     """Programming noise: a share of g_max (the five of NVCiM-PT, Gaussian), or a multiple of a measured noise (the
     others). None: the device's own, 0.1 for the five."""
@@ -112,6 +116,9 @@ class Options:
     """Folder of the results."""
     plots: bool = True
     """Whether to draw the figures."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def read(words: Sequence[str]) -> Options | int:
@@ -146,10 +153,12 @@ def main(options: Options) -> int:
     _check_capacity(options, source)
     lm, text = _load(options)
     _check_memory(options, source, lm, text)
-    files.folder("--out", options.out)
-    started = time.perf_counter()
     _announce(options, source, lm, text, device)
     design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
+    if options.dry_run:
+        return _planned(options, source, lm, text, device, design)
+    files.folder("--out", options.out)
+    started = time.perf_counter()
     written = _measure(options, source, lm, text, device, design)
     written += _official(options, source, lm, text, device)
     written.append(_about(options, source, lm, time.perf_counter() - started))
@@ -158,6 +167,31 @@ def main(options: Options) -> int:
     print("Written:")
     for path in written:
         print(f"  {path}")
+    print_result(options, _result(options, source))
+    return 0
+
+
+def _result(options: Options, source: Source) -> Any:
+    """Return the rows of the table, or the official scores where there is nothing to choose from."""
+    if source.streams[0].labels:
+        return table(study.read(options.out))
+    return files.read_json("--out", options.out / "official.json")
+
+
+def _planned(
+    options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device, design: study.Design
+) -> int:
+    """Say how long it would take and what would be written."""
+    result: dict[str, Any] = {"out": str(options.out)}
+    if source.streams[0].labels:
+        work = duration.count(source.streams, lm.config, text, options.chosen, design)
+        rate = duration.rate(lm.config)
+        units = study.plan(source.streams, [device], design)
+        print(f"{len(units)} rows of the table. {duration.said(work, rate)}")
+        result |= {"rows": len(units), "seconds": sum(work) / rate}
+    written = ["records.jsonl", "records.csv", "study.json", "config.json", *(["*.png"] if options.plots else [])]
+    print(duration.nothing_done(options.out, [*written, *(["official.json"] if source.task else [])]))
+    print_result(options, result)
     return 0
 
 
@@ -299,7 +333,7 @@ def _measure(
     work = duration.count(source.streams, lm.config, text, options.chosen, design)
     print(duration.said(work, duration.rate(lm.config)), flush=True)
     total = len(study.plan(source.streams, [device], design))
-    with progress_bar(total, None, "rows of the table", even=False, lines=True) as advance:
+    with progress_bar(total, options.said.progress, "rows of the table", even=False, lines=True) as advance:
         study.run(
             options.out,
             jax.random.key(options.seed),
@@ -322,7 +356,7 @@ def _official(options: Options, source: Source, lm: models.LM, text: models.Text
         return []
     steps = sum(len(stream.blocks) + options.predictions for stream in source.streams)
     rows, written = [], []
-    with progress_bar(steps, None, "predictions", even=False, lines=True) as advance:
+    with progress_bar(steps, options.said.progress, "predictions", even=False, lines=True) as advance:
         for stream in source.streams:
             made = official.predict(
                 jax.random.key(options.seed),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -11,8 +11,9 @@ import tyro
 
 from nvcim_jax import checks, montecarlo
 from nvcim_jax.cli import matrix
-from nvcim_jax.cli.spec import read_grid, value_of
+from nvcim_jax.cli.spec import also_set, read_grid, value_of
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["Options", "main"]
 
@@ -33,10 +34,14 @@ class Options:
     device's own; may be repeated (default: sigma=0.1)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting, name=value, such as device=PCM or mapping=offset; may be repeated."""
+    device: str | None = None
+    """Memory cell, as --set device=...: a name, a file of nvcim device, or FILE@G_MAX_US of a table of
+    measurements (default: FeFET3)."""
     instances: int = 2000
     """Chips."""
     seed: int = 0
     """Seed of the chips."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
@@ -59,11 +64,13 @@ def main(options: Options) -> int:
         params,
         args=matrix.operands(settings, options.seed),
         quantiles=(0.5, 0.99),
+        progress=options.said.progress,
     )
     rows = [row for name in names for row in _rows(name, params[name], found, settings)]
     rows.sort(key=lambda row: -abs(row["% of mean for 1 %"]))
     errors = f"mean error {found.stats.mean:.4g}, worst 1 % {found.stats.quantiles[1]:.4g}"
     print_table(rows, title=f"{matrix.named(settings)}: {errors}")
+    print_result(options, rows)
     return 0
 
 
@@ -80,7 +87,9 @@ def _parameters(properties: Sequence[str], options: Options) -> tuple[dict[str, 
             words.append(f"{name}={math.ceil(bits[name])}")
         else:
             words.append(word)
-    settings = read_grid(None, (), [*options.set, *words], options.instances, options.seed).settings()[0]
+    settings = read_grid(
+        None, (), [*also_set(options.set, options.device, None), *words], options.instances, options.seed
+    ).settings()[0]
     params: dict[str, Any] = {word.partition("=")[0]: None for word in properties}
     for name in params:
         params[name] = matrix.level_sigma(settings)[1] if name == "level_sigma" else bits.get(name, settings.get(name))

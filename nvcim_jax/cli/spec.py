@@ -8,7 +8,7 @@ from typing import Any
 from nvcim_jax import checks
 from nvcim_jax.cli import matrix
 
-__all__ = ["Grid", "read_grid", "value_of"]
+__all__ = ["Grid", "also_set", "read_grid", "value_of"]
 
 
 @checks.frozen_config
@@ -57,6 +57,17 @@ def _pair(word: str, option: str) -> tuple[str, str]:
     if not (name and equals and text):
         checks.fail(option, "be name=value", f"is {word!r}", f"For example {option} sigma=0.1.")
     return name, text
+
+
+def also_set(words: Sequence[str], device: str | None, sigma: float | None) -> tuple[str, ...]:
+    """Return the words of --set with those of --device and --sigma.
+
+    Example:
+        >>> also_set(["adc_bits=8"], "PCM", None)
+        ('adc_bits=8', 'device=PCM')
+    """
+    given = {"device": device, "sigma": sigma}
+    return (*words, *(f"{name}={value}" for name, value in given.items() if value is not None))
 
 
 def read_grid(

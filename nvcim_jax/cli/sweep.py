@@ -10,11 +10,12 @@ import jax
 import tyro
 
 from nvcim_jax import checks, files, io, montecarlo
-from nvcim_jax.cli import matrix
+from nvcim_jax.cli import duration, matrix
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.known import content
-from nvcim_jax.cli.spec import Grid, read_grid
+from nvcim_jax.cli.spec import Grid, also_set, read_grid
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["Options", "main", "run_grid"]
 
@@ -37,6 +38,11 @@ class Options:
     """An axis, name=value,value,...; may be repeated."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting common to all points, name=value; may be repeated."""
+    device: str | None = None
+    """Memory cell of all points, as --set device=...: a name, a file of nvcim device, or FILE@G_MAX_US of a table of
+    measurements (default: FeFET3)."""
+    sigma: float | None = None
+    """Programming noise of all points, as --set sigma=... (default: the device's own)."""
     instances: int | None = None
     """Chips at each point (default: the file's, or 1000); the most of them with --half-width."""
     seed: int | None = None
@@ -61,19 +67,25 @@ class Options:
     """MiB that one call may take on a device."""
     plots: bool = True
     """Whether to draw the figures."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    made = read_grid(options.file, options.axis, options.set, options.instances, options.seed)
+    words = also_set(options.set, options.device, options.sigma)
+    made = read_grid(options.file, options.axis, words, options.instances, options.seed)
     if not made.axes and not made.fixed:
         checks.fail("--axis", "be given", "there is neither an axis nor a file", "For example --axis sigma=0.05,0.1.")
     command = command_line("sweep", options, positional=("file",))
+    shard = _shard(options.shard)
+    if options.dry_run:
+        return _planned(made, options, shard)
     if options.submit is not None:
         from nvcim_jax.cli.jobs import submit
 
         return submit(made, options)
-    shard = _shard(options.shard)
     out = options.out if shard == (1, 1) else options.out / f"shard-{shard[0]:04d}-of-{shard[1]:04d}"
     found = run_grid(
         made,
@@ -82,9 +94,30 @@ def main(options: Options) -> int:
         shard=shard,
         half_width=options.half_width,
         placement=montecarlo.Placement(chunk=options.chunk, memory_budget_mb=options.memory_budget_mb),
+        said=options.said,
     )
+    asked = [(point.settings, range(point.stats.num_instances)) for point in found.points]
     if shard == (1, 1):
-        finish(options.out, command, options.plots, [(p.settings, range(p.stats.num_instances)) for p in found.points])
+        finish(options.out, command, options.plots, asked)
+    print_result(options, io.summary(io.read_points(out, None if shard != (1, 1) else asked)))
+    return 0
+
+
+def _planned(made: Grid, options: Options, shard: tuple[int, int]) -> int:
+    """Say how many chips and programs there would be, how long they take, and what would be written."""
+    points = made.settings()
+    programs = {tuple((n, str(v)) for n, v in point.items() if n not in matrix.NUMBERS) for point in points}
+    num = made.instances if shard == (1, 1) else len(montecarlo.shard_range(made.instances, *shard))
+    numbers = {name: float(points[0][name]) for name in matrix.NUMBERS if name in points[0]}
+    metric, operands = matrix.build(points[0]), matrix.operands(points[0], made.seed)
+    line, seconds = duration.chips(metric, (numbers, *operands), num * len(points), len(programs))
+    jobs = "" if options.submit is None else f" in {options.shards} jobs, all together,"
+    most = " at most," if options.half_width is not None else ""
+    print(f"{len(points)} points,{jobs}{most} {num} chips each. {line}")
+    names = ["sweep.json", "points/", "records.parquet", "summary.csv", *(["*.png"] if options.plots else [])]
+    print(duration.nothing_done(options.out, names))
+    plan = {"points": len(points), "chips": num * len(points), "programs": len(programs), "seconds": seconds}
+    print_result(options, plan | {"out": str(options.out)})
     return 0
 
 
@@ -105,6 +138,7 @@ def run_grid(
     shard: tuple[int, int] = (1, 1),
     half_width: float | None = None,
     placement: montecarlo.Placement = AUTOMATIC,
+    said: Said = SPOKEN,
 ) -> montecarlo.Sweep:
     """Run a grid, or a shard of it, into a folder; a message on stderr says what was compiled."""
     axes, fixed = {name: list(values) for name, values in made.axes}, dict(made.fixed)
@@ -125,7 +159,10 @@ def run_grid(
         precision=precision,
         store=io.points(out, config={"metric": "relative error of one product", **fixed, **_files(axes, fixed)}),
         placement=placement,
+        progress=said.progress,
     )
+    if said.quiet:
+        return found
     points, programs = len(found.points), found.num_programs
     print(f"{points} points by {programs} compiled programs, records in {out}", file=sys.stderr)
     return found

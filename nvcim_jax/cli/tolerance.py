@@ -3,18 +3,24 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import tyro
 
 from nvcim_jax import checks, io, montecarlo
-from nvcim_jax.cli import matrix
+from nvcim_jax.cli import duration, matrix
 from nvcim_jax.cli.known import content
-from nvcim_jax.cli.spec import read_grid
+from nvcim_jax.cli.spec import also_set, read_grid
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
 __all__ = ["Options", "main"]
+
+
+NAMES = {"between": "--low and --high", "bound": "--max-error", "name": "--device", "path": "--device"}
+"""Options of what the library calls otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,11 @@ class Options:
     """Greatest value to try."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting, name=value, such as device=FeFET6 or adc_bits=8; may be repeated."""
+    device: str | None = None
+    """Memory cell, as --set device=...: a name, a file of nvcim device, or FILE@G_MAX_US of a table of
+    measurements (default: FeFET3)."""
+    sigma: float | None = None
+    """Programming noise, as --set sigma=... (default: the device's own)."""
     instances: int = 1000
     """Chips, the same at every value."""
     seed: int = 0
@@ -44,12 +55,15 @@ class Options:
     """Folder of the chips at every value that was tried; the same command goes on from there."""
     resolution: float = 1e-3
     """Width of the final bracket as a fraction of high - low."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
     checks.choice("--of", options.of, [name for name in matrix.PHYSICS if name != "on_off_ratio"])
-    words = [*options.set, f"{options.of}={options.low}"]
+    words = [*also_set(options.set, options.device, options.sigma), f"{options.of}={options.low}"]
     settings = read_grid(None, (), words, options.instances, options.seed).settings()[0]
     matrix.check({**settings, options.of: options.high})
     fixed = {name: value for name, value in settings.items() if name != options.of}
@@ -58,6 +72,8 @@ def main(options: Options) -> int:
     def error(key: jax.Array, value: jax.Array, weights: jax.Array, x: jax.Array) -> jax.Array:
         return metric(key, {options.of: jnp.asarray(value)}, weights, x)["error"]
 
+    if options.dry_run:
+        return _planned(options, error, matrix.operands(settings, options.seed))
     out = options.out / io.point_name({**fixed, "of": options.of, "seed": options.seed})
     found = montecarlo.tolerance(
         error,
@@ -68,10 +84,24 @@ def main(options: Options) -> int:
         args=matrix.operands(settings, options.seed),
         resolution=options.resolution,
         store=io.points(out, config=fixed | content(fixed.get("device", matrix.DEFAULTS["device"]))),
+        progress=options.said.progress,
     )
     rows = [{options.of: x, "share of good chips": share} for x, share in found.curve]
     print_table(rows, title=f"On {matrix.named(fixed)}")
     safe = "more chips are needed to be sure of any" if math.isnan(found.low) else f"sure up to {found.low:.4g}"
     above = "" if math.isinf(found.high) else f", not good enough beyond {found.high:.4g}"
     print(f"{options.of} <= {found.value:.4g} for {100 * options.share:g} % of chips ({safe}{above}; 95 % confidence)")
+    result = {"of": options.of, "value": found.value, "low": found.low, "high": found.high, "share": options.share}
+    print_result(options, result | {"curve": rows})
+    return 0
+
+
+def _planned(options: Options, error: Any, operands: tuple[jax.Array, jax.Array]) -> int:
+    """Say how many chips a bisection takes at most, how long, and where they would lie."""
+    values = 2 + math.ceil(math.log2(1.0 / options.resolution))
+    line, seconds = duration.chips(error, (jnp.float32(options.low), *operands), values * options.instances)
+    print(f"At most {values} values of {options.of}. {line}")
+    print(duration.nothing_done(options.out, ["a folder of the chips at every value"]))
+    plan = {"values": values, "chips": values * options.instances, "seconds": seconds, "out": str(options.out)}
+    print_result(options, plan)
     return 0

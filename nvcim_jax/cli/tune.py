@@ -15,8 +15,10 @@ import tyro
 from jax.tree_util import Partial
 
 from nvcim_jax import checks, data, files, io, models, pipeline, tuning
+from nvcim_jax.cli import duration
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.tables import print_table
+from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 from nvcim_jax.tuning import Adapter
 
@@ -26,6 +28,11 @@ ADAPTERS = ("prompt", "p_tuning", "prefix", "lora", "rslora", "dora", "ia3")
 
 RATES = {"prompt": 1e-2, "p_tuning": 1e-3, "prefix": 1e-2, "ia3": 2e-2}
 """Learning rates of Adam by default; 5e-3 for the others. With --zeroth-order a thousandth of them, for SGD."""
+
+NAMES = {"path": "DATA"}
+"""Options of what the library calls otherwise."""
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "tune.json")
 
 TABLE = 16
 """Texts whose loss is taken at a time."""
@@ -70,6 +77,9 @@ class Options:
     """Seed of start, batches and directions."""
     out: Path = Path("runs/tune")
     """Folder of the adapter."""
+    dry_run: bool = False
+    """Say what would be done, about how long it would take here, and what would be written; write nothing."""
+    said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
 def main(options: Options) -> int:
@@ -89,6 +99,8 @@ def main(options: Options) -> int:
     num = sum(leaf.size for leaf in jax.tree.leaves(adapter.rows(state)))
     print(f"Model {options.model}: {lm.config.num_params:,} parameters; {options.adapter}: {num:,} stored values.")
     print(", ".join(f"{len(own)} {split}" for split, own in rows.items() if own) + " rows.", flush=True)
+    if options.dry_run:
+        return _planned(options, lm, batches["train"], num)
     files.folder("--out", options.out)
     before = {split: _loss(state, lm, own, adapter) for split, own in batches.items()}
     started = time.perf_counter()
@@ -100,6 +112,18 @@ def main(options: Options) -> int:
     ]
     print_table(found, title="Loss, nats a token of the answers")
     _save(options, state, lm, adapter, {"losses": found, "seconds": round(seconds, 1), "stored_values": num})
+    return 0
+
+
+def _planned(options: Options, lm: models.LM, train: tuning.Examples, num: int) -> int:
+    """Say how long the updates would take and what would be written."""
+    tokens = min(options.batch, len(train.ids)) * train.ids.shape[1]
+    each = 4.0 if options.zeroth_order else 8.0 if options.remat else 6.0  # for a weight and a token
+    work = duration.updates(lm.config, tokens, options.num_steps, of_update=each)
+    seconds = work / duration.rate(lm.config)
+    print(duration.passes(seconds, f"{options.num_steps} updates"))
+    print(duration.nothing_done(options.out, FILES))
+    print_result(options, {"seconds": seconds, "stored_values": num, "out": str(options.out)})
     return 0
 
 
@@ -159,7 +183,7 @@ def _tuned(
             "gradient": tuning.zeroth_order(options.zeroth_order),
         }
     how = tuning.Options(num_steps=options.num_steps, batch=options.batch, remat=options.remat)
-    with progress_bar(options.num_steps + 1, None, "updates", lines=True) as advance:
+    with progress_bar(options.num_steps + 1, options.said.progress, "updates", lines=True) as advance:
 
         def told(state: Any) -> Any:
             jax.debug.callback(lambda: advance(1))
@@ -197,6 +221,7 @@ def _save(options: Options, state: Any, lm: models.LM, adapter: Adapter, measure
         "options": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
     }
     files.write_json(options.out / "tune.json", about | measured)
+    print_result(options, about | measured)
     print("Written:")
-    for name in ("adapter_config.json", "adapter_model.safetensors", "tune.json"):
+    for name in FILES:
         print(f"  {options.out / name}")

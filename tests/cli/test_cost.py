@@ -65,7 +65,7 @@ def test_constants_are_printed_and_replaced(tmp_path: Path, capsys: pytest.Captu
         (["--constant", "cell_area=-1"], "`cell_area` must lie in"),
         (["--constant", "moon.call=1"], "name one of the machines"),
         (["--stored", "0"], "`--stored` must be an integer"),
-        (["--node-nm", "5"], "`node_nm` must lie in"),
+        (["--node-nm", "5"], "`--node-nm` must lie in"),
         (["--draws", "1"], "`--draws` must be an integer of at least 20"),
     ],
 )

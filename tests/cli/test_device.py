@@ -113,15 +113,15 @@ def test_wrong_input_is_one_line(cells: Path, done: tuple[Path, str], tmp_path: 
     own = f"--out {tmp_path / 'out'}"
     for words, message in {
         f"device {cells} {COLUMNS} {own}": "`--g-max-us` must be given, but is missing; 99 % of the reads are up to 3",
-        f"device {cells} {COLUMNS} --g-max-us 0.03 {own}": "`g_max_us` must lie near the greatest conductances",
-        f"device {cells} --g-max-us 32 {own}": "`columns` must be given for a file without headings",
+        f"device {cells} {COLUMNS} --g-max-us 0.03 {own}": "`--g-max-us` must lie near the greatest conductances",
+        f"device {cells} --g-max-us 32 {own}": "`--column` must be given for a file without headings",
         f"device {cells} --column r --g-max-us 32 {own}": "`--column` must be name=value, but is 'r'",
-        f"device {cells} {COLUMNS} --g-max-us 32 --law normal {own}": "`law` must be one of",
-        f"device {cells} {COLUMNS} --g-max-us 32 --level Z {own}": "`levels` must be one of",
+        f"device {cells} {COLUMNS} --g-max-us 32 --law normal {own}": "`--law` must be one of",
+        f"device {cells} {COLUMNS} --g-max-us 32 --level Z {own}": "`--level` must be one of",
         f"device {cells} {COLUMNS} --g-max-us 32 --out {done[0]}": "`--out` must be a new or empty folder",
         f"device nowhere.csv --g-max-us 32 {own}": "must name a file",
-        f"product --device nowhere.device.npz {own}": "`device` must name a file",
-        f"product --device {cells} {own}": "must be a device file",
+        f"product --device nowhere.device.npz {own}": "`--device` must name a file",
+        f"product --device {cells} {own}": "must be given for a file without headings",
         f"product --device FeFET7 {own}": "Did you mean 'FeFET6'",
         f"product --device {done[0]}/bench.device.npz --drift-time-s 1e9 {SMALL} {own}": "must lie in [0, 60000.6] s",
     }.items():

@@ -69,11 +69,11 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis drift_time_s=1.0", "`drift_time_s` must be left out for a device without drift"),
         ("sweep --axis sampling=output_joint --set device=PCM", "`sampling` must be 'device'"),
         ("sweep --axis sigma=0.1 --shard 3-16", "`--shard` must be k/n"),
-        ("sweep --axis sigma=0.1 --instances 0", "`instances` must be an integer of at least 1"),
-        ("sweep no_such_file.toml", "`file` must be a TOML file"),
+        ("sweep --axis sigma=0.1 --instances 0", "`--instances` must be an integer of at least 1"),
+        ("sweep no_such_file.toml", "`FILE` must be a TOML file"),
         ("sweep --axis sigma=0.1 --submit cloud", "`--submit` must be one of local, slurm"),
         ("sweep --axis sigma=0.1 --submit slurm", "`--submit` must be 'local' on a machine without Slurm"),
-        ("merge no_such_folder", "`sources` must name one folder at least"),
+        ("merge no_such_folder", "`SOURCES` must name one folder at least"),
         ("tolerance", "--max-error"),
         ("tolerance --max-error 0.1 --of noise", "`--of` must be one of"),
         ("sensitivity --of stuck_on=0.1", "`--of` must be one of"),
@@ -87,7 +87,7 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis mitigation=none,write_verfy", "Did you mean 'write_verify'"),
         ("sweep --axis mitigation=drift_compensation --set device=PCM", "`drift_time_s` must be given"),
         ("sweep --axis verified_share=2", "`verified_share` must lie in"),
-        ("plot no_such_folder", "`folder` must hold records.parquet"),
+        ("plot no_such_folder", "`FOLDER` must hold records.parquet or records.jsonl"),
     ],
 )
 def test_bad_input_gets_one_line_and_code_two(

@@ -100,7 +100,7 @@ def test_every_option_is_in_the_command() -> None:
     assert words[words.index("--sigma") + 1] == "0.25"
     assert words[words.index("--out") + 1] == "a b"
     given = {word.replace("--no-", "--") for word in words if word.startswith("--")}
-    named = {*vars(own), *vars(own.arrays), *vars(Options())} - {"product", "arrays"}
+    named = {*vars(own), *vars(own.arrays), *vars(Options())} - {"product", "arrays", "said", "dry_run"}
     assert given == {f"--{name.replace('_', '-')}" for name in named}
     assert entry.parse(Options, "nvcim product", words[2:]) == Options(product=own, overwrite=True, out=Path("a b"))
 
@@ -118,25 +118,25 @@ def test_a_sweep_gives_the_very_chips(done: tuple[Path, str], tmp_path: Path) ->
 def test_what_has_no_number_is_no_result(tmp_path: Path) -> None:
     code, _, err = _run(f"product {SMALL} --device Gaussian --sigma 1e30 --instances 3 --out {tmp_path / 'out'}")
     assert (code, err.count("\n")) == (2, 1)
-    assert "`sigma` must lie in" in err
+    assert "`--sigma` must lie in" in err
 
 
 @pytest.mark.parametrize("sizes", ["--inputs 1000000 --outputs 100000", "--inputs 100000 --outputs 20000"])
 def test_a_size_beyond_the_budget_is_refused_before_anything_is_allocated(sizes: str, tmp_path: Path) -> None:
     code, _, err = _run(f"product {sizes} --out {tmp_path / 'out'}")
     assert (code, err.count("\n")) == (2, 1)
-    assert "`memory_budget_mb` must be at least" in err
+    assert "`--memory-budget-mb` must be at least" in err
     assert not (tmp_path / "out").exists()
 
 
 BAD = {
     "an unknown device": ("--device FeFET7", "Did you mean 'FeFET6'?"),
     "a misspelt mapping": ("--mapping diferential", "Did you mean 'differential'?"),
-    "no chips": ("--instances 0", "Argument `instances` must be an integer of at least 1"),
+    "no chips": ("--instances 0", "Argument `--instances` must be an integer of at least 1"),
     "zero bits": ("--adc-bits 0", "Use None for the ideal case."),
     "more levels than the device has": ("--device RRAM1 --cell-bits 3", "Use cell_bits=1"),
-    "a share above 1": ("--stuck-on 1.5", "Argument `stuck_on` must lie in [0, 1]"),
-    "a noise of a device that has none": ("--device ideal --sigma 0.1", "Argument `sigma` must be left out"),
+    "a share above 1": ("--stuck-on 1.5", "Argument `--stuck-on` must lie in [0, 1]"),
+    "a noise of a device that has none": ("--device ideal --sigma 0.1", "Argument `--sigma` must be left out"),
     "a sampling that is not exact": ("--sampling output_joint", "Use sampling='device'"),
 }
 

@@ -202,8 +202,8 @@ def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: 
     assert found.chosen == pipeline.presets["bundled"].changed(config={"keys": "prompt", "tuning": {"num_steps": 7}})
     for text, message in (
         ("sigm = 0.2\n", "--sigma"),
-        ("sigma = [[1]]\n", "`file` must hold"),
-        ("a", "`file` must be"),
+        ("sigma = [[1]]\n", "`FILE` must hold"),
+        ("a", "`FILE` must be"),
     ):
         file.write_text(text, encoding="utf-8")
         code, said, err = _call(["run", str(file)], capsys)
@@ -278,7 +278,7 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "unknown preset":
         return ["--preset", "bundle"], "Did you mean 'bundled'"
     if name == "wrong option of a preset":
-        return ["--config.codec", "autoencode"], "`codec` must be one of autoencoder, identity"
+        return ["--config.codec", "autoencode"], "`--config.codec` must be one of autoencoder, identity"
     if name == "huge number":
         return ["--instances", "99999999999"], "`--instances` must be an integer of at least 1 and at most 100000"
     if name == "unknown method":
