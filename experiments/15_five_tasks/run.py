@@ -151,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help=f"folder of the records; runs/{NAME}/NAME by default")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help=f"out of {', '.join(tasks.TASKS)}; all by default")
     parser.add_argument("--streams", type=int, nargs="+", help="seeds of the streams of this process; all by default")
+    parser.add_argument("--collect", action="store_true", help="measure nothing: gather what is finished in --out")
     parser.add_argument("--together", type=int, help="prompts tuned at a time, a divisor of 12 (9 for titles)")
     parser.add_argument("--rows", type=int, default=128, help="queries answered in one call")
     chosen = parser.parse_args(arguments)
@@ -162,13 +163,14 @@ def main(arguments: list[str] | None = None) -> None:
         config = dataclasses.replace(config, tasks=tuple(chosen.tasks))
     seeds = list(chosen.streams or range(config.num_streams))
     started = time.perf_counter()
-    lm, text = language_model(config)
     how = Options(chosen.together, 8 if config.name == "tiny" else chosen.rows)
 
     def say(note: str) -> None:
         print(f"{time.perf_counter() - started:7.1f} s  {note}", flush=True)
 
-    measure(config, out, seeds, lm=lm, text=text, options=how, say=say)
+    if not chosen.collect:
+        lm, text = language_model(config)
+        measure(config, out, seeds, lm=lm, text=text, options=how, say=say)
     about = {
         "command": shlex.join(["python", "-m", f"experiments.{NAME}.run", *(arguments or sys.argv[1:])]),
         "config": plain(config),
