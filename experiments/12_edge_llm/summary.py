@@ -100,20 +100,21 @@ def summarise(folder: Path, steps: int) -> Record:
     """
     found: Record = {"steps": steps, "rates": {}, "rows": [], "writing": []}
     for path in sorted(folder.glob("quality.*.jsonl")):
-        _, task, model, _ = path.name.split(".")
+        task = path.name.split(".")[1]
+        records = read(path)
         chosen = best(read(folder / f"rates.{task}.jsonl"))
         found["rates"][task] = chosen
-        alone = read(folder / f"quality.{task}.as it is.jsonl")
+        alone = read(folder / f"quality.{task}.as_it_is.jsonl")
         rate = chosen.get("lora", {}).get(steps, {}).get("exit 0")
         base = {
             r["user"]: r["reads"]["exit 0"]
             for r in alone
             if (r["method"], r["stop"], r["rate"]) == ("lora", steps, rate)
         }
-        found["rows"] += _rows(task, model, read(path), chosen, base)
+        found["rows"] += _rows(task, records[0]["model"], records, chosen, base)
     for path in sorted(folder.glob("writing.*.jsonl")):
-        _, task, model, _ = path.name.split(".")
-        found["writing"] += _writing(task, model, read(path), found["rates"].get(task, {}))
+        task, records = path.name.split(".")[1], read(path)
+        found["writing"] += _writing(task, records[0]["model"], records, found["rates"].get(task, {}))
     return found
 
 

@@ -87,9 +87,9 @@ class Config:
         (1e-2, 3e-2, 1e-1, 3e-1),
     )
     chosen: int = 2
-    rows: tuple[int, ...] = (32, 16, 16)
-    size: tuple[int, ...] = (20, 14, 8)
-    writing: tuple[int, ...] = (12, 60)
+    rows: tuple[int, ...] = (16, 8, 8)
+    size: tuple[int, ...] = (10, 14, 8)
+    writing: tuple[int, ...] = (60,)
 
 
 CONFIGS = {
@@ -205,7 +205,7 @@ def _quality(
 ) -> None:
     """Measure one task, model and method at the chosen rates."""
     made = _made(about["method"], config, lm.config.num_layers)
-    name = f"{about['task']}.{about['model']}"
+    name = f"{about['task']}.{about['model'].replace(' ', '_')}"
     path, names = out / f"quality.{name}.jsonl", own.names
     done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in summary.read(path)}
     best = summary.best(summary.read(out / f"rates.{about['task']}.jsonl"))[about["method"]]
