@@ -57,7 +57,7 @@ class Config:
     rank: int = 8
     batch: int = 5
     texts: int = 25
-    rounds: int = 7
+    rounds: int = 11
     text: int = 48
 
 
