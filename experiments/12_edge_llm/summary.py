@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["best", "compare", "main_reads", "read", "speeds", "summarise", "table"]
+__all__ = ["best", "compare", "main_reads", "read", "speeds", "summarise", "table", "within"]
 
 Record = dict[str, Any]
 MEASURES = {"clinc5": "hits", "snips_slots": "exact", "wikitext2": "losses"}
@@ -164,6 +164,28 @@ def speeds(rows: Sequence[Record], costs: Record, steps: int) -> list[Record]:
         found = [round(float(v), 3) for v in (np.median(ratio), ratio.min(), ratio.max())]
         added.append(row | {"faster": found, "smaller": round(variants[name]["memory_of_lora_over_it"], 3)})
     return added
+
+
+def within(rows: Sequence[Record], margin: float = 0.01) -> list[Record]:
+    """Return the fastest row of each task and model that reaches LoRA less a margin: by its mean, and by its interval.
+
+    Args:
+        rows: From `speeds`.
+        margin: How much less counts as equal: a point, or a hundredth of a nat.
+
+    Returns:
+        Rows (`found` says by which), the LoRA of fewer updates among them.
+    """
+    found = []
+    for task, model in dict.fromkeys((r["task"], r["model"]) for r in rows):
+        for full in (True, False):
+            own = [r for r in rows if (r["task"], r["model"]) == (task, model) and "over_lora" in r]
+            own = [r for r in own if (r["method"] == "lora") == full]
+            for name, number in (("mean", 0), ("interval", 1)):
+                good = [r for r in own if r["over_lora"][number] >= -margin]
+                if good:
+                    found.append(max(good, key=lambda r: r["faster"][0]) | {"found": name})
+    return found
 
 
 def table(rows: Sequence[Record]) -> str:

@@ -129,4 +129,8 @@ def test_the_table_says_what_was_reached_at_what_speed() -> None:
     assert fast[0]["faster"] == [1.0, 1.0, 1.0]
     assert fast[1]["faster"] == [1.6, 0.889, 3.2]  # 8 / 5, 8 / 9, 16 / 5
     assert fast[1]["smaller"] == 1.7
+    best = [(r["method"], r["read"], r["found"]) for r in summary.within(fast)]
+    assert best == [("lora", "exit 0", name) for name in ("mean", "interval")] + [
+        ("windows", "exit 0", name) for name in ("mean", "interval")
+    ]
     assert "| clinc5 | as it is | windows | max | 8 | 1.70 | 1.60 | 87.5 % | +37.5 [" in summary.table(fast)
