@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from experiments.five_tasks import tasks
 from experiments.five_tasks.measure import MAIN, read, summarise
 from nvcim_jax import files, plots
 
-__all__ = ["figure", "main", "table"]
+__all__ = ["LOOKS", "figure", "main", "table"]
 
 Record = dict[str, Any]
 
@@ -65,28 +66,47 @@ def table(rows: Sequence[Record]) -> str:
     return "\n".join(parts) + "\n"
 
 
+LOOKS = {
+    "no language model": plots.COLOURS[4],
+    "the model alone": "0.6",
+    "on noisy chips": plots.COLOURS[5],
+    "NVCiM-PT on noisy chips": plots.COLOURS[0],
+}
+
+
+def _look(row: Record) -> str:
+    """Return which kind of row it is."""
+    if row["method"] == "frozen":
+        return "the model alone"
+    if row["device"] == "none":
+        return "no language model"
+    return "NVCiM-PT on noisy chips" if row["method"] == "NVCiM-PT" else "on noisy chips"
+
+
 def figure(rows: Sequence[Record]) -> Any:
     """Draw the main score of every task, a panel each: floors, the model alone, and methods on chips."""
     names = [task for task in MAIN if any(row["task"] == task for row in rows)]
     with plots.style():
-        drawn = Figure(figsize=(1.0 + 1.45 * len(names), 3.4), dpi=300, layout="constrained")
+        drawn = Figure(figsize=(1.0 + 1.6 * len(names), 2.9), dpi=300, layout="constrained")
         for column, task in enumerate(names):
             own = [
                 row for row in rows if (row["task"], row["score"]) == (task, MAIN[task]) and row["device"] != "exact"
             ]
+            own.sort(key=lambda row: list(LOOKS).index(_look(row)) if row["device"] == "none" else len(LOOKS))
             axes = drawn.add_subplot(1, len(names), column + 1)
-            for i, row in enumerate(reversed(own)):
-                chip = row["device"] != "none"
-                colour = plots.COLOURS[0 if row["method"] == "NVCiM-PT" else 5 if chip else 4]
+            for i, row in enumerate(own):
                 low, high = (row["mean"] if row[end] is None else row[end] for end in ("low", "high"))
-                axes.barh(i, row["mean"], color=colour, height=0.7)
+                axes.barh(i, row["mean"], color=LOOKS[_look(row)], height=0.7)
                 axes.plot([low, high], [i, i], "-", color="0.3", linewidth=0.8)
-            axes.set_yticks(range(len(own)), [row["method"] for row in reversed(own)], fontsize=5)
+            axes.set_yticks(range(len(own)), [row["method"] for row in own], fontsize=5)
+            axes.invert_yaxis()
             better = "\n(less is better)" if MAIN[task] == "mae" else ""
             axes.set_xlabel(tasks.METRICS[MAIN[task]] + better)
             axes.set_title(task)
             axes.set_xlim(left=0.0)
             axes.grid(False, axis="y")
+        shown = [Patch(color=colour, label=name) for name, colour in LOOKS.items()]
+        drawn.legend(handles=shown, loc="outside lower center", ncols=len(shown))
     return drawn
 
 
