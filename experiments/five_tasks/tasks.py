@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import data as public
 from experiments.fine_tuning.tasks import slots
-from nvcim_jax import checks, data, metrics, models, study
+from nvcim_jax import data, metrics, models, study
 
 __all__ = ["METRICS", "TASKS", "Task", "as_text", "floors", "made_up", "read", "stream"]
 
@@ -94,9 +95,7 @@ def read(name: str, text: models.Text) -> list[data.Record]:
         ValueError: If the data folder is not there.
     """
     task = TASKS[name]
-    folder = data.data_folder(task.folder)
-    if folder is None:
-        checks.fail("NVCIM_DATA", f"name a folder that holds {task.folder}", "none is there", "Or run --tiny.")
+    folder = public.folder(task.folder, "Or run --tiny.")
     rows = [
         row
         for row in data.read_jsonl(folder / f"{task.folder}.jsonl.gz")
