@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.3_sigma_sweep.plot FOLDER   (the folder that run.py has written)
 Time:     3 s.
-Expect:   sigma_sweep.png, one_prompt.png and table.md in FOLDER.
+Expect:   sigma_sweep.png (prompts that are bounded), sigma_free.png, one_prompt.png and table.md in FOLDER.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ def curves(records: list[Record], rows: list[Record], kinds: Mapping[str, str]) 
 
 
 FIGURES = {
-    "sigma_sweep": partial(curves, kinds={"bounded": "", "free": ", no bound"}),
+    "sigma_sweep": partial(curves, kinds={"bounded": ""}),
+    "sigma_free": partial(curves, kinds={"free": ""}),
     "one_prompt": partial(curves, kinds={"one-prompt": ""}),
 }
 

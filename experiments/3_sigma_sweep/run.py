@@ -3,7 +3,8 @@
 Command:  python -m experiments.3_sigma_sweep.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.3_sigma_sweep.plot FOLDER   (both in the root of the repository)
 Time:     about 30 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
-Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`;
+          those of `--config smollm2` in `results/smollm2` (`bounded` five streams, `free` three: it was stopped).
 
 Noise-aware training meets sigma 0.1 whatever sigma it is tested at. All points of a stream share their chips, scaled.
 `bounded`: prompts are clipped; `free`: they are not, as without any mitigation. In both a prompt holds a few records,
