@@ -3,14 +3,14 @@
 Command:  python -m experiments.8_model_on_chips.run [--tiny] [--out FOLDER] [--parts ...]
           python -m experiments.8_model_on_chips.plot FOLDER   (both in the root of the repository)
 Time:     about two hours on two busy cores, a few seconds a chip (--tiny: half a minute).
-Expect:   `results/smollm2` (47 points, figure, commands; noise and time on an H200, the rest on a CPU). Perplexity, 68.4
-          digital: FeFET3 at sigma .0025 70.3, .005 71.1, .01 73.9, .02 89.2, .04 232; there RRAM1 1,850, FeFET2 408, RRAM4
-          182, FeFET6 148. In windows of 512 (34.9 digital) 37.5, 45.2 and 115 from .01 on. At .02 alone: down 75.2, v
-          72.1, up 70.8, gate 70.2, k 69.7, q 69.4, o 69.0; blocks 11 to 15 73.3, 26 to 30 72.3, others at most 71.3.
-          Outputs drawn for each token apart: 86.4 at .02, 194 at .04: exact for a token, and too good for a sequence,
-          whose tokens meet one chip. A quarter of PCM's noise: 83.8 after 20 s, after a day 2,540, compensated 112,
-          after a month 56,000 and 150; of RRAM's 72.8 after a second, 79 after a day and two. A chip costs 2.6 plain
-          forward passes.
+Expect:   `results/smollm2` (47 points, figure, commands; noise and time on an H200, the rest on a CPU). Perplexity,
+          68.4 digital: FeFET3 at sigma .0025 70.3, .005 71.1, .01 73.9, .02 89.2, .04 232; there RRAM1 1,850, FeFET2
+          408, RRAM4 182, FeFET6 148. In windows of 512 (34.9 digital) 37.5, 45.2 and 115 from .01 on. At .02 alone:
+          down 75.2, v 72.1, up 70.8, gate 70.2, k 69.7, q 69.4, o 69.0; blocks 11 to 15 73.3, 26 to 30 72.3, others at
+          most 71.3. Outputs drawn for each token apart: 86.4 at .02, 194 at .04: exact for a token, and too good for a
+          sequence, whose tokens meet one chip. A quarter of PCM's noise: 83.8 after 20 s, after a day 2,540,
+          compensated 112, after a month 56,000 and 150; of RRAM's 72.8 after a second, 79 after a day and two. A chip
+          costs 2.6 plain forward passes.
 
 All block matrices of SmolLM2-135M-Instruct (106 million weights, as dequantised from its 4-bit file; embeddings, norms
 and the tied head stay digital) lie in differential pairs of analog cells, in arrays of 256 x 256 with one scale a
