@@ -26,7 +26,8 @@ def _cell(row: Record | None, name: str, low: str, high: str) -> str:
     if row is None or row[name] is None:
         return "-"
     ends = "" if row[low] is None else f" [{row[low]:.2f}, {row[high]:.2f}]"
-    return f"{row[name]:.2f}{ends}".replace("-0.00", "0.00")
+    count = f", {row['better_in']}/{row['domains']}" if name == "ahead" else ""
+    return f"{row[name]:.2f}{ends}".replace("-0.00", "0.00") + count
 
 
 def _lines(rows: Sequence[Record], columns: Sequence[tuple[str, str]], words: tuple[str, str, str]) -> list[str]:
@@ -48,14 +49,16 @@ def table(rows: Sequence[Record]) -> str:
     """Return the summary as Markdown: all scores, how far NVCiM-PT is ahead in the main ones, the search."""
     scores = list(dict.fromkeys((row["task"], row["score"]) for row in rows))
     main = [(task, score) for task, score in scores if MAIN[task] == score]
-    streams, chips = sorted({row["streams"] for row in rows}), max(row["chips"] for row in rows)
+    streams = {row["task"]: row["streams"] for row in rows}
+    number, chips = ", ".join(f"{task} {own}" for task, own in streams.items()), max(row["chips"] for row in rows)
     ends = ("mean", "low", "high")
     parts = [
-        f"Means over streams ({', '.join(map(str, streams))}), chips ({chips}), domains; 95 % intervals over streams.",
+        f"Means over streams ({number}), {chips} chips and domains; 95 % intervals over streams, none of a single one.",
         "",
         *_lines(rows, [column for column in scores if column[1] != "hit"], ends),
         "",
-        "How much better NVCiM-PT on chips is, stream by stream (for a mean error, how much smaller its error):",
+        "How much better NVCiM-PT on chips is, stream by stream (for a mean error, how much smaller), and in how many of",
+        "the domains of all streams it is:",
         "",
         *_lines(rows, main, ("ahead", "ahead_low", "ahead_high")),
         "",
@@ -102,7 +105,7 @@ def figure(rows: Sequence[Record]) -> Any:
             axes.invert_yaxis()
             better = "\n(less is better)" if MAIN[task] == "mae" else ""
             axes.set_xlabel(tasks.METRICS[MAIN[task]] + better)
-            axes.set_title(task)
+            axes.set_title(f"{task} ({own[0]['streams']})")
             axes.set_xlim(left=0.0)
             axes.grid(False, axis="y")
         shown = [Patch(color=colour, label=name) for name, colour in LOOKS.items()]

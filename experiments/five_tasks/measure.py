@@ -226,7 +226,7 @@ def summarise(records: Sequence[Record], against: str = "NVCiM-PT") -> list[Reco
     """Return one row for each task, method and score: mean over streams, chips and domains with its 95 % interval.
 
     Intervals are Student's over streams, chips averaged first. `ahead` is how much better `against` on chips is, stream
-    by stream; for a mean error, how much smaller.
+    by stream; for a mean error, how much smaller. `better_in` counts in how many of all `domains` of all streams it is.
 
     Args:
         records: The records.
@@ -248,15 +248,26 @@ def summarise(records: Sequence[Record], against: str = "NVCiM-PT") -> list[Reco
             row = {"task": task, "device": device, "method": method, "score": score, "streams": len(values)}
             row |= {"chips": values.shape[1], "mean": _number(found.mean)}
             row |= {"low": _number(found.low), "high": _number(found.high)}
-            rows.append(row | _ahead(values, groups.get(place) if place else None, score))
+            rows.append(row | _ahead(values, own, groups.get(place) if place else None, score))
     return rows
 
 
-def _ahead(values: np.ndarray, reference: Sequence[Record] | None, score: str) -> Record:
-    """Return how much better the reference is, stream by stream."""
-    nothing: Record = dict.fromkeys(("ahead", "ahead_low", "ahead_high"))
+def _ahead(values: np.ndarray, own: Sequence[Record], reference: Sequence[Record] | None, score: str) -> Record:
+    """Return how much better the reference is, stream by stream, and in how many domains of all streams it is."""
+    nothing: Record = dict.fromkeys(("ahead", "ahead_low", "ahead_high", "better_in", "domains"))
     if reference is None or any(record[score] is None for record in reference):
         return nothing
-    better = _runs(reference, score).mean(1) - values.mean(1)
-    found = metrics.interval(-better if score == "mae" else better)
-    return {"ahead": _number(found.mean), "ahead_low": _number(found.low), "ahead_high": _number(found.high)}
+    sign = -1.0 if score == "mae" else 1.0
+    found = metrics.interval(sign * (_runs(reference, score).mean(1) - values.mean(1)))
+    one, other = (_by_domain(records, score) for records in (reference, own))
+    better = [sign * (one[place] - other[place]) > 1e-9 for place in one]
+    made = {"ahead": _number(found.mean), "ahead_low": _number(found.low), "ahead_high": _number(found.high)}
+    return {**made, "better_in": sum(better), "domains": len(better)}
+
+
+def _by_domain(records: Sequence[Record], score: str) -> dict[tuple[int, str], float]:
+    """Return the mean over chips in each domain of each stream."""
+    found: dict[tuple[int, str], list[float]] = {}
+    for record in records:
+        found.setdefault((record["stream"], record["domain"]), []).append(record[score])
+    return {place: float(np.mean(values)) for place, values in found.items()}

@@ -143,3 +143,4 @@ def test_a_summary_by_hand() -> None:
     ours, other = measure.summarise(rows)
     assert (ours["mean"], ours["streams"], ours["chips"]) == (pytest.approx(1.55), 2, 2)
     assert (other["ahead"], other["ahead_low"]) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert (other["better_in"], ours["better_in"], other["domains"]) == (4, 0, 4)
