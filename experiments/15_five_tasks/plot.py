@@ -57,7 +57,7 @@ def table(rows: Sequence[Record]) -> str:
         "",
         *_lines(rows, [column for column in scores if column[1] != "hit"], ends),
         "",
-        "How much better NVCiM-PT on chips is, stream by stream (for a mean error, how much smaller), and in how many of",
+        "How much better NVCiM-PT on chips is, stream by stream (of an error: how much smaller), and in how many of",
         "the domains of all streams it is:",
         "",
         *_lines(rows, main, ("ahead", "ahead_low", "ahead_high")),

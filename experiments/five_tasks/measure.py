@@ -25,7 +25,7 @@ MAIN = {"intents": "accuracy", "ratings": "mae", "slots": "slot_f1", "paraphrase
 
 
 class Options(NamedTuple):
-    """Say how a measurement is worked through; but for rounding no record depends on it.
+    """Say how a measurement is worked through; but for rounding, which tuning makes larger, no record depends on it.
 
     Attributes:
         together: Prompts that are tuned at a time; None: as many as a stream has on an accelerator, one on a CPU.
