@@ -47,7 +47,7 @@ __all__ = [
     "types",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the release that this becomes; the package has that of the tag
 
 
 def __getattr__(name: str) -> Any:
