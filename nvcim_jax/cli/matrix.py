@@ -31,6 +31,7 @@ __all__ = [
     "check_all",
     "check_room",
     "closed_form",
+    "common",
     "config_of",
     "device_of",
     "level_sigma",
@@ -362,7 +363,7 @@ def sigma_label(named: Iterable[str], command: str = "") -> str:
         >>> sigma_label(["FeFET3", "FeFET6"]), sigma_label((), "nvcim sweep --set device=PCM")
         ('sigma (share of g_max)', 'sigma (multiple of the measured noise)')
     """
-    given = [*named] or re.findall(r"\bdevice=([^\s'\"]+)", command) or [DEFAULTS["device"]]
+    given = [*named] or re.findall(r"\bdevice[= ]([^\s'\"]+)", command) or [DEFAULTS["device"]]
     known = {name: _if_there(name) for name in dict.fromkeys(given)}
     known = {name: device for name, device in known.items() if device is not None}
     labels = {name: device.sigma_label for name, device in known.items()}
@@ -370,6 +371,28 @@ def sigma_label(named: Iterable[str], command: str = "") -> str:
         return next(iter(labels.values()), "sigma")
     measured = ", ".join(name for name, device in known.items() if device.sigma_unit == "measured")
     return f"sigma (share of g_max;\nfor {measured} a multiple of the measured noise)"
+
+
+def common(axes: Sequence[str], command: str) -> str:
+    """Return the device and the noise of a sweep where they are no axis, by the command that made it.
+
+    Example:
+        >>> common(["sigma"], "nvcim sweep --axis sigma=0.1,0.2 --device PCM")
+        'PCM'
+        >>> common(["adc_bits"], "nvcim sweep --axis adc_bits=6,8 --set sigma=0.05")
+        'FeFET3, sigma 0.05 (share of g_max)'
+    """
+    fixed = {}
+    for name in ("device", "sigma"):
+        words = re.findall(rf"(?:--{name} |--set {name}=)([^\s'\"]+)", command)
+        if name not in axes and words:
+            fixed[name] = words[-1] if name == "device" else float(words[-1])
+    name = str(fixed.get("device", DEFAULTS["device"]))
+    if "device" in axes:
+        return f"sigma {fixed['sigma']:g}" if "sigma" in fixed else ""
+    if "sigma" in axes or _if_there(name) is None:
+        return name.rpartition("/")[2]
+    return named({"device": name} | fixed)
 
 
 def _check_time(settings: Mapping[str, Any], device: devices.Device) -> None:

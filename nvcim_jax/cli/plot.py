@@ -1,6 +1,7 @@
 """`nvcim plot`: the figures of a sweep, from its saved records only."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,12 @@ class Options:
     """Whether the metric is one, like an accuracy, that should be large (default: what the records or its name say)."""
 
 
+def _about(axes: Sequence[str], command: str, sigma: str) -> str:
+    """Return what all chips have in common, and what sigma is of where it is an axis."""
+    own = sigma.replace("\n", " ") if "sigma" in axes else ""
+    return "; ".join(part for part in (matrix.common(axes, command), own) if part)
+
+
 def draw(
     records: Path,
     out: Path,
@@ -42,7 +49,9 @@ def draw(
 
     table = chips.load(records)
     named = table.columns["device"].tolist() if "device" in table.columns else ()
-    table = table._replace(labels={"sigma": matrix.sigma_label(named, table.source["command"])})
+    labels = {"sigma": matrix.sigma_label(named, table.source["command"])}
+    labels |= {"error": "relative error of a product"} if metric == "error" else {}
+    table = table._replace(labels=labels, about=_about(table.axes, table.source["command"], labels["sigma"]))
     paths = [
         chips.ecdf(table, metric, out / f"{metric}_ecdf.png"),
         chips.violin(table, metric, out / f"{metric}_violin.png"),

@@ -243,7 +243,7 @@ def _figure(found: Summary, settings: dict[str, Any]) -> bytes:
         np.asarray(found.chips["relative_error"], np.float64),
         quantiles,
         closed_form=found.statistics["rms_relative_error_closed_form"],
-        title=f"{matrix.device_of(settings, settings).name}, {size}, {found.statistics['instances']} chips",
+        title=f"{matrix.named(settings)}; {size}; {found.statistics['instances']} chips",
     )
     return plots.png(figure)
 

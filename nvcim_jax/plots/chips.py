@@ -1,5 +1,8 @@
 """Figures of many chips, from saved records only: distributions, bands against a number, yields.
 
+Of several axes the last is told apart by colour, those before it are small multiples, in the order in which they were
+asked for. Above stands what all have in common, how many chips there are, and what a band is.
+
 Every figure carries in its metadata where its numbers come from: the file of records, its SHA-256, and the command
 that made it.
 """
@@ -8,6 +11,7 @@ import hashlib
 import itertools
 import json
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +25,7 @@ from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure
 __all__ = ["Records", "band", "ecdf", "larger_is_better", "load", "number_axes", "violin", "yield_curve"]
 
 _MOST_GROUPS = 24
+_MOST_TICKS = 6
 # From this ratio of the greatest to the least number an axis is logarithmic.
 _LOG_FROM = 50.0
 
@@ -33,12 +38,14 @@ class Records(NamedTuple):
         axes: Names of the settings.
         source: Path, SHA-256 and command, for the figure's metadata.
         labels: Words for an axis in place of its name, such as its unit.
+        about: What all chips have in common, such as the device.
     """
 
     columns: dict[str, np.ndarray]
     axes: tuple[str, ...]
     source: dict[str, str]
     labels: Mapping[str, str] = MappingProxyType({})
+    about: str = ""
 
     def label(self, name: str) -> str:
         """Return the words for an axis or a value."""
@@ -89,17 +96,38 @@ def _values(records: Records, metric: str) -> np.ndarray:
     return np.asarray(records.columns[metric], np.float64)
 
 
-def _groups(records: Records, without: str | None = None) -> list[tuple[str, np.ndarray]]:
-    """Return label and rows of each combination of settings, few enough to be curves."""
-    groups = _combinations(records, without)
-    if len(groups) > _MOST_GROUPS:
-        checks.fail("records", f"have at most {_MOST_GROUPS} curves", f"have {len(groups)}", "Sweep fewer settings.")
-    return groups
+Group = tuple[str, np.ndarray]
 
 
-def _combinations(records: Records, without: str | None = None) -> list[tuple[str, np.ndarray]]:
-    """Return label and rows of each combination of settings, in the order of the axes' values."""
+class _Layout(NamedTuple):
+    """Panels and curves: label and rows of each.
+
+    Attributes:
+        panels: Combinations of all axes but the last; one without a name where there is no other.
+        curves: Values of the last axis.
+        columns: Panels side by side.
+    """
+
+    panels: list[Group]
+    curves: list[Group]
+    columns: int
+
+
+def _layout(records: Records, without: str | None = None) -> _Layout:
+    """Return what becomes a panel and what a curve, few enough to be told apart."""
     axes = [name for name in records.axes if name != without and len(set(records.columns[name].tolist())) > 1]
+    panels, curves = _combinations(records, axes[:-1]), _combinations(records, axes[-1:])
+    for what, found in (("panels", panels), ("curves", curves)):
+        if len(found) > _MOST_GROUPS:
+            checks.fail("records", f"have at most {_MOST_GROUPS} {what}", f"have {len(found)}", "Sweep fewer settings.")
+    if len(axes) < 2:
+        return _Layout([("", panels[0][1])], curves, 1)
+    across = len(set(records.columns[axes[-2]].tolist())) if len(axes) > 2 else 3
+    return _Layout(panels, curves, min(across, len(panels), 4))
+
+
+def _combinations(records: Records, axes: Sequence[str]) -> list[Group]:
+    """Return label and rows of each combination of settings, in the order of the axes' values."""
     keys = list(zip(*[records.columns[name].tolist() for name in axes], strict=True)) if axes else []
     if not keys:
         return [("all chips", np.ones(len(records.columns["instance"]), bool))]
@@ -116,14 +144,59 @@ def _curve(index: int, markers: bool = True) -> dict[str, Any]:
     return found | ({"marker": MARKERS[index % len(MARKERS)]} if markers else {})
 
 
-def _legend_below(figure: Any, axes: Any) -> None:
+def _panelled(layout: _Layout, height_in: float = 2.4) -> tuple[Any, list[Any]]:
+    """Return a figure with a panel for each, of one scale, and their axes."""
+    if len(layout.panels) == 1:
+        figure, axes = new_figure(height_in=height_in)
+        return figure, [axes]
+    from matplotlib.figure import Figure
+
+    lines = -(-len(layout.panels) // layout.columns)
+    with style():
+        size = (2 * COLUMN_WIDTH_IN, 0.4 + 0.75 * height_in * lines)
+        figure = Figure(figsize=size, dpi=300, layout="constrained")
+        cells = figure.subplots(lines, layout.columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (label, _) in zip(cells, layout.panels, strict=False):
+            axes.set_title(label)
+        for axes in cells[len(layout.panels) :]:
+            axes.remove()
+    return figure, list(cells[: len(layout.panels)])
+
+
+def _name_outer(axes: Sequence[Any], columns: int, xlabel: str, ylabel: str) -> None:
+    """Name the scales at the outside."""
+    for i, one in enumerate(axes):
+        if i % columns == 0:
+            one.set_ylabel(ylabel)
+        if i + columns >= len(axes):
+            one.set_xlabel(xlabel)
+            one.tick_params(labelbottom=True)
+
+
+def _legend_below(figure: Any, axes: Sequence[Any]) -> None:
     """Put the legend under the axes, and make the figure so much taller that they keep their size."""
-    _, labels = axes.get_legend_handles_labels()
-    longest = max(map(len, labels))
+    named = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    longest = max(map(len, named))
     width, height = figure.get_size_inches()
     columns = max(1, min(4, int(width / (0.35 + 0.047 * longest))))
-    figure.set_size_inches(width, height + 0.13 * -(-len(labels) // columns))
-    figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
+    figure.set_size_inches(width, height + 0.13 * -(-len(named) // columns))
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns, columnspacing=1.2)
+
+
+def _caption(figure: Any, records: Records, layout: _Layout, what: str, x: str | None = None) -> None:
+    """Write above what all chips have in common, how many there are, and what is drawn of them."""
+    at = [records.columns[x] == v for v in np.unique(records.columns[x])] if x is not None else [True]
+    found = {
+        int((panel & curve & own).sum()) for _, panel in layout.panels for _, curve in layout.curves for own in at
+    } - {0}
+    chips = f"{min(found):,}" if len(found) == 1 else f"{min(found):,} to {max(found):,}"
+    words = "; ".join(
+        part for part in (records.about, f"{chips} chips {'each' if x is None else 'a point'}", what) if part
+    )
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(words, int(19 * width))
+    figure.set_size_inches(width, height + 0.12 * len(lines))
+    figure.suptitle("\n".join(lines), fontsize=6.5)
 
 
 def _wide(values: np.ndarray) -> bool:
@@ -132,7 +205,15 @@ def _wide(values: np.ndarray) -> bool:
     return bool(len(known) and known.min() > 0 and known.max() > _LOG_FROM * known.min())
 
 
-def _save(figure: Any, axes: Any, records: Records, path: Path, curves: int) -> Path:
+def _scale(axes: Any, x: np.ndarray) -> None:
+    """Give the horizontal axis a scale that fits its numbers; few of them are its ticks."""
+    if _wide(x):
+        axes.set_xscale("log")
+    elif len(at := np.unique(x)) <= _MOST_TICKS:
+        axes.set_xticks(at, [f"{value:g}" for value in at])
+
+
+def _save(figure: Any, axes: Sequence[Any], records: Records, path: Path, curves: int) -> Path:
     with style():
         if curves > 1:
             _legend_below(figure, axes)
@@ -153,16 +234,20 @@ def ecdf(records: Records, metric: str, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    values = _values(records, metric)
-    figure, axes = new_figure()
-    groups = _groups(records)
-    for i, (label, rows) in enumerate(groups):
-        inside = np.sort(values[rows & np.isfinite(values)])
-        axes.step(inside, np.arange(1, len(inside) + 1) / rows.sum(), where="post", label=label, **_curve(i, False))
-    axes.set(xlabel=records.label(metric), ylabel="share of chips", ylim=(0, 1))
-    if _wide(values):
-        axes.set_xscale("log")
-    return _save(figure, axes, records, Path(path), len(groups))
+    values, layout = _values(records, metric), _layout(records)
+    figure, axes = _panelled(layout)
+    for one, (_, panel) in zip(axes, layout.panels, strict=True):
+        for i, (label, curve) in enumerate(layout.curves):
+            rows = panel & curve
+            inside = np.sort(values[rows & np.isfinite(values)])
+            share = np.arange(1, len(inside) + 1) / max(rows.sum(), 1)
+            one.step(inside, share, where="post", label=label, **_curve(i, False))
+        one.set_ylim(0, 1)
+        if _wide(values):
+            one.set_xscale("log")
+    _name_outer(axes, layout.columns, records.label(metric), "share of chips")
+    _caption(figure, records, layout, "")
+    return _save(figure, axes, records, Path(path), len(layout.curves))
 
 
 def violin(records: Records, metric: str, path: str | Path) -> Path:
@@ -176,23 +261,26 @@ def violin(records: Records, metric: str, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    values = _values(records, metric)
-    groups = [(label, values[rows & np.isfinite(values)]) for label, rows in _groups(records)]
-    groups = [(label, inside) for label, inside in groups if len(inside) > 1]
-    longest = max((len(label) for label, _ in groups), default=0)
+    values, layout = _values(records, metric), _layout(records)
+    longest = max(len(label) for label, _ in layout.curves)
     turned = {"rotation": 90} if longest > 16 else {"rotation": 30, "ha": "right"}
-    room = 0.045 * longest * (1.0 if longest > 16 else 0.5)
-    figure, axes = new_figure(max(COLUMN_WIDTH_IN, 0.3 * len(groups)), 2.2 + room)
-    for i, (_, inside) in enumerate(groups):
-        if np.ptp(inside) > 0:
-            axes.violinplot(inside, positions=[i], showextrema=False, widths=0.8)
-        low, middle, high = np.quantile(inside, (0.01, 0.5, 0.99))
-        axes.plot([i, i], [low, high], color="black", lw=0.8)
-        axes.plot([i], [middle], marker="o", color="black", ms=2)
-    axes.set_xticks(range(len(groups)), [label for label, _ in groups], fontsize=6, **turned)
-    axes.set(ylabel=records.label(metric))
-    if _wide(values):
-        axes.set_yscale("log")
+    figure, axes = _panelled(layout, 2.2 + 0.045 * longest * (1.0 if longest > 16 else 0.5))
+    for one, (_, panel) in zip(axes, layout.panels, strict=True):
+        for i, (_, curve) in enumerate(layout.curves):
+            inside = values[panel & curve & np.isfinite(values)]
+            if len(inside) < 2:
+                continue
+            if np.ptp(inside) > 0:
+                (body,) = one.violinplot(inside, positions=[i], showextrema=False, widths=0.8)["bodies"]
+                body.set_facecolor(COLOURS[0])
+            low, middle, high = np.quantile(inside, (0.01, 0.5, 0.99))
+            one.plot([i, i], [low, high], color="black", lw=0.8)
+            one.plot([i], [middle], marker="o", color="black", ms=2)
+        one.set_xticks(range(len(layout.curves)), [label for label, _ in layout.curves], fontsize=6, **turned)
+        if _wide(values):
+            one.set_yscale("log")
+    _name_outer(axes, layout.columns, "", records.label(metric))
+    _caption(figure, records, layout, "bar: 1 % to 99 % of chips, dot: median")
     return _save(figure, axes, records, Path(path), 1)
 
 
@@ -210,18 +298,19 @@ def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
     """
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
-    figure, axes = new_figure()
-    groups = _groups(records, without=x)
-    for i, (label, rows) in enumerate(groups):
-        at = np.unique(records.columns[x][rows])
-        chosen = [values[rows & (records.columns[x] == v) & np.isfinite(values)] for v in at]
-        low, high = (np.array([np.quantile(c, q) if len(c) else np.nan for c in chosen]) for q in (0.05, 0.95))
-        (line,) = axes.plot(at, [c.mean() if len(c) else np.nan for c in chosen], label=label, **_curve(i))
-        axes.fill_between(at, low, high, alpha=0.2, color=line.get_color(), lw=0)
-    axes.set(xlabel=records.label(x), ylabel=f"{metric}: mean, 5 % to 95 % of chips")
-    if _wide(records.columns[x].astype(np.float64)):
-        axes.set_xscale("log")
-    return _save(figure, axes, records, Path(path), len(groups))
+    layout = _layout(records, without=x)
+    figure, axes = _panelled(layout)
+    for one, (_, panel) in zip(axes, layout.panels, strict=True):
+        for i, (label, curve) in enumerate(layout.curves):
+            at = np.unique(records.columns[x][panel & curve])
+            chosen = [values[panel & curve & (records.columns[x] == v) & np.isfinite(values)] for v in at]
+            low, high = (np.array([np.quantile(c, q) if len(c) else np.nan for c in chosen]) for q in (0.05, 0.95))
+            (line,) = one.plot(at, [c.mean() if len(c) else np.nan for c in chosen], label=label, **_curve(i))
+            one.fill_between(at, low, high, alpha=0.2, color=line.get_color(), lw=0)
+        _scale(one, records.columns[x].astype(np.float64))
+    _name_outer(axes, layout.columns, records.label(x), f"mean {records.label(metric)}")
+    _caption(figure, records, layout, "band: 5 % to 95 % of chips", x)
+    return _save(figure, axes, records, Path(path), len(layout.curves))
 
 
 LARGER_IS_BETTER = ("accuracy", "f1", "hit", "right", "rouge", "score", "yield")
@@ -269,20 +358,24 @@ def yield_curve(
     up = larger_is_better(records, metric) if larger is None else larger
     sign = -1.0 if up else 1.0
     limit = sign * _reached(sign * values, records) if bound is None else bound
-    figure, axes = new_figure()
-    groups = _groups(records, without=x)
-    for i, (label, rows) in enumerate(groups):
-        at = np.unique(records.columns[x][rows])
-        share = [np.mean(sign * values[rows & (records.columns[x] == v)] <= sign * limit) for v in at]
-        axes.plot(at, share, label=label, **_curve(i))
-    how = ", what 95 % reach at the best" if bound is None else ""
-    good = f"{metric} {'>=' if up else '<='} {limit:.3g}{how}"
-    axes.set(xlabel=records.label(x), ylabel=f"share of chips with {good}", ylim=(-0.02, 1.02))
-    return _save(figure, axes, records, Path(path), len(groups))
+    layout = _layout(records, without=x)
+    figure, axes = _panelled(layout)
+    for one, (_, panel) in zip(axes, layout.panels, strict=True):
+        for i, (label, curve) in enumerate(layout.curves):
+            own = panel & curve
+            at = np.unique(records.columns[x][own])
+            share = [np.mean(sign * values[own & (records.columns[x] == v)] <= sign * limit) for v in at]
+            one.plot(at, share, label=label, **_curve(i))
+        one.set_ylim(-0.02, 1.02)
+        _scale(one, records.columns[x].astype(np.float64))
+    how = ", what 95 % reach at the best setting" if bound is None else ""
+    _name_outer(axes, layout.columns, records.label(x), "share of good chips")
+    _caption(figure, records, layout, f"good: {metric} {'>=' if up else '<='} {limit:.3g}{how}", x)
+    return _save(figure, axes, records, Path(path), len(layout.curves))
 
 
 def _reached(values: np.ndarray, records: Records) -> float:
     """Return the smallest bound that 95 % of the chips keep at the setting with the lowest median."""
-    groups = [values[rows & np.isfinite(values)] for _, rows in _combinations(records)]
+    groups = [values[rows & np.isfinite(values)] for _, rows in _combinations(records, records.axes)]
     best = min((group for group in groups if len(group)), key=np.median, default=np.zeros(1))
     return float(np.quantile(best, 0.95, method="higher"))

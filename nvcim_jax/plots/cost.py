@@ -90,7 +90,7 @@ def cost_curves(curves: Sequence[CostCurve], *, xlabel: str, ylabel: str, title:
         dashes = ("--", ":", "-.")
         for curve, dash in zip([c for c in curves if c.dashed], dashes, strict=False):
             axes.plot(curve.x, curve.value, dash, color="0.3", linewidth=0.9, label=curve.label)
-        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        axes.set(xlabel=xlabel, ylabel=f"{ylabel}\nband: 5-95 %", xscale="log", yscale="log")
         axes.set_title(title)
         figure.legend(loc="outside lower center", ncols=2, columnspacing=1.2)
     return figure

@@ -19,7 +19,7 @@ class Curve(NamedTuple):
         label: Name in the legend.
         x: Positions (points,).
         error: Relative error at each (points,), a share, not per cent.
-        low: Lower end of its interval (points,).
+        low: Lower end of its 95 % interval (points,).
         high: Upper end (points,).
         expected: Relative error in theory at the same positions (points,), NaN where there is none.
     """
@@ -110,7 +110,7 @@ def error_curves(
         >>> curve = Curve("chip", x, error, 0.9 * error, 1.1 * error, expected=error)
         >>> axes = error_curves([curve], xlabel="sigma", floor=(0.005, "8 bits")).axes[0]
         >>> axes.get_ylabel(), [line.get_label() for line in axes.lines[-2:]]
-        ('relative RMS error (%)', ['lines: theory', '8 bits'])
+        ('relative RMS error (%)', ['lines: theory; bars: 95 %', '8 bits'])
     """
     _check_number(curves)
     with style():
@@ -118,7 +118,7 @@ def error_curves(
         for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
             _points(axes, curve, np.asarray(curve.x, float), colour, marker)
             axes.plot(curve.x, 100 * curve.expected, color=colour)
-        axes.plot([], [], color="0.3", label="lines: theory")
+        axes.plot([], [], color="0.3", label="lines: theory; bars: 95 %")
         if floor is not None:
             axes.axhline(100 * floor[0], color="0.5", linestyle="--", linewidth=0.8, label=floor[1])
         _scales(axes, x_log, y_log)
@@ -161,7 +161,7 @@ def error_groups(curves: Sequence[Curve], names: Sequence[str], *, y_log: bool =
             known = np.isfinite(curve.expected)
             axes.hlines(100 * curve.expected[known], x[known] - 0.2, x[known] + 0.2, color=colour, linewidth=1.2)
             _points(axes, curve, x, colour, marker)
-        axes.plot([], [], color="0.3", label="bars: theory")
+        axes.plot([], [], color="0.3", label="dashes: theory; bars: 95 %")
         _scales(axes, False, y_log)
         axes.set_xticks(range(len(names)), list(names), rotation=40, ha="right", rotation_mode="anchor")
         axes.set(ylabel="relative RMS error (%)", xlim=(-0.6, len(names) - 0.4))

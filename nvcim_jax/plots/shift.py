@@ -133,6 +133,28 @@ def _columns(labels: Sequence[str]) -> int:
     return 3 if max(map(len, labels)) <= 20 else 2
 
 
+def said(rows: Sequence[Row]) -> str:
+    """Return what rows of a summary have in common: device and noise, chips, and what an interval is over.
+
+    Example:
+        >>> said([{"device": "FeFET3", "sigma": 0.1, "streams": 5, "instances": 10}])
+        'FeFET3, sigma 0.1; 10 chips, 95 % intervals over 5 streams'
+        >>> said([{"method": "ours"}])
+        ''
+    """
+    noisy = [row for row in rows if row.get("device", "digital") != "digital" and "sigma" in row]
+    devices, sigmas = (list({row[name] for row in noisy}) for name in ("device", "sigma"))
+    place = [str(devices[0])] if len(devices) == 1 else []
+    place += [f"sigma {sigmas[0]:g}"] if len(sigmas) == 1 else []
+    parts = [", ".join(place)]
+    counted = [row for row in rows if "streams" in row and "instances" in row]
+    if counted:
+        streams, chips = (max(row[name] for row in counted) for name in ("streams", "instances"))
+        over = f"{streams} streams" if streams > 1 else "the chips of one stream"
+        parts.append(f"{chips} chip{'s' if chips > 1 else ''}, 95 % intervals over {over}")
+    return "; ".join(part for part in parts if part)
+
+
 def _series(rows: Sequence[Row], by: str) -> list[str]:
     names = list(dict.fromkeys(str(row[by]) for row in rows))
     if not names:
@@ -193,6 +215,7 @@ def accuracy_curves(
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(axes.get_ylim()[1], 1.05))
         columns = _columns([*names, *(levels or {})])
         figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2)
+        figure.suptitle(said(rows), fontsize=6.5)
     return figure
 
 
@@ -253,4 +276,5 @@ def accuracy_bars(
         order = sorted(range(len(labels)), key=lambda i: labels[i] in (levels or {}))  # the bars first
         chosen = {"handles": [handles[i] for i in order], "labels": [labels[i] for i in order]}
         figure.legend(**chosen, loc="outside lower center", ncols=_columns(labels), columnspacing=1.2)
+        figure.suptitle(said(rows), fontsize=6.5)
     return figure
