@@ -101,7 +101,7 @@ def test_the_head_names_the_command(name: str) -> None:
 def _check_output_error(folder: Path) -> None:
     """Hold every point against its expectation without drawing, and the record against what it must say."""
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    assert about["command"].startswith("python experiments/1_output_error/run.py --tiny")
+    assert about["command"].startswith("python -m experiments.1_output_error.run --tiny")
     assert set(about["versions"]) >= {"nvcim_jax", "jax"}
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(list(folder.glob("*.png"))) == len({record["figure"] for record in records}) == 5

@@ -6,13 +6,13 @@ Expect:   around_the_noise.png and table.md in FOLDER: perplexity against noise 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, metrics, plots
+from experiments.records import read
+from nvcim_jax import files, metrics, plots
 
 __all__ = ["figure", "main", "table"]
 
@@ -26,18 +26,6 @@ WORDS = {
     "new": "tuned when new",
     "again": "tuned again",
 }
-
-
-def read(folder: Path) -> Records:
-    """Return the records of a folder.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _interval(record: dict[str, Any]) -> tuple[float, float, float]:

@@ -29,10 +29,6 @@ file, and needs nothing.
 import argparse
 import dataclasses
 import importlib
-import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-import nvcim_jax as nv
 from experiments.fine_tuning import tasks
 from experiments.fine_tuning.methods import METHODS, parts
+from experiments.records import lines, origin, write
 from experiments.shift.settings import MODELS, Settings, streams
 from nvcim_jax import checks, devices, files, models, ops, tuning
 
@@ -324,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         ids=_own_words(text, config.tokens) if config.name == "tiny" else None,
     )
     bench, path = Bench(lm, text, task, config), out / "records.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    records = lines(path)
     done = {_name(record) for record in records}
     for part in options.parts or config.parts:
         for record in PARTS[part](bench, done):
@@ -332,15 +328,9 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             records.append(record)
             print(record, flush=True)
-            files.write(path, "".join(json.dumps(row) + "\n" for row in records))
-    about = {
-        "command": shlex.join(["python", "-m", "experiments.10_around_the_noise.run", *(arguments or sys.argv[1:])]),
-        "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "layout": dataclasses.asdict(memory.LAYOUT),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    files.write_json(out / "run.json", about)
+            write(path, records)
+    found = origin("experiments.10_around_the_noise.run", arguments, config)
+    files.write_json(out / "run.json", found | {"layout": dataclasses.asdict(memory.LAYOUT)})
     print(f"Written: {out}")
 
 

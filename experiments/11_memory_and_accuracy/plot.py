@@ -6,24 +6,18 @@ Expect:   memory_and_accuracy.png and table.md in FOLDER.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["figure", "main", "rows", "table"]
 
 Records = list[dict[str, Any]]
 MEASURES = {"accuracy": "clinc5", "exact": "snips_slots", "slot_f1": "snips_slots", "perplexity": "wikitext2"}
-
-
-def _read(path: Path) -> Records:
-    if not path.is_file():
-        checks.fail("folder", f"hold {path.name}", f"{path.parent} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def rows(records: Records, costs: Records) -> Records:
@@ -100,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw methods of fine-tuning.")
     parser.add_argument("folder", type=Path, help="the folder that run.py has written")
     options = parser.parse_args(arguments)
-    found = rows(_read(options.folder / "records.jsonl"), _read(options.folder / "costs.jsonl"))
+    found = rows(read(options.folder), read(options.folder, "costs"))
     print(files.write(options.folder / "memory_and_accuracy.png", plots.png(figure(found))))
     print(files.write(options.folder / "table.md", table(found)))
 

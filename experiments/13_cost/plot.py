@@ -7,14 +7,14 @@ Expect:   latency.png, energy.png, sensitivities_*.png, items.png, adapters.png,
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["main"]
 
@@ -25,18 +25,6 @@ NAMES = {
     "cell_bits": "{}-bit cells",
     "columns_per_adc": "{} to a converter",
 }
-
-
-def read(folder: Path, name: str) -> Records:
-    """Return the records of one part.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    path = folder / f"{name}.jsonl"
-    if not path.is_file():
-        checks.fail("folder", f"hold {path.name}", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def against_the_store(records: Records, quantity: str, names: tuple[str, ...], times: float) -> Any:

@@ -35,11 +35,6 @@ source and a mark; nothing is fitted to a chip. A part that is finished is not d
 import argparse
 import dataclasses
 import importlib
-import json
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +42,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import nvcim_jax as nv
-from nvcim_jax import checks, cost, crossbar, files, models, pipeline
+from experiments.records import measure_parts
+from nvcim_jax import checks, cost, crossbar, models, pipeline
 
 __all__ = ["CONFIGS", "LAYOUTS", "SMOLLM2", "STORED", "Config", "adapters", "main"]
 
@@ -338,27 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
     out = options.out or Path("runs/13_cost") / config.name
-    out.mkdir(parents=True, exist_ok=True)
-    for name in options.parts:
-        path, started = out / f"{name}.jsonl", time.perf_counter()
-        if path.is_file():
-            print(f"{name}: finished before")
-            continue
-        records = []
-        for record in PARTS[name](config, out):
-            records.append(record)
-            plain = {key: value for key, value in record.items() if isinstance(value, str | int | float)}
-            print(name, plain, flush=True)
-        files.write(path, "".join(json.dumps(record) + "\n" for record in records))
-        about = {
-            "command": shlex.join(["python", "-m", "experiments.13_cost.run", *(arguments or sys.argv[1:])]),
-            "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-            "seconds": round(time.perf_counter() - started, 1),
-            "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-            "device": jax.devices()[0].device_kind,
-        }
-        files.write_json(out / f"{name}.json", about)
-    print(f"Written: {out}")
+    measure_parts("experiments.13_cost.run", PARTS, options.parts, config, out, arguments=arguments)
 
 
 if __name__ == "__main__":

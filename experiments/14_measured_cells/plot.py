@@ -6,30 +6,18 @@ Expect:   cells.png, product.png and digits.png beside the records that `run.py`
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["main"]
 
 Records = list[dict[str, Any]]
 LINES = {"trajectories": "-", "empirical": "--", "student": ":", "gaussian": "-."}
-
-
-def read(folder: Path, name: str) -> Records:
-    """Return the records of one part.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    path = folder / f"{name}.jsonl"
-    if not path.is_file():
-        checks.fail("folder", f"hold {path.name}", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def cells_figure(records: Records) -> Any:

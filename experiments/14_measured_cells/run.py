@@ -29,13 +29,7 @@ Needs `rram_relaxation` (`python -m experiments.data`); the tiny variant simulat
 """
 
 import argparse
-import dataclasses
 import importlib
-import json
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-import nvcim_jax as nv
 from experiments import data as public
 from experiments.digits import run as digits
+from experiments.records import measure_parts
 from nvcim_jax import checks, crossbar, devices, files, montecarlo
 
 __all__ = ["CONFIGS", "LAWS", "Config", "main", "simulate"]
@@ -314,28 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
     out = options.out or Path("runs/measured_cells") / config.name
-    out.mkdir(parents=True, exist_ok=True)
-    for name in options.parts:
-        path, started = out / f"{name}.jsonl", time.perf_counter()
-        if path.is_file():
-            print(f"{name}: finished before")
-            continue
-        records = []
-        for record in PARTS[name](config, out):
-            records.append(record)
-            print(
-                name, {key: value for key, value in record.items() if isinstance(value, str | int | float)}, flush=True
-            )
-        files.write(path, "".join(json.dumps(record) + "\n" for record in records))
-        about = {
-            "command": shlex.join(["python", "-m", "experiments.14_measured_cells.run", *(arguments or sys.argv[1:])]),
-            "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-            "seconds": round(time.perf_counter() - started, 1),
-            "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-            "device": jax.devices()[0].device_kind,
-        }
-        files.write_json(out / f"{name}.json", about)
-    print(f"Written: {out}")
+    measure_parts("experiments.14_measured_cells.run", PARTS, options.parts, config, out, arguments=arguments)
 
 
 if __name__ == "__main__":

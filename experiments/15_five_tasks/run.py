@@ -47,18 +47,14 @@ with different `--tasks` or `--streams` and the same `--out` share the work; one
 
 import argparse
 import dataclasses
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
-import nvcim_jax as nv
 from experiments.five_tasks import tasks
 from experiments.five_tasks.measure import ROWS, Options, measure, read, summarise
+from experiments.records import origin
 from experiments.shift import settings
 from nvcim_jax import checks, files, models, pipeline
 from nvcim_jax.study.trained import plain
@@ -188,17 +184,11 @@ def main(arguments: list[str] | None = None) -> None:
     if not chosen.collect:
         lm, text = language_model(config)
         measure(config, out, seeds, lm=lm, text=text, options=how, say=say)
-    about = {
-        "command": shlex.join(["python", "-m", f"experiments.{NAME}.run", *(arguments or sys.argv[1:])]),
-        "config": plain(config),
-        "tasks": {name: plain(task._asdict() | {"score": None}) for name, task in tasks.TASKS.items()},
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
+    rests = origin(f"experiments.{NAME}.run", arguments, config, started)
+    rests["tasks"] = {name: plain(task._asdict() | {"score": None}) for name, task in tasks.TASKS.items()}
     print(table(out))
     files.write(out / "records.csv", files.csv(read(out)))
-    files.write_json(out / "run.json", about)
+    files.write_json(out / "run.json", rests | {"config": plain(config)})
     print(f"Written: {out}")
 
 

@@ -1,35 +1,23 @@
 """Draw the five figures of the error of a noisy product, from saved records only.
 
-Command:  python experiments/1_output_error/plot.py FOLDER   (the folder that run.py has written)
+Command:  python -m experiments.1_output_error.plot FOLDER   (the folder that run.py has written)
 Time:     3 s.
 Expect:   error_sigma.png, error_device.png, error_weight_bits.png, error_adc_bits.png, error_array_rows.png in FOLDER.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["draw", "main"]
 
 Records = list[dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Return the records of a folder.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def curves(records: Records, figure: str) -> list[plots.Curve]:

@@ -1,7 +1,7 @@
 """How far a product is off on noisy hardware: against sigma, device, weight bits, ADC bits and array rows.
 
-Command:  python experiments/1_output_error/run.py [--tiny] [--out FOLDER]
-          python experiments/1_output_error/plot.py FOLDER
+Command:  python -m experiments.1_output_error.run [--tiny] [--out FOLDER]
+          python -m experiments.1_output_error.plot FOLDER   (both in the root of the repository)
 Time:     about 6 minutes of processor time, 18 minutes on two busy cores (--tiny: half a minute of processor time).
 Expect:   - sigma 0.1: 58.0 % for an analog pair (textbook 57.97 %), 34.4 % for 16 bit in 2-bit cells of FeFET6, 133 %
             with an offset column in place of the pair.
@@ -22,11 +22,9 @@ FOLDER as JSON lines and CSV, with the command, versions and seed in `run.json`;
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +32,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from theory import expected_error, textbook_error
 
-import nvcim_jax as nv
+from experiments.records import origin
 from nvcim_jax import checks, crossbar, devices, files, montecarlo
 
 __all__ = ["CONFIGS", "Config", "main", "run"]
+
+theory: Any = importlib.import_module("experiments.1_output_error.theory")
 
 
 @checks.frozen_config
@@ -209,10 +208,10 @@ def _calibrated(key: jax.Array, x: jax.Array, target: crossbar.Target) -> crossb
 
 def _expected(point: Point, made: Problem, target: crossbar.Target) -> float | None:
     if point.expected == "textbook":
-        return textbook_error(made.x, made.weights, float(point.device.sigma))
+        return theory.textbook_error(made.x, made.weights, float(point.device.sigma))
     if point.expected is None or point.device.read is not None:
         return None
-    return expected_error(made.x, made.truth, target)
+    return theory.expected_error(made.x, made.truth, target)
 
 
 CONVERTERS = {"dac_bits": 8, "adc_bits": 8}
@@ -293,14 +292,14 @@ def run(config: Config) -> Iterator[dict[str, Any]]:
             yield measure(point, narrow if point.figure == "array_rows" else whole, chips, config.seed)
 
 
-def save(records: list[dict[str, Any]], about: dict[str, Any], out: Path) -> list[Path]:
+def save(records: list[dict[str, Any]], rests: dict[str, Any], out: Path) -> list[Path]:
     """Write the records and what they rest on, each file whole or not at all."""
     flat = [{name: value for name, value in record.items() if name not in ("chips", "options")} for record in records]
     rows = [row | {"options": json.dumps(record["options"])} for row, record in zip(flat, records, strict=True)]
     contents = {
         "records.jsonl": "".join(json.dumps(record) + "\n" for record in records),
         "records.csv": files.csv(rows),
-        "run.json": json.dumps(about, indent=1) + "\n",
+        "run.json": json.dumps(rests, indent=1) + "\n",
     }
     return [files.write(out / name, content) for name, content in contents.items()]
 
@@ -320,14 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
         known = "-" if record["expected"] is None else f"{record['expected']:.5f}"
         place = f"{record['figure']} {record['label'] or record['x']}"
         print(f"{place:28s} {record['series']:46s} {record['relative_rms_error']:.5f} expected {known}", flush=True)
-    about = {
-        "command": shlex.join(["python", "experiments/1_output_error/run.py", *(arguments or sys.argv[1:])]),
-        "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    print("Written:", *(str(path) for path in save(records, about, out)), sep="\n  ")
+    rests = origin("experiments.1_output_error.run", arguments, config, started)
+    print("Written:", *(str(path) for path in save(records, rests, out)), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -6,29 +6,17 @@ Expect:   model_on_chips.png in FOLDER: against noise, against time, and with pa
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["figure", "main", "read"]
 
 Records = list[dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Return the records of a folder.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run run.py first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _perplexity(rows: Records) -> tuple[np.ndarray, np.ndarray]:

@@ -33,11 +33,7 @@ the tiny variant takes the bundled model and the first lines of this file, and n
 import argparse
 import dataclasses
 import functools
-import json
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +44,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
 
-import nvcim_jax as nv
 from experiments import wikitext
+from experiments.records import origin, write
 from experiments.shift.settings import MODELS
 from nvcim_jax import checks, crossbar, devices, files, io, models, montecarlo, ops
 
@@ -362,23 +358,12 @@ def main(arguments: list[str] | None = None) -> None:
         records.append(record)
         shown = {name: value for name, value in record.items() if isinstance(value, str | int | float)}
         print(f"{np.exp(record['nats']):8.1f} against {np.exp(record['clean']):.1f}", shown, flush=True)
-        _save(out / "records.jsonl", records)
+        write(out / "records.jsonl", records)
     if "price" in options.parts:
-        _save(out / "price.jsonl", list(price(model, config)))
-    about = {
-        "command": shlex.join(["python", "-m", "experiments.8_model_on_chips.run", *(arguments or sys.argv[1:])]),
-        "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "layout": dataclasses.asdict(LAYOUT),
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    files.write_json(out / "run.json", about)
+        write(out / "price.jsonl", list(price(model, config)))
+    rests = origin("experiments.8_model_on_chips.run", arguments, config, started)
+    files.write_json(out / "run.json", rests | {"layout": dataclasses.asdict(LAYOUT)})
     print(f"Written: {out}")
-
-
-def _save(path: Path, records: list[Record]) -> None:
-    files.write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 if __name__ == "__main__":

@@ -6,30 +6,18 @@ Expect:   digits_sigma.png (accuracy against programming noise) and digits_chips
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files, plots
+from experiments.records import read
+from nvcim_jax import files, plots
 
 __all__ = ["chips_figure", "main", "sigma_figure"]
 
 Records = list[dict[str, Any]]
 _LINES = {"plain": "-", "noise-aware": "--"}
-
-
-def read(folder: Path) -> Records:
-    """Return the records of a folder.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        checks.fail("folder", "hold records.jsonl", f"{folder} does not", "Run experiments.digits.run first.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _series(records: Records) -> dict[tuple[str, str], Records]:

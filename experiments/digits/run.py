@@ -18,11 +18,6 @@ lines, with the command, versions and seed in `run.json`; `plot.py` reads only t
 """
 
 import argparse
-import dataclasses
-import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +29,7 @@ import jax.numpy as jnp
 import optax
 import quax
 
-import nvcim_jax as nv
+from experiments.records import origin, write
 from nvcim_jax import checks, crossbar, devices, files, montecarlo, ops
 
 __all__ = ["CONFIGS", "Config", "Convolutional", "Data", "Dense", "main", "run"]
@@ -198,17 +193,10 @@ def main(arguments: list[str] | None = None) -> None:
         records.append(record)
         place = f"{record['model']}, {record['training']}, sigma {record['sigma']:g}"
         print(f"{place:40s} {record['accuracy']:.4f} [{record['low']:.4f}, {record['high']:.4f}]", flush=True)
-    about = {
-        "command": shlex.join(["python", "-m", "experiments.digits.run", *(arguments or sys.argv[1:])]),
-        "config": dataclasses.asdict(config),  # type: ignore[call-overload]
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    files.write(out / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write(out / "records.jsonl", records)
     points = [{name: value for name, value in record.items() if name != "values"} for record in records]
     files.write(out / "records.csv", files.csv(points))
-    files.write_json(out / "run.json", about)
+    files.write_json(out / "run.json", origin("experiments.digits.run", arguments, config, started))
     print(f"Written: {out}")
 
 

@@ -4,8 +4,6 @@ import argparse
 import csv
 import dataclasses
 import json
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 
 import jax
 
-import nvcim_jax as nv
+from experiments.records import lines, origin
 from experiments.shift.settings import METHODS, Settings, design, device_list, language_model, streams
 from nvcim_jax import checks, files, pipeline, study
 
@@ -112,9 +110,9 @@ def read(folder: Path) -> list[Record]:
     Raises:
         ValueError: If there are none.
     """
-    lines, values = folder / "records.jsonl", folder / "records.csv"
-    if lines.is_file():
-        return [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    whole, values = folder / "records.jsonl", folder / "records.csv"
+    if whole.is_file():
+        return lines(whole)
     if not values.is_file():
         checks.fail("folder", "hold records.jsonl or records.csv", f"{folder} does not", "Run run.py first.")
     with values.open(encoding="utf-8", newline="") as file:
@@ -191,12 +189,8 @@ def main(
     seeds = chosen.streams or range(max(settings.num_streams for settings in made.values()))
     started = time.perf_counter()
     records = collect(out) if chosen.collect else measure(made, out, seeds, trained=chosen.trained, quiet=chosen.tiny)
-    about = {
-        "command": shlex.join(["python", "-m", f"experiments.{experiment}.run", *(arguments or sys.argv[1:])]),
-        "settings": {key: dataclasses.asdict(value) for key, value in made.items()},  # type: ignore[call-overload]
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
+    settings = {key: dataclasses.asdict(value) for key, value in made.items()}  # type: ignore[call-overload]
+    about = origin(f"experiments.{experiment}.run", arguments, settings, started)
+    about["settings"] = about.pop("config")
     print(table(summaries(records), columns))
     print("Written:", *(str(path) for path in _save(records, about, out)), sep="\n  ")
