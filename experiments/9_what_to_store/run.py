@@ -36,8 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Changes to a preset, for the bundled model's 4,096 values."""
 
-LONG = {"prompt": {"num_virtual": 100}, "prefix": {"num_virtual": 5}}
-"""The same for SmolLM2's 57,600."""
+LONG = {"prompt": {"num_virtual": 100}, "prefix": {"num_virtual": 5}, "lora": {"learning_rate": 1.65e-3}}
+"""The same for SmolLM2's 57,600, at the rates of `experiments/fine_tuning`."""
 
 METHODS = ("No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
 FULL = Settings(methods=METHODS, baselines=("frozen", "1-NN text"))

@@ -18,6 +18,7 @@ from nvcim_jax.cli import duration, estimate, official
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
+from nvcim_jax.cli.rates import rate_of
 from nvcim_jax.cli.report import report, table
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
@@ -30,8 +31,8 @@ MOST_STREAMS, MOST_ROWS = 1000, 10**6
 """More is a slip of the finger, and would fill the memory before it is noticed."""
 
 DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
-RATES = {"prefix": 1e-2, "lora": 1e-2, "ia3": 2e-2}
-"""Learning rates of what is no prompt: usual ones for Adam, not searched for."""
+ADAPTERS = ("prompt", "prefix", "lora", "ia3")
+"""What a store may hold."""
 
 NAMES = {"path": "--data", "name": "--device"}
 """Options of what the library calls otherwise."""
@@ -133,11 +134,12 @@ def read(words: Sequence[str]) -> Options | int:
             return found
     name = found.preset or ("bundled" if found.model == "bundled" else "pretrained")
     checks.choice("--preset", name, pipeline.presets)
-    checks.choice("--adapter", found.adapter, ("prompt", *RATES))
+    checks.choice("--adapter", found.adapter, ADAPTERS)
     chosen = pipeline.presets[name]
-    if found.adapter in RATES:
+    if found.adapter != "prompt":
         tuned = {"tunes": found.adapter, "start": "text"}
-        chosen = chosen.changed(bound=float("inf"), learning_rate=RATES[found.adapter], config=tuned)
+        rate = rate_of(found.adapter, bundled=name == "bundled")
+        chosen = chosen.changed(bound=float("inf"), learning_rate=rate, config=tuned)
     if chosen == Options().chosen:
         return found
     return parse(Options, "nvcim run", words, default=Options(chosen=chosen))

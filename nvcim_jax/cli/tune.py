@@ -17,17 +17,13 @@ from jax.tree_util import Partial
 from nvcim_jax import checks, data, files, io, models, pipeline, tuning
 from nvcim_jax.cli import duration
 from nvcim_jax.cli.entry import command_line
+from nvcim_jax.cli.rates import ADAPTERS, rate_of
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 from nvcim_jax.tuning import Adapter
 
-__all__ = ["ADAPTERS", "Options", "main"]
-
-ADAPTERS = ("prompt", "p_tuning", "prefix", "lora", "rslora", "dora", "ia3")
-
-RATES = {"prompt": 1e-2, "p_tuning": 1e-3, "prefix": 1e-2, "ia3": 2e-2}
-"""Learning rates of Adam by default; 5e-3 for the others. With --zeroth-order a thousandth of them, for SGD."""
+__all__ = ["Options", "main"]
 
 NAMES = {"path": "DATA"}
 """Options of what the library calls otherwise."""
@@ -66,7 +62,7 @@ class Options:
     batch: int = 8
     """Texts of an update, drawn with replacement."""
     learning_rate: float | None = None
-    """None: the usual one of the adapter."""
+    """None: that of the adapter, found with SmolLM2 (`nvcim_jax.cli.rates`)."""
     zeroth_order: float | None = None
     """Length of the moves of zeroth-order slopes (MeZO), which need no backward pass. None: backward passes."""
     remat: bool = False
@@ -175,7 +171,8 @@ def _tuned(
     key: jax.Array, state: Any, lm: models.LM, batch: tuning.Examples, adapter: Adapter, options: Options
 ) -> Any:
     """Tune, and say how far it is after every update."""
-    rate = options.learning_rate or RATES.get(options.adapter, 5e-3) * (1e-3 if options.zeroth_order else 1.0)
+    how_found: Any = {"bundled": options.model == "bundled", "zeroth_order": options.zeroth_order is not None}
+    rate = options.learning_rate or rate_of(options.adapter, **how_found)
     parts: Any = {"optimiser": tuning.adam(rate)}
     if options.zeroth_order is not None:
         parts = {
