@@ -11,8 +11,8 @@ PRETRAINED = {
     "dora": 1.65e-3,
     "ia3": 2e-2,
 }
-"""For Adam, with any checkpoint: found with SmolLM2-135M on 25 records of one domain, the best of four, each three times
-the one before (`experiments.11_memory_and_accuracy.run --config rates`)."""
+"""For Adam, with any checkpoint: found with SmolLM2-135M on 25 records of one domain, the best of four of which each is
+three times the one before (`experiments.11_memory_and_accuracy.run --config rates`)."""
 
 BUNDLED = PRETRAINED | {"p_tuning": 1e-3, "lora": 1e-2, "rslora": 5e-3, "dora": 1e-2}
 """For Adam, with the bundled model, which is narrower: usual ones, not searched for."""
