@@ -43,6 +43,8 @@ def sigma_figure(records: Records) -> Any:
         axes.fill_between(x, least, y, color=colour, alpha=0.08 if training == "plain" else 0.16, linewidth=0)
     axes.set_xlabel("programming noise σ (share of g$_\\mathrm{max}$)")
     axes.set_ylabel("accuracy on the test set")
+    chips = records[0]["num_chips"]
+    axes.set_title(f"Gaussian cells; {chips:,} chips; shade: 95 % of chips", fontsize=6.5)
     axes.set_ylim(0.0, 1.0)
     figure.legend(loc="outside lower center", ncols=2, handlelength=2.6)
     return figure
@@ -67,6 +69,7 @@ def chips_figure(records: Records) -> Any:
     axes.axhline(0.95, color="0.5", linewidth=0.6, linestyle=":")
     axes.set_xlabel(f"accuracy on the test set at σ = {kept[0]['sigma']:g}")
     axes.set_ylabel("share of chips that reach it")
+    axes.set_title(f"Gaussian cells; {len(kept[0]['values']):,} chips; dotted: 95 % of them", fontsize=6.5)
     axes.set_ylim(0.0, 1.02)
     figure.legend(loc="outside lower center", ncols=2, handlelength=2.6)
     return figure

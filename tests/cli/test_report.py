@@ -36,6 +36,16 @@ def test_table_and_figures_come_from_the_records_alone(tmp_path: Path, capsys: p
     written = {path.name for path in tmp_path.iterdir()} - {"records.jsonl"}
     assert written == {"accuracy.png", "hit.png"}
     assert all(str(tmp_path / name) in said for name in written)
+    # `plot` draws the same, and takes no option of a sweep's figures; `--json` gives the rows
+    for name in written:
+        (tmp_path / name).unlink()
+    assert cli.main(["plot", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} - {"records.jsonl"} == written
+    assert cli.main(["plot", str(tmp_path), "--metric", "hit"]) == 2
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path), "--no-plots", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["accuracy"] for row in rows] == [pytest.approx(0.7)]
 
 
 @pytest.mark.parametrize(("make", "message"), [(True, "must hold records.jsonl"), (False, "must name a folder")])
