@@ -2,11 +2,15 @@
 
 Command:  python -m experiments.12_edge_llm.run cost [--tiny] [--out FOLDER]
 Time:     about five minutes of two cores (--tiny: half a minute).
-Expect:   - `results/cost/cost.json`, 5 texts of 48 tokens, floats: temporaries 759 MB for LoRA, 222 MB for a window;
-            with `remat` 153 and 60 MB. An update is 2.8 times as fast as LoRA's (1.5 to 5.0 over seven rounds, beside
-            other processes), 4.4 times with `remat`, 6.6 where streams are stored; in codes of 4 bits with half of the
-            weights gone, stored and with `remat`, 5.5 times, in 4.5 times less memory, weights included. LoRA with
-            `remat` takes 1.9 times less than without, at .87 of its speed.
+Expect:   - `results/cost/cost.json`, 5 texts of 48 tokens, floats: temporaries 759 MB for LoRA, 222 MB for a window of 6,
+            300 of 10, 419 of 15; with `remat` 153 MB for LoRA and 60 for a window of 6.
+          - an update of a window of 6 is 3.2 times as fast as LoRA's (3.1 to 3.4 over eleven rounds, in time of
+            processors; by the clock 2.9, 2.1 to 5.9, other processes beside it), 3.7 with `remat`, 4.7 where streams
+            are stored (4.4 to 5.0; by the clock 4.6, 2.0 to 9.5); stored, of 10 blocks 2.7, of 15 blocks 1.8. In codes
+            of 4 bits with half of the weights gone, stored and with `remat`, 4.6 times, in 4.5 times less memory,
+            weights included. LoRA with `remat` takes 1.9 times less memory at .91 of its speed, in such codes 3.5
+            times less at .95: most of the memory is saved without windows, the speed is theirs.
+          - the streams of 25 texts, once, cost about as much as six updates of a window.
           - `results/cost/schedule.json`: on Edge-LLM's accelerator 2.4 times as fast by depth alone, 5.3 by 4 bits
             and half of the weights alone, 11.8 by both, 18.8 with activations of 8 bits; memory 1.5, 1.6, 3.4 and 4.0
             times less. On a CPU that gains nothing from zeros and odd widths 2.4, 1.0 and 2.4, and 4.6.

@@ -60,8 +60,10 @@ def joined(voices: jax.Array, read: Reads) -> jax.Array:
     return jnp.where(read.largest, asked.max(axis=0), jax.nn.logsumexp(asked, axis=0))
 
 
-def _voted(windows: Any, way: Reads, lm: models.LM, x: models.Inputs, at: jax.Array) -> jax.Array:
-    return tuning.vote(windows, lm, x, at=at, how=partial(joined, read=way))[0]
+def _voted(
+    windows: Any, way: Reads, exits: tuple[int, ...] | None, lm: models.LM, x: models.Inputs, at: jax.Array
+) -> jax.Array:
+    return tuning.vote(windows, lm, x, at=at, how=partial(joined, read=way), exits=exits)[0]
 
 
 def _until(rate: jax.Array, stop: jax.Array, num_steps: int) -> optax.GradientTransformation:
@@ -125,12 +127,12 @@ def _whole(a: Any, count: int) -> np.ndarray:
     return moved.reshape(*moved.shape[:2], -1, *moved.shape[4:])[:, :, :count]
 
 
-@jax.jit
-def _losses(windows: Any, lm: models.LM, test: tuning.Examples, ways: Reads) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames="exits")
+def _losses(windows: Any, lm: models.LM, test: tuning.Examples, ways: Reads, exits: Any) -> tuple[jax.Array, jax.Array]:
     def part(own: Any, some: tuning.Examples) -> tuple[jax.Array, jax.Array]:
         def read(way: Reads) -> tuple[jax.Array, jax.Array]:
             # Only `joined` differs from one way to the next: the exits themselves are run once.
-            logits = _voted(own, way, lm, models.Inputs(models.embed(lm, some.ids)), some.where)
+            logits = _voted(own, way, exits, lm, models.Inputs(models.embed(lm, some.ids)), some.where)
             right = (logits.argmax(axis=-1) == some.targets) & (some.targets >= 0)
             return models.token_losses(logits, some.targets).sum(axis=1), right.sum(axis=1)
 
@@ -140,7 +142,13 @@ def _losses(windows: Any, lm: models.LM, test: tuning.Examples, ways: Reads) -> 
 
 
 def losses(
-    windows: Any, lm: models.LM, test: tuning.Examples, ways: Reads, *, size: int
+    windows: Any,
+    lm: models.LM,
+    test: tuning.Examples,
+    ways: Reads,
+    *,
+    size: int,
+    exits: tuple[int, ...] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss of each answer, summed, and how many of its tokens are the likeliest (users, reads, texts).
 
@@ -150,18 +158,21 @@ def losses(
         test: Texts and answers (users, texts, ...).
         ways: How exits are read.
         size: Texts that are run at once.
+        exits: Those that `ways` are about; None: all.
     """
-    found = _losses(windows, lm, _cut(test, size), ways)
+    found = _losses(windows, lm, _cut(test, size), ways, exits)
     return tuple(_whole(a, test.ids.shape[1]) for a in found)  # type: ignore[return-value]
 
 
-@jax.jit
-def _ranks(windows: Any, lm: models.LM, asked: tuple[jax.Array, jax.Array], answers: Any, ways: Reads) -> jax.Array:
+@partial(jax.jit, static_argnames="exits")
+def _ranks(
+    windows: Any, lm: models.LM, asked: tuple[jax.Array, jax.Array], answers: Any, ways: Reads, exits: Any
+) -> jax.Array:
     def part(own: Any, some: tuple[jax.Array, jax.Array]) -> jax.Array:
         inputs = models.Inputs(models.embed(lm, some[0]), some[1])
 
         def read(way: Reads) -> jax.Array:
-            return models.rank(lm, inputs, answers, predict=partial(_voted, own, way)).argmax(axis=1)
+            return models.rank(lm, inputs, answers, predict=partial(_voted, own, way, exits)).argmax(axis=1)
 
         return jax.vmap(read)(ways)
 
@@ -169,7 +180,14 @@ def _ranks(windows: Any, lm: models.LM, asked: tuple[jax.Array, jax.Array], answ
 
 
 def ranks(
-    windows: Any, lm: models.LM, asked: tuple[jax.Array, jax.Array], answers: Any, ways: Reads, *, size: int
+    windows: Any,
+    lm: models.LM,
+    asked: tuple[jax.Array, jax.Array],
+    answers: Any,
+    ways: Reads,
+    *,
+    size: int,
+    exits: tuple[int, ...] | None = None,
 ) -> np.ndarray:
     """Return the number of the likeliest answer to each query (users, reads, queries).
 
@@ -180,15 +198,16 @@ def ranks(
         answers: From `models.candidates`.
         ways: How exits are read.
         size: Queries that are run at once.
+        exits: Those that `ways` are about; None: all.
     """
-    return _whole(_ranks(windows, lm, _cut(asked, size), answers, ways), asked[0].shape[1])
+    return _whole(_ranks(windows, lm, _cut(asked, size), answers, ways, exits), asked[0].shape[1])
 
 
 @partial(jax.jit, static_argnames="room")
 def _written(windows: Any, lm: models.LM, asked: tuple[jax.Array, jax.Array], ways: Reads, room: int) -> Any:
     def one(own: Any, some: tuple[jax.Array, jax.Array], way: Reads) -> Any:
         inputs = models.Inputs(models.embed(lm, some[0]), some[1])
-        predict = partial(_voted, own, way)
+        predict = partial(_voted, own, way, None)
         return models.generate_tokens(jax.random.key(0), lm, inputs, max_new_tokens=room, predict=predict)
 
     def of_user(user: Any) -> Any:

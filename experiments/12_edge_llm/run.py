@@ -1,7 +1,8 @@
 """Edge-LLM on real small models, part by part: see the file of each part for what it measures and what to expect.
 
 Command:  python -m experiments.12_edge_llm.run [PART ...] [--tiny] [--also FILE ...] [--out FOLDER]
-              [--tasks TASK ...] [--methods METHOD ...] [--models MODEL ...] [--compressed FOLDER]
+              [--config full|processor] [--tasks TASK ...] [--methods METHOD ...] [--models MODEL ...]
+              [--compressed FOLDER]
           python -m experiments.12_edge_llm.plot FOLDER   (both in the root of the repository)
 Time:     each part says it. Set OPENBLAS_NUM_THREADS=1 for `luc`: on a busy machine its threads wait for each other in
           every Cholesky factor.
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model and little text, to see that it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/edge_llm by default")
     parser.add_argument("--also", nargs="+", default=[], help="`luc`: other models whose blocks are looked at")
+    parser.add_argument("--config", default="full", choices=["full", "processor"], help="`tuning`: how much")
     parser.add_argument("--tasks", nargs="+", default=[], help="`tuning`: clinc5, snips_slots, wikitext2")
     parser.add_argument("--methods", nargs="+", default=[], help="`tuning`: lora, windows, 'windowed prefix', ...")
     parser.add_argument("--models", nargs="+", default=[], help="`tuning`: 'as it is', uniform, LUC")

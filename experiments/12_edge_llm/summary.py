@@ -75,6 +75,8 @@ def _rows(task: str, model: str, records: Sequence[Record], chosen: Any, base: d
         for name in names:
             rate = rates.get(name, rates.get("mean", own[0]["rate"]))
             mine = {r["user"]: r["reads"][name] for r in own if r["rate"] == rate}
+            every = next(r.get("every", 1) for r in own if r["rate"] == rate)
+            mine = {user: numbers for user, numbers in mine.items() if user in base} or mine
             row: Record = {"task": task, "model": model, "method": method, "read": name, "stop": stop, "rate": rate}
             row |= {"updates": stop * _voters(name, exits), "users": len(mine)}
             row["loss"] = round(float(np.mean([r["loss"] for r in mine.values()])), 4)
@@ -86,7 +88,7 @@ def _rows(task: str, model: str, records: Sequence[Record], chosen: Any, base: d
             both = [user for user in mine if user in base]
             if both:
                 texts, held = (np.stack([_values(part[u], measure) for u in both]) for part in (mine, base))
-                row["over_lora"] = compare(texts, held)
+                row["over_lora"] = compare(texts, held[:, ::every])
             rows.append(row)
     return rows
 

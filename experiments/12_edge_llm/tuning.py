@@ -71,6 +71,8 @@ class Config:
         rows: Users that are tuned side by side, for each task.
         size: Texts that are read at once, for each task.
         writing: Updates of a window after which slots are written.
+        most: Users that are measured on, at most.
+        every: Which of their texts are measured on: each second one, if 2.
     """
 
     name: str = "full"
@@ -90,10 +92,21 @@ class Config:
     rows: tuple[int, ...] = (16, 8, 8)
     size: tuple[int, ...] = (10, 14, 8)
     writing: tuple[int, ...] = (60,)
+    most: int = 1000
+    every: int = 1
 
 
 CONFIGS = {
     "full": Config(),
+    "processor": Config(
+        name="processor",
+        stops=(12,),
+        more=(60,),
+        rates=((1e-3,), (1e-2,), (1e-2,)),
+        rows=(4, 4, 4),
+        most=8,
+        every=2,
+    ),
     "tiny": Config(
         name="tiny",
         sizes=users.Sizes(
@@ -132,9 +145,13 @@ class Made(NamedTuple):
     stops: tuple[int, ...]
 
     def kept(self, numbers: Any) -> Record:
-        """Return numbers by way to read: of one window that was tuned alone, its own exit."""
-        found = dict(zip(self.names, numbers, strict=True))
-        return found if self.only is None else {f"exit {self.only}": found[f"exit {self.only}"]}
+        """Return numbers by way to read."""
+        return dict(zip(self.names, numbers, strict=True))
+
+    @property
+    def exits(self) -> tuple[int, ...] | None:
+        """Return which exits are read: of one window that was tuned alone, its own."""
+        return None if self.only is None else (self.only,)
 
 
 class Job(NamedTuple):
@@ -152,8 +169,10 @@ def _made(method: str, config: Config, layers: int) -> Made:
     lora = tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS)
     adapter = tuning.prefix(8) if kind == 2 else lora
     stops = config.more if alone else config.stops
-    only = exits - 1 if alone else None
-    return Made(adapter, layers // exits, only, *programs.reads(exits), config.rates[kind], stops)
+    if alone:
+        _, ways = programs.reads(1)
+        return Made(adapter, layers // exits, exits - 1, [f"exit {exits - 1}"], ways, config.rates[kind], stops)
+    return Made(adapter, layers // exits, None, *programs.reads(exits), config.rates[kind], stops)
 
 
 def _add(path: Path, record: Record) -> None:
@@ -186,13 +205,15 @@ def _tuned(
 def _choose(config: Config, method: str, own: users.Users, lm: models.LM, path: Path, at: int) -> None:
     """Measure every rate on other records than those that are reported."""
     made = _made(method, config, lm.config.num_layers)
+    if len(made.rates) == 1:
+        return
     done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in summary.read(path)}
     number = min(config.chosen, len(own.names))
     every = [Job(u, rate, stop) for rate in made.rates for stop in made.stops for u in range(number)]
     jobs = [job for job in every if (method, *job) not in done]
     for part, windows, who in _tuned(config, made, lm, own, jobs, config.rows[at]):
         test = jax.tree.map(lambda a, who=who: a[who], own.test)
-        found, _ = programs.losses(windows, lm, test, made.ways, size=config.size[at])
+        found, _ = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.exits)
         counts = np.asarray(test.targets >= 0).sum(axis=(1, 2))
         for i, job in enumerate(part):
             means = made.kept((found[i].sum(axis=1) / counts[i]).round(5).tolist())
@@ -208,29 +229,32 @@ def _quality(
     name = f"{about['task']}.{about['model'].replace(' ', '_')}"
     path, names = out / f"quality.{name}.jsonl", own.names
     done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in summary.read(path)}
-    best = summary.best(summary.read(out / f"rates.{about['task']}.jsonl"))[about["method"]]
+    best = summary.best(summary.read(out / f"rates.{about['task']}.jsonl")).get(about["method"], {})
     every = [
         Job(u, rate, stop)
         for stop in ((0,) if about["method"] == "lora" else ()) + made.stops
         for rate in sorted(set(best.get(stop, {"": made.rates[0]}).values()))
-        for u in range(len(names))
+        for u in range(min(len(names), config.most))
     ]
     every.sort(key=lambda job: job.user * config.sizes.streams // len(names))  # some users after the others
     jobs = [job for job in every if (about["method"], names[job.user], job.rate, job.stop) not in done]
     for part, windows, who in _tuned(config, made, lm, own, jobs, config.rows[at]):
         test = jax.tree.map(lambda a, who=who: a[who], own.test)
-        found = programs.losses(windows, lm, test, made.ways, size=config.size[at])
+        found = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.exits)
         asked = own.asked
         ranked = None
         if asked is not None and asked.truth is not None:
             queries = asked.ids[who], asked.mask[who]
-            ranked = programs.ranks(windows, lm, queries, asked.answers, made.ways, size=config.size[at])
+            ranked = programs.ranks(
+                windows, lm, queries, asked.answers, made.ways, size=config.size[at], exits=made.exits
+            )
             ranked = ranked == asked.truth[who][:, None, :]
         for i, job in enumerate(part):
             own_test = jax.tree.map(lambda a, i=i: np.asarray(a[i]), test)
             hits = None if ranked is None else ranked[i]
             reads = made.kept(_numbers(own_test, (found[0][i], found[1][i]), hits, asked is None))
-            record = {**about, "user": names[job.user], "rate": job.rate, "stop": job.stop, "reads": reads}
+            record = {**about, "user": names[job.user], "rate": job.rate, "stop": job.stop}
+            record |= ({"every": config.every} if config.every > 1 else {}) | {"reads": reads}
             _add(path, record)
             if about["task"] == "snips_slots" and job.stop in config.writing:
                 _write(config, record, made, windows, (lm, text, own), (i, job.user), out / f"writing.{name}.jsonl")
@@ -316,7 +340,7 @@ def _plan(config: Config, options: argparse.Namespace) -> Iterator[tuple[str, st
 
 def measure(options: argparse.Namespace, out: Path, config: Config | None = None) -> Record:
     """Measure what is not there yet."""
-    config = config or CONFIGS["tiny" if options.tiny else "full"]
+    config = config or CONFIGS["tiny" if options.tiny else options.config]
     for name, given, known in (
         ("--tasks", options.tasks, users.TASKS),
         ("--methods", options.methods, METHODS),
@@ -328,6 +352,7 @@ def measure(options: argparse.Namespace, out: Path, config: Config | None = None
     for model, task, methods in _plan(config, options):
         own_lm = lm if model == "as it is" else _compressed(model, config, options.compressed or out / "models")
         others, reported = users.make(task, config.sizes, lm, text)
+        reported = users.thinned(reported, config.every)
         at = users.TASKS.index(task)
         for method in methods:
             _choose(config, method, others, lm, out / f"rates.{task}.jsonl", at)

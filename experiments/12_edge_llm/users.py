@@ -12,7 +12,7 @@ from experiments.fine_tuning import tasks
 from experiments.shift.settings import Settings, changed, language_model, streams
 from nvcim_jax import checks, data, models, pipeline, tuning
 
-__all__ = ["TASKS", "Asked", "Sizes", "Users", "load", "make"]
+__all__ = ["TASKS", "Asked", "Sizes", "Users", "load", "make", "thinned"]
 
 TASKS = ("clinc5", "snips_slots", "wikitext2")
 
@@ -170,6 +170,16 @@ def _wikitext2(sizes: Sizes, text: models.Text) -> tuple[Users, Users]:
         return Users(tuple(f"{i} windows" for i in starts), own, held, None)
 
     return together([0], held), together(range(1, count), test)
+
+
+def thinned(users: Users, every: int) -> Users:
+    """Return users with each second, or third, of the texts that are measured on."""
+    asked = users.asked
+    if asked is not None:
+        truth = None if asked.truth is None else asked.truth[:, ::every]
+        golds = [rows[::every] for rows in asked.golds]
+        asked = Asked(asked.ids[:, ::every], asked.mask[:, ::every], asked.answers, truth, golds)
+    return users._replace(test=jax.tree.map(lambda a: a[:, ::every], users.test), asked=asked)
 
 
 def make(task: str, sizes: Sizes, lm: models.LM, text: models.Text) -> tuple[Users, Users]:
