@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.12_edge_llm.run cost [--tiny] [--out FOLDER]
 Time:     about five minutes of two cores (--tiny: half a minute).
-Expect:   - `results/cost/cost.json`, 5 texts of 48 tokens, floats: temporaries 759 MB for LoRA, 222 MB for a window of 6,
+Expect:   - `results/cost/cost.json`, 5 texts of 48 tokens, floats: temporaries 759 MB for LoRA, 222 for a window of 6,
             300 of 10, 419 of 15; with `remat` 153 MB for LoRA and 60 for a window of 6.
           - an update of a window of 6 is 3.2 times as fast as LoRA's (3.1 to 3.4 over eleven rounds, in time of
             processors; by the clock 2.9, 2.1 to 5.9, other processes beside it), 3.7 with `remat`, 4.7 where streams
