@@ -18,6 +18,7 @@ LINES = (
     (("lora",), "exit 0", "LoRA"),
     (("windows",), "max", "five windows, max"),
     (("windows",), "mean", "five windows, mean"),
+    (("windows", "upper windows"), "max of the upper two", "upper two of five, max"),
     (("windows", "last window"), "last", "last window alone"),
     (("three windows",), "last", "last of three"),
     (("two windows",), "last", "last of two"),

@@ -21,7 +21,8 @@ def read(path: Path) -> list[Record]:
 
 def main_reads(names: Sequence[str]) -> list[str]:
     """Return the ways to read that rates are chosen for: votes of all exits, and the last exit alone."""
-    return [name for name in names if name in ("max", "mean")] + [n for n in names if n.startswith("exit")][-1:]
+    votes = [n for n in names if n in ("max", "mean")] or [n for n in names if not n.startswith("exit")]
+    return votes + [n for n in names if n.startswith("exit")][-1:]
 
 
 def best(rates: Sequence[Record]) -> dict[str, dict[int, dict[str, float]]]:
@@ -147,7 +148,8 @@ def _variant(row: Record) -> str | None:
 def speeds(rows: Sequence[Record], costs: Record, steps: int) -> list[Record]:
     """Add how many times as fast as N updates of LoRA each row was tuned: median over rounds, the least, the most.
 
-    A window's updates with stored streams, and once the streams of all of a user's texts.
+    `faster` is in time of processors, which other processes change less than that of the clock. A window's updates are
+    those with stored streams, and once the streams of all of a user's texts.
 
     Args:
         rows: From `summarise`.
@@ -155,16 +157,19 @@ def speeds(rows: Sequence[Record], costs: Record, steps: int) -> list[Record]:
         steps: N.
     """
     variants, added = costs["variants"], []
-    whole = steps * np.array(variants["lora"]["seconds"])
-    below = np.array(costs.get("stream_seconds", [0.0] * len(whole)))
+
+    def ratios(row: Record, name: str, clock: str) -> list[float]:
+        below = 0.0 if row["method"] == "lora" else np.array(costs["stream"][clock])
+        taken = row["updates"] * np.array(variants[name][clock]) + below
+        ratio = steps * np.array(variants["lora"][clock]) / taken
+        return [round(float(v), 3) for v in (np.median(ratio), ratio.min(), ratio.max())]
+
     for row in rows:
         name = _variant(row)
         if name not in variants or not row["updates"]:
             continue
-        taken = row["updates"] * np.array(variants[name]["seconds"]) + (0.0 if row["method"] == "lora" else below)
-        ratio = whole / taken
-        found = [round(float(v), 3) for v in (np.median(ratio), ratio.min(), ratio.max())]
-        added.append(row | {"faster": found, "smaller": round(variants[name]["memory_of_lora_over_it"], 3)})
+        found = {"faster": ratios(row, name, "processor_seconds"), "by_the_clock": ratios(row, name, "seconds")}
+        added.append(row | found | {"smaller": round(variants[name]["memory_of_lora_over_it"], 3)})
     return added
 
 

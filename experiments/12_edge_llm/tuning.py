@@ -47,7 +47,7 @@ __all__ = ["CONFIGS", "METHODS", "MODELS", "Config", "measure"]
 
 Record = dict[str, Any]
 
-METHODS = ("lora", "windows", "last window", "windowed prefix", "two windows", "three windows")
+METHODS = ("lora", "windows", "last window", "upper windows", "windowed prefix", "two windows", "three windows")
 MODELS = ("as it is", "uniform", "LUC")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 SENSITIVITY = Path(__file__).parent / "results/luc/sensitivity.jsonl"
@@ -65,7 +65,8 @@ class Config:
         batch: Texts of an update.
         steps: N, updates of LoRA that others are held against.
         stops: Updates of a window that are looked at.
-        more: More of them, of the last window alone.
+        more: Those of the last window alone, where it is the only one.
+        upper: Those of the last two windows, where they are the only ones.
         rates: Learning rates that are chosen among, of LoRA at full depth, of its windows, of the prefix.
         chosen: Users that rates are chosen on.
         rows: Users that are tuned side by side, for each task.
@@ -83,6 +84,7 @@ class Config:
     steps: int = 60
     stops: tuple[int, ...] = (12, 24, 36, 60)
     more: tuple[int, ...] = (120, 180)
+    upper: tuple[int, ...] = (24, 36)
     rates: tuple[tuple[float, ...], ...] = (
         (3e-4, 1e-3, 3e-3, 1e-2),
         (1e-3, 3e-3, 1e-2, 3e-2),
@@ -100,9 +102,10 @@ CONFIGS = {
     "full": Config(),
     "processor": Config(
         name="processor",
-        stops=(12,),
-        more=(60,),
+        stops=(12, 18),
+        more=(60, 90),
         rates=((1e-3,), (1e-2,), (1e-2,)),
+        upper=(36,),
         rows=(4, 4, 4),
         most=8,
         every=2,
@@ -138,7 +141,7 @@ class Made(NamedTuple):
 
     adapter: tuning.Adapter
     window: int
-    only: int | None
+    only: tuple[int, ...] | None
     names: list[str]
     ways: programs.Reads
     rates: tuple[float, ...]
@@ -147,11 +150,6 @@ class Made(NamedTuple):
     def kept(self, numbers: Any) -> Record:
         """Return numbers by way to read."""
         return dict(zip(self.names, numbers, strict=True))
-
-    @property
-    def exits(self) -> tuple[int, ...] | None:
-        """Return which exits are read: of one window that was tuned alone, its own."""
-        return None if self.only is None else (self.only,)
 
 
 class Job(NamedTuple):
@@ -165,14 +163,17 @@ class Job(NamedTuple):
 def _made(method: str, config: Config, layers: int) -> Made:
     exits = {"lora": 1, "two windows": 2, "three windows": 3}.get(method, config.exits)
     kind = {"lora": 0, "windowed prefix": 2}.get(method, 1)
-    alone = method == "last window"
+    alone = {"last window": 1, "upper windows": 2}.get(method, 0)
     lora = tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS)
     adapter = tuning.prefix(8) if kind == 2 else lora
-    stops = config.more if alone else config.stops
     if alone:
-        _, ways = programs.reads(1)
-        return Made(adapter, layers // exits, exits - 1, [f"exit {exits - 1}"], ways, config.rates[kind], stops)
-    return Made(adapter, layers // exits, None, *programs.reads(exits), config.rates[kind], stops)
+        names, ways = programs.reads(alone)
+        both = [f"{name} of the upper two" for name in names if not name.startswith("exit")]
+        only = tuple(range(exits - alone, exits))
+        stops = config.more if alone == 1 else config.upper
+        names = [*both, *(f"exit {e}" for e in only)]
+        return Made(adapter, layers // exits, only, names, ways, config.rates[kind], stops)
+    return Made(adapter, layers // exits, None, *programs.reads(exits), config.rates[kind], config.stops)
 
 
 def _add(path: Path, record: Record) -> None:
@@ -186,13 +187,14 @@ def _tuned(
     config: Config, made: Made, lm: models.LM, own: users.Users, jobs: Sequence[Job], rows: int
 ) -> Iterator[tuple[list[Job], Any, np.ndarray]]:
     """Yield jobs, what they have learned, and the numbers of their users; always as many rows."""
-    exits, most = lm.config.num_layers // made.window, max(made.stops)
-    steps = most * (exits if made.only is None else 1)
-    schedule = "cyclic" if made.only is None else [made.only] * most
-    options = tuning.WindowOptions(num_steps=steps, batch=config.batch, remat=True)
+    exits = lm.config.num_layers // made.window
     base = jax.random.key(config.sizes.settings.seed)
     for start in range(0, len(jobs), rows):
         part = list(jobs[start : start + rows])
+        most = max(1, *(job.stop for job in part))
+        steps = most * (exits if made.only is None else len(made.only))
+        schedule = "cyclic" if made.only is None else list(made.only) * most
+        options = tuning.WindowOptions(num_steps=steps, batch=config.batch, remat=True)
         filled = [part[i % len(part)] for i in range(rows)]
         at = np.array([job.user for job in filled])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(base, jnp.asarray(at, jnp.uint32))
@@ -213,7 +215,7 @@ def _choose(config: Config, method: str, own: users.Users, lm: models.LM, path: 
     jobs = [job for job in every if (method, *job) not in done]
     for part, windows, who in _tuned(config, made, lm, own, jobs, config.rows[at]):
         test = jax.tree.map(lambda a, who=who: a[who], own.test)
-        found, _ = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.exits)
+        found, _ = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.only)
         counts = np.asarray(test.targets >= 0).sum(axis=(1, 2))
         for i, job in enumerate(part):
             means = made.kept((found[i].sum(axis=1) / counts[i]).round(5).tolist())
@@ -240,13 +242,13 @@ def _quality(
     jobs = [job for job in every if (about["method"], names[job.user], job.rate, job.stop) not in done]
     for part, windows, who in _tuned(config, made, lm, own, jobs, config.rows[at]):
         test = jax.tree.map(lambda a, who=who: a[who], own.test)
-        found = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.exits)
+        found = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.only)
         asked = own.asked
         ranked = None
         if asked is not None and asked.truth is not None:
             queries = asked.ids[who], asked.mask[who]
             ranked = programs.ranks(
-                windows, lm, queries, asked.answers, made.ways, size=config.size[at], exits=made.exits
+                windows, lm, queries, asked.answers, made.ways, size=config.size[at], exits=made.only
             )
             ranked = ranked == asked.truth[who][:, None, :]
         for i, job in enumerate(part):
