@@ -37,6 +37,12 @@ CLINC_DOMAINS = {
 
 SNIPS_INTENTS = ("AddToPlaylist", "BookRestaurant", "GetWeather", "PlayMusic", "SearchScreeningEvent")
 FEWEST_RATINGS = 100
+PLAYS = (
+    *("antony-and-cleopatra", "asyoulikeit", "errors", "juliuscaesar", "merchant", "msnd"),
+    *("muchado", "richardiii", "romeojuliet", "shrew", "tempest"),
+)
+WORDS = range(4, 41)
+"""Words of a line of a play that is read, on both sides."""
 
 
 class Release(NamedTuple):
@@ -187,6 +193,22 @@ def _movielens(parts: dict[str, bytes], folder: Path) -> int:
     return _write(folder / "movielens_users.jsonl.gz", rows())
 
 
+def _paraphrase(parts: dict[str, bytes], folder: Path) -> int:
+    """Write modern line -> original line where both have 4 to 40 words; every fifth pair of a play is the test."""
+
+    def rows() -> Iterator[data.Record]:
+        for play in PLAYS:
+            modern, original = (_text(play, parts[f"{play} {side}"]).split("\n") for side in ("modern", "original"))
+            if len(modern) != len(original):
+                found = f"{play} has {len(modern)} and {len(original)}"
+                checks.fail("PATH", "hold as many modern as original lines", found)
+            for i, (line, wanted) in enumerate(zip(map(str.strip, modern), map(str.strip, original), strict=True)):
+                if len(line.split()) in WORDS and len(wanted.split()) in WORDS:
+                    yield data.Record(f"shk-{play}-{i}", play, "paraphrase", line, wanted, "train" if i % 5 else "test")
+
+    return _write(folder / "shakespeare_paraphrase.jsonl.gz", rows())
+
+
 def _wikitext_split(content: bytes) -> str:
     """Return a split as one text; rows of a Parquet file lost the blank of an empty line, which is put back."""
     if content[:4] == b"PAR1":
@@ -261,7 +283,20 @@ RELEASES = {
         {"ratings": ("ratings.csv",), "movies": ("movies.csv",)},
         _movielens,
         None,
-        "no recorded result uses it: `nvcim run --data`; Harper and Konstan 2015",
+        "films of the recorded results have a sentence on their plot, too; Harper and Konstan 2015",
+    ),
+    "paraphrase": Release(
+        "shakespeare_paraphrase",
+        "https://github.com/cocoxu/Shakespeare, folder data/align/plays/merged",
+        "none given, to be cited; research use",
+        {
+            f"{play} {side}": (f"merged/{play}_{side}.snt.aligned", f"{play}_{side}.snt.aligned")
+            for play in PLAYS
+            for side in ("modern", "original")
+        },
+        _paraphrase,
+        10_296,
+        "eleven plays in modern words; Xu et al. 2012",
     ),
     "wikitext2": Release(
         "wikitext2",

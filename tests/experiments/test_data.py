@@ -130,6 +130,25 @@ def test_movielens(tmp_path: Path) -> None:
     assert [row.extra["ts"] for row in found] == sorted(row.extra["ts"] for row in found)
 
 
+def test_paraphrase(tmp_path: Path) -> None:
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    for play in releases.PLAYS:
+        modern = [f"these are words of {play}", "too short", "and four more words", *["none"] * 2, "a line to test"]
+        (folder / f"{play}_modern.snt.aligned").write_text("\n".join(modern) + "\n")
+        original = ["so speaketh he in verse", "a b c d", "and " * 41, *["none"] * 2, " thus is it tested "]
+        (folder / f"{play}_original.snt.aligned").write_text("\n".join(original) + "\n")
+    made, number = public.make("paraphrase", tmp_path, tmp_path / "out")
+    assert number == 22
+    assert rows(made)[2:4] == [
+        ("shk-asyoulikeit-0", "asyoulikeit", "these are words of asyoulikeit", "so speaketh he in verse", "test"),
+        ("shk-asyoulikeit-5", "asyoulikeit", "a line to test", "thus is it tested", "test"),
+    ]
+    (folder / "shrew_original.snt.aligned").write_text("one line")
+    with pytest.raises(ValueError, match="as many modern as original lines, but shrew has 7 and 1"):
+        public.make("paraphrase", tmp_path, tmp_path / "out")
+
+
 def test_wikitext2_of_any_kind(tmp_path: Path, monkeypatch) -> None:
     lines = [" \n", " = Robert <unk> = \n", " \n", " Robert is an English film actor . \n"] * 30
     plain, parquet = tmp_path / "wikitext-2", tmp_path / "hub" / "wikitext-2-v1"
