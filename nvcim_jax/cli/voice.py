@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -109,14 +111,20 @@ def by_option(message: str, options: Any, words: Sequence[str], names: Mapping[s
     """
     for phrase, said in names.items():
         message = message if phrase.isidentifier() else message.replace(phrase, said)
-    found = re.search(r"Argument `([\w.]+)`", message)
+    found = re.search(r"Argument `([^`]+)`", message)
     if found is None:
         return message
     name = found[1]
     if any(re.search(rf"(^|[^\w-]){re.escape(name)}=", word) for word in words):
         return message
-    flag = names.get(name) or _flags(options).get(name)
+    flag = names.get(name) or _flags(options).get(name) or _given_as(name, words)
     return message if flag is None else message.replace(f"`{name}`", f"`{flag}`", 1)
+
+
+def _given_as(file: str, words: Sequence[str]) -> str | None:
+    """Return the option that a file was given as."""
+    pairs = itertools.pairwise(words) if "." in file else ()
+    return next((option for option, word in pairs if option.startswith("--") and Path(word).name == file), None)
 
 
 def _flags(made: Any, prefix: str = "") -> dict[str, str]:

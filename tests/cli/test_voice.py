@@ -106,9 +106,11 @@ def test_a_table_of_measurements_is_a_device(cells: Path, tmp_path: Path, capsys
 
 def test_messages_name_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text("a")
+    (tmp_path / "bad-1.gguf").write_text("x")
     (tmp_path / "headless.csv").write_text("x,y\n1,2\n")
     for words, wanted in {
         f"run --data {tmp_path}/bad.jsonl": "`--data` must hold one JSON object a line",
+        f"run --model {tmp_path}/bad-1.gguf": "`--model` must be a whole GGUF file",
         f"tune {tmp_path}/bad.jsonl": "`DATA` must hold one JSON object a line",
         f"edge {tmp_path}/bad.jsonl": "`DATA` must hold one JSON object a line",
         f"compress {tmp_path}/none.txt": "`TEXT` must name a file",
