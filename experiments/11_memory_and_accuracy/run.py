@@ -192,9 +192,11 @@ def cost(lm: models.LM, task: tasks.Task, method: Method, config: Config) -> Rec
     """Return the stored values of a method, and what one update takes."""
     adapter = method.adapter()
     options = tuning.Options(num_steps=1, batch=config.batch)
-    state = jax.block_until_ready(adapter.init(jax.random.key(0), lm, task.examples, None))
+    start = adapter.init(jax.random.key(0), lm, task.examples, None)
+    state = jax.block_until_ready(jax.tree.map(jnp.copy, start))
 
-    # The state is given away, so that an update of all weights is made in place, as inside a longer loop.
+    # The state is given away, so that an update of all weights is made in place, as inside a longer loop: it must share
+    # nothing with the model.
     def update(key: jax.Array, state: Any, lm: models.LM, examples: tuning.Examples) -> Any:
         return tuning.tune(key, state, lm, examples, adapter=adapter, options=options, **parts(method, task.name))[0]
 
