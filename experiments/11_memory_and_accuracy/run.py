@@ -98,7 +98,7 @@ CONFIGS = {
     "tiny": Config(
         name="tiny",
         language_model=str(models.BUNDLED),
-        methods=("prompt", "LoRA", "MeZO, LoRA"),
+        methods=("all weights", "LoRA", "MeZO, LoRA"),
         domains=(0,),
         seeds=(0,),
         num_steps=2,
