@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-WORDS = {"command_line", "results", "results_bundled", "other_simulators"}
+WORDS = {"command_line", "design", "papers", "results", "results_bundled", "other_simulators"}
 """Pages without a line of Python."""
 
 PAGES = sorted(page for page in (Path(__file__).parents[1] / "docs").glob("*.md") if page.stem not in WORDS)
