@@ -11,8 +11,8 @@ and read back. All kinds store equally many values: 4,096 with the bundled model
 LoRA of rank 1 on q and v, (IA)3), 57,600 with SmolLM2 (100 tokens, 5, rank 1, (IA)3). Prompts are bounded as the preset
 says; the others are not, and start from text or as published.
 
-`--config rates` tries learning rates on other intents of the same domains; those below are usual ones until that was
-run.
+Learning rates were chosen on other intents of the same domains (`--config rates`, records in `results/rates`): the
+smallest of those that are level.
 
 Needs `clinc150` (`python -m experiments.data`); the tiny variant needs nothing. Processes with different `--streams`
 and the same `--out` share the work; a run that was stopped goes on where it was.
@@ -30,13 +30,18 @@ NAME = "9_what_to_store"
 
 KINDS: dict[str, dict[str, Any]] = {
     "prompt": {"num_virtual": 16},
-    "prefix": {"tunes": "prefix", "num_virtual": 2, "start": "text", "bound": float("inf"), "learning_rate": 1e-2},
+    "prefix": {"tunes": "prefix", "num_virtual": 2, "start": "text", "bound": float("inf"), "learning_rate": 1e-1},
     "lora": {"tunes": "lora", "rank": 1, "start": "text", "bound": float("inf"), "learning_rate": 1e-2},
-    "ia3": {"tunes": "ia3", "start": "text", "bound": float("inf"), "learning_rate": 2e-2},
+    "ia3": {"tunes": "ia3", "start": "text", "bound": float("inf"), "learning_rate": 3e-2},
 }
 """Changes to a preset, for the bundled model's 4,096 values."""
 
-LONG = {"prompt": {"num_virtual": 100}, "prefix": {"num_virtual": 5}, "lora": {"learning_rate": 1.65e-3}}
+LONG = {
+    "prompt": {"num_virtual": 100},
+    "prefix": {"num_virtual": 5, "learning_rate": 1e-2},
+    "lora": {"learning_rate": 1.65e-3},
+    "ia3": {"learning_rate": 2e-2},
+}
 """The same for SmolLM2's 57,600, at the rates of `experiments/fine_tuning`."""
 
 METHODS = ("No-Miti(MIPS)", "NVP*(MIPS)", "NVCiM-PT", "oracle route")
