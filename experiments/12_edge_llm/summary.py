@@ -108,12 +108,9 @@ def summarise(folder: Path, steps: int) -> Record:
         chosen = best(read(folder / f"rates.{task}.jsonl"))
         found["rates"][task] = chosen
         alone = read(folder / f"quality.{task}.as_it_is.jsonl")
-        rate = chosen.get("lora", {}).get(steps, {}).get("exit 0")
-        base = {
-            r["user"]: r["reads"]["exit 0"]
-            for r in alone
-            if (r["method"], r["stop"], r["rate"]) == ("lora", steps, rate)
-        }
+        held = [r for r in alone if (r["method"], r["stop"]) == ("lora", steps)]
+        rate = chosen.get("lora", {}).get(steps, {}).get("exit 0", held[0]["rate"] if held else None)
+        base = {r["user"]: r["reads"]["exit 0"] for r in held if r["rate"] == rate}
         found["rows"] += _rows(task, records[0]["model"], records, chosen, base)
     for path in sorted(folder.glob("writing.*.jsonl")):
         task, records = path.name.split(".")[1], read(path)
