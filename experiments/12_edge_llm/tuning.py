@@ -103,8 +103,8 @@ CONFIGS = {
     "processor": Config(
         name="processor",
         stops=(12,),
-        more=(60, 90),
-        rates=((1e-3,), (1e-2,), (1e-2,)),
+        more=(60,),
+        rates=((1e-3,), (3e-3, 1e-2), (1e-2,)),
         upper=(36,),
         rows=(4, 4, 4),
         most=8,
