@@ -13,13 +13,17 @@ __all__ = ["COST", "TUNING"]
 
 summary: Any = importlib.import_module("experiments.12_edge_llm.summary")
 
-LABELS = {"clinc5": "accuracy, points", "snips_slots": "exact match, points", "wikitext2": "nats a token"}
+LABELS = {
+    "clinc5": "accuracy over LoRA, points",
+    "snips_slots": "exact match over LoRA, points",
+    "wikitext2": "nats a token below LoRA",
+}
 LINES = (
     (("lora",), "exit 0", "LoRA"),
     (("windows",), "max", "five windows, max"),
     (("windows",), "mean", "five windows, mean"),
     (("windows", "upper windows"), "max of the upper two", "upper two of five, max"),
-    (("windows", "last window"), "last", "last window alone"),
+    (("windows", "upper windows", "last window"), "last", "last window alone"),
     (("three windows",), "last", "last of three"),
     (("two windows",), "last", "last of two"),
     (("windowed prefix",), "mean", "windowed prefix, mean"),
@@ -53,7 +57,7 @@ def quality(folder: Path) -> Any:
     files.write(folder / "table.md", "\n".join([*text, summary.table(close), ""]))
     tasks, handles = list(dict.fromkeys(row["task"] for row in rows)), ([], [])
     with plots.style():
-        figure, first = plots.new_figure(3.0 * max(len(tasks), 1), 3.6)
+        figure, first = plots.new_figure(3.0 * len(tasks) + 1.0, 3.8)
         first.remove()
         for column, task in enumerate(tasks):
             axes = figure.add_subplot(1, max(len(tasks), 1), column + 1)
@@ -61,7 +65,7 @@ def quality(folder: Path) -> Any:
             axes.set(title=task, xscale="log", xlabel="times as fast as N updates of LoRA", ylabel=LABELS[task])
             if task == tasks[0]:
                 handles = axes.get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=3)
+        figure.legend(*handles, loc="outside lower center", ncols=min(len(tasks) + 1, 3))
     return figure
 
 
@@ -80,6 +84,8 @@ def _panel(axes: Any, rows: list[dict[str, Any]]) -> None:
             colour = plots.COLOURS[i % len(plots.COLOURS)]
             shown = label if model == "as it is" else f"{label}, LUC"
             kind: Any = {"color": colour, "marker": plots.MARKERS[i % len(plots.MARKERS)], "linestyle": style}
+            if model != "as it is":
+                kind["markerfacecolor"] = "white"
             axes.errorbar(at, value, [value - low, high - value], linewidth=0.8, markersize=3, label=shown, **kind)
     axes.axhline(0.0, color="0.4", linewidth=0.6)
     if scale > 1.0:

@@ -74,7 +74,7 @@ def _rows(task: str, model: str, records: Sequence[Record], chosen: Any, base: d
         exits = sum(name.startswith("exit") for name in names)
         rates = chosen.get(method, {}).get(stop, {})
         for name in names:
-            rate = rates.get(name, rates.get("mean", own[0]["rate"]))
+            rate = rates.get(name, rates.get("mean", next(iter(rates.values()), own[0]["rate"])))
             mine = {r["user"]: r["reads"][name] for r in own if r["rate"] == rate}
             every = next(r.get("every", 1) for r in own if r["rate"] == rate)
             mine = {user: numbers for user, numbers in mine.items() if user in base} or mine
@@ -163,7 +163,7 @@ def speeds(rows: Sequence[Record], costs: Record, steps: int) -> list[Record]:
 
     for row in rows:
         name = _variant(row)
-        if name not in variants or not row["updates"]:
+        if name is None or name not in variants or not row["updates"]:
             continue
         found = {"faster": ratios(row, name, "processor_seconds"), "by_the_clock": ratios(row, name, "seconds")}
         added.append(row | found | {"smaller": round(variants[name]["memory_of_lora_over_it"], 3)})
