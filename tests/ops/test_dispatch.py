@@ -334,11 +334,15 @@ def test_an_nnx_network() -> None:
         def __call__(self, x: jax.Array) -> jax.Array:
             return self.second(nnx.relu(self.first(x)))
 
-    graph, state = nnx.split(Net(nnx.Rngs(0)))
+    net = Net(nnx.Rngs(0))
+    graph, variables = nnx.split(net)
+    state = nnx.to_pure_dict(variables)
     held = jax.tree.map(lambda a: Held(a, a.ndim) if a.shape[0] in (5, 8) and a.ndim > 1 else a, state)
 
     def apply(state: Any) -> jax.Array:
-        return nnx.merge(graph, state)(X)
+        filled = nnx.split(net)[1]
+        nnx.replace_by_pure_dict(filled, state)
+        return nnx.merge(graph, filled)(X)
 
     _close(ops.understand(apply)(held), apply(state))
 

@@ -99,8 +99,15 @@ def all_matrices(path: str, leaf: Any) -> bool:
 
 
 def _nnx_network() -> Network:
-    graph, state = nnx.split(_Nnx(nnx.Rngs(0)))
-    return Network(lambda state, x: nnx.merge(graph, state)(x), state, draw(2, 3, 4, 2), {})
+    net = _Nnx(nnx.Rngs(0))
+    graph, state = nnx.split(net)
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        filled = nnx.split(net)[1]
+        nnx.replace_by_pure_dict(filled, params)
+        return nnx.merge(graph, filled)(x)
+
+    return Network(apply, nnx.to_pure_dict(state), draw(2, 3, 4, 2), {})
 
 
 def _equinox_network() -> Network:
