@@ -58,7 +58,9 @@ def _panel(axes: Any, rows: Records, x: str, xlabel: str) -> None:
 def figure(records: Records) -> Any:
     """Draw a panel for each part that was measured."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
+    plain = FuncFormatter(lambda value, place: f"{value:g}")
     known = {"noise": "sigma", "drift": "t_s", "choose": "sigma"}
     found = [part for part in known if any(row["part"] == part for row in records)]
     with plots.style():
@@ -70,8 +72,10 @@ def figure(records: Records) -> Any:
             axes.set_ylabel("accuracy, clinc5" if part == "choose" else "perplexity, WikiText-2")
             if part != "choose":
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(plain)
+                axes.yaxis.set_minor_formatter(plain)
             axes.set_title(f"{len(rows[0]['chips'])} chips, 95 % intervals")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1, handlelength=4.0)
     return page
 
 

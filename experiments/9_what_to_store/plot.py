@@ -17,14 +17,14 @@ __all__ = ["FIGURES"]
 Record = dict[str, Any]
 
 
+@plots.style()
 def bars(records: list[Record], rows: list[Record]) -> Any:
     """Draw the mean accuracy of every kind, a bar for each method, with its interval."""
-    del records
     kinds = list(dict.fromkeys(row["variant"] for row in rows))
     stored = [row for row in rows if row["cells"] is not None]
     names = list(dict.fromkeys((row["device"], row["method"]) for row in stored))
     width = 0.8 / max(len(names), 1)
-    figure, axes = plots.new_figure(width_in=6.0, height_in=2.8)
+    figure, axes = plots.new_figure(width_in=7.0, height_in=3.2)
     for i, (device, method) in enumerate(names):
         own = {row["variant"]: row for row in stored if (row["device"], row["method"]) == (device, method)}
         place = [k + (i - (len(names) - 1) / 2) * width for k in range(len(kinds)) if kinds[k] in own]
@@ -49,7 +49,10 @@ def bars(records: list[Record], rows: list[Record]) -> Any:
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylabel="accuracy over all domains", ylim=(0.0, 1.0))
     axes.grid(axis="x", visible=False)
-    figure.legend(loc="outside lower center", ncols=3)
+    chips = len({record["instance"] for record in records if record["device"] != "digital"})
+    streams = len({record["stream"] for record in records})
+    axes.set_title(f"{streams} streams, {chips} chips, 95 % intervals over streams; equally many stored values")
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
