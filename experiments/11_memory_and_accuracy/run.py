@@ -6,7 +6,7 @@ Command:  python -m experiments.11_memory_and_accuracy.run [--config full|rates]
 Time:     hours on two cores: about a second a step of SmolLM2 (--tiny: a minute of processor time).
 Expect:   `results/` (`clinc5` alone, two domains of two streams, 20 queries each, tuned on an H200 but for two; costs
           on two cores): right answers, .29 for the model alone: prefix .91, (IA)3 and all weights .89, prompt .86,
-          rsLoRA .85, LoRA and DoRA .83, P-tuning .73, DePT .58; with 80 queries of four users +-.1. `snips_slots` and
+          rsLoRA .85, LoRA and DoRA .82, P-tuning .72, DePT .57; with 80 queries of four users +-.1. `snips_slots` and
           `wikitext2` were not run. Zeroth order (`zeroth_order.jsonl`, one domain, 750 updates): prefix .60 where
           the model alone has .15, LoRA .20.
 
