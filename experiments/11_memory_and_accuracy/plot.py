@@ -84,7 +84,7 @@ def figure(found: Records) -> Any:
             axes.set(xscale="log", xlabel=xlabel)
             if alone is not None and alone["accuracy"] is not None:
                 axes.axhline(alone["accuracy"], color="0.4", linestyle=":", linewidth=0.8)
-        left.set_ylabel("accuracy, clinc5 (dotted: the model alone)")
+        left.set_ylabel("accuracy, clinc5\n(dotted: the model alone)")
         page.legend(loc="outside lower center", ncols=5)
     return page
 
