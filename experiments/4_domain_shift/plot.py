@@ -30,7 +30,14 @@ def matrices(records: list[Record], rows: list[Record], kind: str) -> Any:
     own = [record for record in records if record["kind"] == kind]
     measured = {record["method"] for record in own}
     panels = [plots.Panel(title, *study.shift_matrix(own, name)) for name, title in METHODS.items() if name in measured]
-    return plots.shift_heatmaps(panels) if panels else None
+    if not panels:
+        return None
+    noisy = [record for record in own if record["device"] != "digital"]
+    streams, chips = (len({record[name] for record in rows}) for name, rows in (("stream", own), ("instance", noisy)))
+    places = ", ".join(dict.fromkeys(f"{record['device']} at σ = {record['sigma']:g}" for record in noisy))
+    figure = plots.shift_heatmaps(panels)
+    figure.suptitle(f"means over {streams} streams; routed prompts on {chips} chips of {places}", fontsize=6.5)
+    return figure
 
 
 FIGURES = {f"domain_shift_{kind}": partial(matrices, kind=kind) for kind in ("block", "return")}
