@@ -1,6 +1,7 @@
 """Adapters around a language model that lies in noisy memory: how much of what noise and time take comes back.
 
-Command:  python -m experiments.10_around_the_noise.run [--tiny] [--out FOLDER] [--parts noise drift choose]
+Command:  python -m experiments.10_around_the_noise.run [--tiny] [--out FOLDER] [--adapters NAME ..]
+              [--parts noise drift choose]
           python -m experiments.10_around_the_noise.plot FOLDER   (both in the root of the repository)
 Time:     hours on two quiet cores: an update with new chips takes about six seconds (--tiny: a minute).
 Expect:   `results/` (`noise` with LoRA alone, on an H200 and, from 0.02 on for new chips, on two cores; prefix, prompt,
@@ -307,9 +308,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Tune adapters around a language model in noisy memory.")
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/10_around_the_noise/NAME by default")
+    parser.add_argument("--adapters", nargs="+", metavar="NAME", choices=[*METHODS], help="of noise and choose")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], help="all by default; with --tiny, noise and drift")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
+    if options.adapters:
+        config = dataclasses.replace(config, adapters=tuple(options.adapters))
     out = options.out or Path("runs/10_around_the_noise") / config.name
     out.mkdir(parents=True, exist_ok=True)
     lm, text = models.load(MODELS.get(config.language_model, config.language_model), dtype=jnp.float32)

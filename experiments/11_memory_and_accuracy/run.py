@@ -1,7 +1,7 @@
 """Every method of fine-tuning on one model: what it stores, what memory and time a step takes, how good it becomes.
 
 Command:  python -m experiments.11_memory_and_accuracy.run [--config full|rates] [--tiny] [--out FOLDER]
-              [--methods NAME ..] [--tasks NAME ..] [--parts quality costs]
+              [--methods NAME ..] [--tasks NAME ..] [--seeds 0 1 ..] [--parts quality costs]
           python -m experiments.11_memory_and_accuracy.plot FOLDER   (both in the root of the repository)
 Time:     hours on two cores: about a second a step of SmolLM2 (--tiny: a minute of processor time).
 Expect:   `results/` (`clinc5` alone, two domains of two streams, 20 queries each, tuned on an H200 but for two; costs
@@ -244,10 +244,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the records; runs/11_memory_and_accuracy/NAME by default")
     parser.add_argument("--methods", nargs="+", metavar="NAME", choices=[*METHODS], help="methods; all by default")
     parser.add_argument("--tasks", nargs="+", choices=CONFIGS["full"].tasks, help="tasks; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds; those of the configuration by default")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="all by default")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else options.config]
-    chosen = {name: tuple(getattr(options, name)) for name in ("methods", "tasks") if getattr(options, name)}
+    chosen = {name: tuple(getattr(options, name)) for name in ("methods", "tasks", "seeds") if getattr(options, name)}
     config = dataclasses.replace(config, **chosen)  # type: ignore[type-var]
     out = options.out or Path("runs/11_memory_and_accuracy") / config.name
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import wikitext
 from experiments.fine_tuning import methods, tasks
-from nvcim_jax import models, tuning
+from nvcim_jax import data, models, pipeline, tuning
 
 CONFIG = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
 
@@ -61,3 +61,31 @@ def test_every_method_makes_an_adapter_and_its_parts() -> None:
     for name, method in methods.METHODS.items():
         assert isinstance(method.adapter(), tuning.Adapter), name
         assert ("gradient" in methods.parts(method, "clinc5")) == (method.eps is not None), name
+
+
+def test_windows_that_are_measured_together_count_alike(lm, text) -> None:
+    ids = np.random.default_rng(1).integers(3, 4096, (10, 9)).astype(np.int32)
+    task = tasks.predicting("text", text, tokens=9, num_train=2, num_test=8, ids=ids)
+    each = [float(models.loss(lm, models.embed(lm, row), row)[0]) for row in jnp.asarray(ids[2:])[:, None]]
+    assert task.score((), lm, tuning.frozen())["nats"] == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_a_choice_is_scored_by_the_share_of_the_right_answer(lm, text) -> None:
+    rows = data.builtin_records(0, num_users=1, num_topics=2, num_train=3, num_test=3)[0]
+    train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))
+    labels = sorted({row.output for row in rows})
+    found = tasks.choosing("choice", train, test, labels, lm, text).score((), lm, tuning.frozen())
+    queries = pipeline.make_queries([row.input for row in test], lm, text, labels=labels)
+    inputs = models.Inputs(models.embed(lm, queries.ids), queries.mask)
+    scores = np.asarray(models.rank(lm, inputs, queries.answers), np.float64)
+    truth = np.array([labels.index(row.output) for row in test])
+    nats = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(truth)), truth]
+    assert found["nats"] == pytest.approx(nats.mean(), rel=1e-4)
+    assert found["accuracy"] == (scores.argmax(axis=1) == truth).mean()
+
+
+def test_text_and_answers_have_rates_of_their_own() -> None:
+    method = methods.Method(tuning.ia3, 0.25, 0.5)
+    for task, rate in (("clinc5, home", 0.25), ("snips_slots", 0.25), ("wikitext2", 0.5)):
+        assert methods.rate_of(method, task) == rate
+        assert float(methods.parts(method._replace(eps=1e-3), task)["optimiser"].args[0]) == rate
