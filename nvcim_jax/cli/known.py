@@ -49,7 +49,8 @@ def known_device(name: Any, argument: str = "--device", **given: Any) -> devices
     stat = path.stat()
     if path.suffix == ".npz":
         return _loaded(path, stat.st_mtime_ns, stat.st_size).replace(**given)
-    return _fitted(path, _number(argument, name, path, g_max_us), stat.st_mtime_ns, stat.st_size).replace(**given)
+    g_max = _number(argument, name, path, g_max_us)
+    return _fitted(argument, path, g_max, stat.st_mtime_ns, stat.st_size).replace(**given)
 
 
 def _number(argument: str, name: str, path: Path, g_max_us: str) -> float:
@@ -57,7 +58,7 @@ def _number(argument: str, name: str, path: Path, g_max_us: str) -> float:
     try:
         return float(g_max_us)
     except ValueError:
-        most = np.quantile(devices.read_records(path).g_us, 0.99)
+        most = np.quantile(_records(argument, path).g_us, 0.99)
         found = f"{name} has none; 99 % of its reads are up to {most:.3g} uS"
         fix = f"For example {argument} {path}@{most:.2g}; nvcim device makes a file of it."
         return checks.fail(argument, "be FILE@G_MAX_US for a table of measurements", found, fix)
@@ -70,11 +71,19 @@ def _loaded(path: Path, changed: int, size: int) -> devices.Device:
     return io.load_device(path)
 
 
+def _records(argument: str, path: Path) -> Any:
+    """Read a table; what is wrong with it is said of the option that named it."""
+    try:
+        return devices.read_records(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace("Argument `path`", f"Argument `{argument}`", 1)) from None
+
+
 @functools.lru_cache(maxsize=16)
-def _fitted(path: Path, g_max_us: float, changed: int, size: int) -> devices.Device:
+def _fitted(argument: str, path: Path, g_max_us: float, changed: int, size: int) -> devices.Device:
     """Fit a table once for each content that it had."""
     del changed, size
-    return devices.from_records(devices.fit_records(devices.read_records(path), g_max_us=g_max_us))
+    return devices.from_records(devices.fit_records(_records(argument, path), g_max_us=g_max_us))
 
 
 def content(name: str) -> dict[str, str]:

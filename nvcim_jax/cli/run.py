@@ -34,7 +34,7 @@ DEFAULT_METHODS = ("frozen", "latest", "1-NN text", "random route", "NVP*(MIPS)"
 ADAPTERS = ("prompt", "prefix", "lora", "ia3")
 """What a store may hold."""
 
-NAMES = {"path": "--data", "name": "--device"}
+NAMES = {"path": "--data", "name": "--device", "folder": "--out"}
 """Options of what the library calls otherwise."""
 
 TYPICAL_INPUT = 32

@@ -105,12 +105,13 @@ def read_grid(
     """
     found = _from_file(file) if file is not None else {}
     all_axes = dict(found.get("axes", {}))
-    for word in axes:
-        name, text = _pair(word, "--axis")
-        all_axes[name] = [value_of(part) for part in text.split(",")]
+    asked = dict(_pair(word, "--axis") for word in axes)
+    all_axes |= {name: [value_of(part) for part in text.split(",")] for name, text in asked.items()}
     all_fixed = dict(found.get("fixed", {}))
     for word in fixed:
         name, text = _pair(word, "--set")
+        if name in asked:
+            checks.fail("--axis", "name what has no other value", f"{name} is both an axis and set to {text}")
         all_fixed[name] = value_of(text)
         all_axes.pop(name, None)
     all_fixed = {name: value for name, value in all_fixed.items() if name not in all_axes}

@@ -130,3 +130,15 @@ def test_wrong_input_is_one_line(cells: Path, done: tuple[Path, str], tmp_path: 
         assert message in err
         assert err.count("\n") == 1, err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("command", ["sweep --axis sigma=0.1 --no-plots", "run --dry-run"])
+@pytest.mark.parametrize(("content", "said"), [("", "hold rows of records"), ("a,b\n", "under its headings")])
+def test_a_table_that_is_no_device_is_said_of_the_option(command: str, content: str, said: str, tmp_path: Path) -> None:
+    table = tmp_path / "cells.csv"
+    table.write_text(content, encoding="utf-8")
+    code, _, err = _run(f"{command} --device {table}@40 --out {tmp_path / 'out'}")
+    assert code == 2
+    assert "Argument `--device` must" in err
+    assert said in err
+    assert not (tmp_path / "out").exists()

@@ -61,6 +61,8 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis sigma", "`--axis` must be name=value, but is 'sigma'"),
         ("sweep --axis sigm=0.1", "`sigm` must be a setting of a product.*Did you mean 'sigma'"),
         ("sweep --axis device=FeFET7", "Did you mean 'FeFET6'"),
+        ("sweep --axis sigma=0.1 --sigma 0.2", "`--axis` must name what has no other value, but sigma is both"),
+        ("sweep --axis sigma=0.1 --set sigma=0.2", "`--axis` must name what has no other value"),
         ("sweep --axis sigma=0.1,-0.1", "`sigma` must lie in"),
         ("sweep --axis sigma=0.1,x", "`sigma` must be a number"),
         ("sweep --axis sigma=0.1,0.1", "`axes.sigma` must hold each value once"),
