@@ -43,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import wikitext
+from experiments.records import lines
 from experiments.shift import settings
 from nvcim_jax import checks, compression, data, files, models
 
@@ -120,12 +121,7 @@ def _windows(config: Config, text: models.Text, split: str, num: int, start: int
 
 def _known(path: Path, *names: str) -> set[tuple[Any, ...]]:
     """Return which records are there, by some of their entries."""
-    return {tuple(record[name] for name in names) for record in read(path)}
-
-
-def read(path: Path) -> list[Record]:
-    """Return the records of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return {tuple(record[name] for name in names) for record in lines(path)}
 
 
 def _add(path: Path, record: Record) -> None:
@@ -210,7 +206,7 @@ def _perplexity(config: Config, out: Path) -> None:
     lm, text = _load(config.model)
     test, path = _windows(config, text, "test", config.windows), out / "perplexity.jsonl"
     done = _known(path, *KEYS)
-    tables = {(r["draw"], r["bits"]): r for r in read(out / "sensitivity.jsonl") if r["model"] == config.model}
+    tables = {(r["draw"], r["bits"]): r for r in lines(out / "sensitivity.jsonl") if r["model"] == config.model}
 
     def add(entry: tuple[Any, ...], small: models.LM, **more: Any) -> None:
         if entry not in done:
@@ -237,7 +233,7 @@ def _memory(config: Config, out: Path) -> None:
     """Count what the matrices of all blocks take by LUC's policy: as bytes, side by side, and as the policy says."""
     path = out / "memory.jsonl"
     done = {bits for (bits,) in _known(path, "bits")}
-    tables = {r["bits"]: r for r in read(out / "sensitivity.jsonl") if (r["model"], r["draw"]) == (config.model, 0)}
+    tables = {r["bits"]: r for r in lines(out / "sensitivity.jsonl") if (r["model"], r["draw"]) == (config.model, 0)}
     lm, _ = _load(config.model)
     for bits in (b for b in config.bits if b not in done):
         policy = compression.Policy(np.asarray(tables[bits]["luc_bits"]), np.asarray(tables[bits]["luc_sparsity"]))
@@ -296,5 +292,5 @@ def measure(options: argparse.Namespace, out: Path) -> Record:
         _sensitivity(config, name, out / "sensitivity.jsonl")
     _memory(config, out)
     _perplexity(config, out)
-    files.write_json(out / "summary.json", summarise(read(out / "perplexity.jsonl")))
+    files.write_json(out / "summary.json", summarise(lines(out / "perplexity.jsonl")))
     return dataclasses.asdict(config)  # type: ignore[call-overload]

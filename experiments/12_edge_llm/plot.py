@@ -8,13 +8,13 @@ Expect:   luc/sensitivity.png, luc/perplexity.png, tuning/quality.png, tuning/ta
 
 import argparse
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.records import lines
 from nvcim_jax import checks, files, plots
 
 __all__ = ["FIGURES", "main"]
@@ -22,14 +22,9 @@ __all__ = ["FIGURES", "main"]
 Records = list[dict[str, Any]]
 
 
-def read(path: Path) -> Records:
-    """Return the records of a file, none where there is none."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def sensitivity(folder: Path) -> Any:
     """Draw both sensitivities of each block, one panel a model: the middle draw, and the spread over draws."""
-    records = read(folder / "sensitivity.jsonl")
+    records = lines(folder / "sensitivity.jsonl")
     chosen = sorted({r["bits"] for r in records})[len({r["bits"] for r in records}) // 2]
     models = list(dict.fromkeys(r["model"] for r in records))
     with plots.style():
@@ -58,7 +53,7 @@ def sensitivity(folder: Path) -> Any:
 def perplexity(folder: Path) -> Any:
     """Draw the perplexity of each policy, for each B, with intervals over windows and the model as it is."""
     luc = importlib.import_module("experiments.12_edge_llm.luc")
-    rows = luc.summarise(read(folder / "perplexity.jsonl"))
+    rows = luc.summarise(lines(folder / "perplexity.jsonl"))
     base = next(row for row in rows if row["policy"] == "as it is")["perplexity"][0]
     mine = [r for r in rows if (r["pruner"], r["quantiser"], r["activations"]) == ("sparsegpt", "absmax", False)]
     bits = sorted({r["bits"] for r in mine}, reverse=True)

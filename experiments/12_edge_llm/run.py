@@ -16,15 +16,11 @@ Needs `wikitext2` and `clinc150` (`python -m experiments.data`); the tiny varian
 
 import argparse
 import importlib
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 
-import jax
-
 import nvcim_jax as nv
+from experiments.records import origin
 from nvcim_jax import files
 
 __all__ = ["PARTS", "main"]
@@ -52,13 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.parts or PARTS:
         started = time.perf_counter()
         config = importlib.import_module(f"experiments.12_edge_llm.{name}").measure(options, out / name)
-        about = {
-            "command": shlex.join(["python", "-m", "experiments.12_edge_llm.run", *(arguments or sys.argv[1:])]),
-            "config": config,
-            "seconds_of_the_last_call": round(time.perf_counter() - started, 1),
-            "versions": {"nvcim_jax": nv.__version__, "jax": jax.__version__, "python": platform.python_version()},
-            "device": jax.devices()[0].device_kind,
-        }
+        about = origin("experiments.12_edge_llm.run", arguments, config, started)
         files.write_json(out / name / "about.json", about)
     print(f"Written: {out}")
 

@@ -1,22 +1,18 @@
 """What the records of the part `tuning` say: tables, differences to LoRA with intervals, speed at that accuracy."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["best", "compare", "main_reads", "read", "speeds", "summarise", "table", "within"]
+from experiments.records import lines
+
+__all__ = ["best", "compare", "main_reads", "speeds", "summarise", "table", "within"]
 
 Record = dict[str, Any]
 MEASURES = {"clinc5": "hits", "snips_slots": "exact", "wikitext2": "losses"}
 """Task -> what is compared, text by text."""
-
-
-def read(path: Path) -> list[Record]:
-    """Return the records of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def main_reads(names: Sequence[str]) -> list[str]:
@@ -104,16 +100,16 @@ def summarise(folder: Path, steps: int) -> Record:
     found: Record = {"steps": steps, "rates": {}, "rows": [], "writing": []}
     for path in sorted(folder.glob("quality.*.jsonl")):
         task = path.name.split(".")[1]
-        records = read(path)
-        chosen = best(read(folder / f"rates.{task}.jsonl"))
+        records = lines(path)
+        chosen = best(lines(folder / f"rates.{task}.jsonl"))
         found["rates"][task] = chosen
-        alone = read(folder / f"quality.{task}.as_it_is.jsonl")
+        alone = lines(folder / f"quality.{task}.as_it_is.jsonl")
         held = [r for r in alone if (r["method"], r["stop"]) == ("lora", steps)]
         rate = chosen.get("lora", {}).get(steps, {}).get("exit 0", held[0]["rate"] if held else None)
         base = {r["user"]: r["reads"]["exit 0"] for r in held if r["rate"] == rate}
         found["rows"] += _rows(task, records[0]["model"], records, chosen, base)
     for path in sorted(folder.glob("writing.*.jsonl")):
-        task, records = path.name.split(".")[1], read(path)
+        task, records = path.name.split(".")[1], lines(path)
         found["writing"] += _writing(task, records[0]["model"], records, found["rates"].get(task, {}))
     return found
 

@@ -59,6 +59,7 @@ import numpy as np
 
 from experiments import wikitext
 from experiments.fine_tuning import tasks
+from experiments.records import lines
 from experiments.shift.settings import SMOLLM2, TINY, changed
 from nvcim_jax import checks, compression, files, models, tuning
 
@@ -231,7 +232,7 @@ def _choose(config: Config, method: str, own: users.Users, lm: models.LM, path: 
     made = _made(method, config, lm.config.num_layers)
     if len(made.rates) == 1:
         return
-    done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in summary.read(path)}
+    done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in lines(path)}
     number = min(config.chosen, len(own.names))
     every = [Job(u, rate, stop) for rate in made.rates for stop in made.stops for u in range(number)]
     jobs = [job for job in every if (method, *job) not in done]
@@ -252,8 +253,8 @@ def _quality(
     made = _made(about["method"], config, lm.config.num_layers)
     name = f"{about['task']}.{about['model'].replace(' ', '_')}"
     path, names = out / f"quality.{name}.jsonl", own.names
-    done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in summary.read(path)}
-    best = summary.best(summary.read(out / f"rates.{about['task']}.jsonl")).get(about["method"], {})
+    done = {(r["method"], r["user"], r["rate"], r["stop"]) for r in lines(path)}
+    best = summary.best(lines(out / f"rates.{about['task']}.jsonl")).get(about["method"], {})
     every = [
         Job(u, rate, stop)
         for stop in ((0,) if about["method"] == "lora" else ()) + made.stops
@@ -336,7 +337,7 @@ def _compressed(name: str, config: Config, folder: Path) -> models.LM:
 
 def _policy(name: str, lm: models.LM) -> compression.Policy:
     if name == "LUC":
-        drawn = [json.loads(line) for line in SENSITIVITY.read_text(encoding="utf-8").splitlines()]
+        drawn = lines(SENSITIVITY)
         (own,) = [r for r in drawn if (r["model"], r["draw"], r["bits"]) == ("smollm2", 0, 4)]
         if len(own["luc_bits"]) == lm.config.num_layers:
             return compression.Policy(np.asarray(own["luc_bits"]), np.asarray(own["luc_sparsity"]))
