@@ -1,17 +1,17 @@
-"""`nvcim plot`: the figures of a sweep, from its saved records only."""
+"""`nvcim plot`: the figures of a sweep or a run, from its saved records only."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from nvcim_jax import checks
-from nvcim_jax.cli import matrix
-from nvcim_jax.cli.report import SWEPT, report
+from nvcim_jax import checks, files, io
+from nvcim_jax.cli import figures
+from nvcim_jax.cli.chip_means import chip_means, table
+from nvcim_jax.cli.report import JOURNAL, finished, is_sweep
 
-__all__ = ["Options", "draw", "main"]
+__all__ = ["Options", "main"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,9 @@ class Options:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of the sweep or of the run."""
-    metric: str = "error"
-    """Value to draw."""
+    metric: str | None = None
+    """Value whose spread over the chips is drawn: error of a sweep; accuracy or hit of a run (default: the first of a
+    sweep; of a run the methods side by side, and what is forgotten)."""
     x: str | None = None
     """Axis along which bands and yields are drawn (default: the first that is a number)."""
     bound: float | None = None
@@ -30,62 +31,36 @@ class Options:
     """Whether the metric is one, like an accuracy, that should be large (default: what the records or its name say)."""
 
 
-def _about(axes: Sequence[str], command: str, sigma: str) -> str:
-    """Return what all chips have in common, and what sigma is of where it is an axis."""
-    own = sigma.replace("\n", " ") if "sigma" in axes else ""
-    return "; ".join(part for part in (matrix.common(axes, command), own) if part)
-
-
-def draw(
-    records: Path,
-    out: Path,
-    metric: str,
-    x: str | None = None,
-    bound: float | None = None,
-    larger: bool | None = None,
-) -> list[Path]:
-    """Draw every figure that the records allow, and return the paths."""
-    from nvcim_jax.plots import chips
-
-    table = chips.load(records)
-    named = table.columns["device"].tolist() if "device" in table.columns else ()
-    labels = {"sigma": matrix.sigma_label(named, table.source["command"])}
-    labels |= {"error": "relative error of a product"} if metric == "error" else {}
-    table = table._replace(labels=labels, about=_about(table.axes, table.source["command"], labels["sigma"]))
-    paths = [
-        chips.ecdf(table, metric, out / f"{metric}_ecdf.png"),
-        chips.violin(table, metric, out / f"{metric}_violin.png"),
-    ]
-    numeric = chips.number_axes(table)
-    if x is not None:
-        checks.choice("--x", x, numeric)
-    if numeric:
-        along = x or numeric[0]
-        paths.append(chips.band(table, metric, along, out / f"{metric}_against_{along}.png"))
-        where = out / f"{metric}_yield_{along}.png"
-        paths.append(chips.yield_curve(table, metric, along, where, bound=bound, larger=larger))
-    return paths
-
-
-def _of_run(options: Options) -> int:
-    """Draw the figures of a run, which have axes of their own."""
-    given = dataclasses.replace(options, folder=Path()) != Options(folder=Path())
-    if given:
-        checks.fail("--metric", "be left out for a run", "it, --x, --bound or --larger-is-better is given")
-    for path in report(options.folder, plots=True):
-        print(f"figure: {path}")
-    return 0
-
-
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    records = options.folder / SWEPT
-    if (options.folder / "records.jsonl").is_file():
-        return _of_run(options)
-    if not records.is_file():
-        fix = "Run `nvcim sweep` or `nvcim run` first."
-        checks.fail("folder", f"hold {SWEPT} or records.jsonl", f"does not: {options.folder}", fix)
-    how = (options.metric, options.x, options.bound, options.larger_is_better)
-    for path in draw(records, options.folder, *how):
+    how = {"x": options.x, "bound": options.bound, "larger": options.larger_is_better}
+    if is_sweep(options.folder):
+        made, source = figures.of_sweep(options.folder / io.RECORDS, options.metric, **how)
+    else:
+        made, source = _of_run(options, how)
+    for path in figures.save(made, options.folder, source):
         print(f"figure: {path}")
     return 0
+
+
+def _of_run(options: Options, how: dict[str, Any]) -> Any:
+    """Draw the methods of a run, or the spread of a value over its chips."""
+    folder = options.folder
+    there = (folder / io.RECORDS, folder / JOURNAL)
+    if not any(path.is_file() for path in there) and not any(folder.rglob(JOURNAL)):
+        fix = "Run `nvcim sweep` or `nvcim run` first."
+        checks.fail("folder", f"hold {io.RECORDS} or {JOURNAL}", f"does not: {folder}", fix)
+    if options.metric is None:
+        given = [name for name, value in how.items() if value is not None]
+        if given:
+            found = f"is not, while {', '.join(given)} is"
+            checks.fail("--metric", "be given with --x, --bound or --larger-is-better of a run", found)
+    records, said = finished(folder)
+    if said:
+        print(said)
+    if options.metric is None:
+        return figures.of_run(records, table(records)), None
+    config = folder / "config.json"
+    command = files.read_json("folder", config)["command"] if config.is_file() else ""
+    path = next((path for path in there if path.is_file()), None) or min(folder.rglob(JOURNAL))
+    return figures.of_run_chips(chip_means(records), path, command, options.metric, **how)

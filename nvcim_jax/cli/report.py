@@ -1,24 +1,28 @@
-"""`nvcim report`: the table and the figures of a run again, from its records alone."""
+"""`nvcim report`: the table and the figures of a run or a sweep again, from its records alone."""
 
-import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 
-from nvcim_jax import checks, files
+from nvcim_jax import checks, files, io, types
+from nvcim_jax.cli import figures
+from nvcim_jax.cli.chip_means import PLACE, table
 from nvcim_jax.cli.page import Table, page
-from nvcim_jax.cli.spec import value_of
+from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
-__all__ = ["Options", "main", "report", "table"]
+__all__ = ["Options", "finished", "is_sweep", "main", "report"]
 
-BAR_METHODS = 14
-SWEPT = "records.parquet"
-"""What a folder of a sweep holds."""
+JOURNAL = "records.jsonl"
+"""What a run adds to while it goes on."""
+
+MOST_DOWNLOADED = 200_000
+"""Rows that a page carries; more stay in their file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,36 +42,88 @@ class Options:
     said: Annotated[Said, tyro.conf.arg(name="")] = SPOKEN
 
 
+class _Shown(NamedTuple):
+    """What a folder has to say.
+
+    Attributes:
+        rows: Rows for other programs.
+        tables: The tables that people read.
+        caption: What a figure's numbers are over.
+        draw: Makes the figures, and says where their numbers come from.
+        records: Returns one row a chip.
+        about: What was run.
+        whole: Whether nothing is missing.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    tables: Sequence[Table]
+    caption: str
+    draw: Callable[[], tuple[figures.Figures, Mapping[str, str] | None]]
+    records: Callable[[], Sequence[Mapping[str, Any]]]
+    about: Mapping[str, Any]
+    whole: bool = True
+
+
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
-    if (options.folder / SWEPT).is_file():
-        return _of_sweep(options)
-    for path in report(options.folder, plots=options.plots, html=options.html):
+    shown = _of_sweep(options.folder) if is_sweep(options.folder) else _of_run(options.folder)
+    for path in _report(shown, options.folder, plots=options.plots, html=options.html):
         print(f"  {path}")
-    print_result(options, table(finished(options.folder)[0]))
-    return 1 if _unfinished(options.folder)[0] else 0
+    print_result(options, shown.rows)
+    return 0 if shown.whole else 1
 
 
-def _of_sweep(options: Options) -> int:
-    """Print the summary of a sweep and draw its figures."""
-    from nvcim_jax.cli.plot import draw
-    from nvcim_jax.cli.tables import print_table
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder holds the records of a sweep."""
+    path = folder / io.RECORDS
+    return path.is_file() and io.read_records(path)[1].get("of", "sweep") == "sweep"
 
-    if options.html:
-        checks.fail("--html", "be left out for a sweep", "is given", "It writes the page of a run.")
-    with (options.folder / "summary.csv").open(newline="", encoding="utf-8") as file:
-        rows = [{name: value_of(word) if word else None for name, word in row.items()} for row in csv.DictReader(file)]
-    print_table(rows, title=f"Sweep in {options.folder}: each point over its chips")
-    for path in draw(options.folder / SWEPT, options.folder, "error") if options.plots else []:
-        print(f"  {path}")
-    print_result(options, rows)
-    return 0
+
+def report(folder: Path, *, plots: bool) -> list[Path]:
+    """Print the table of a run and draw its figures.
+
+    Args:
+        folder: Folder with records.
+        plots: Whether to draw.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no records.
+    """
+    return _report(_of_run(folder), folder, plots=plots)
+
+
+def _report(shown: _Shown, folder: Path, *, plots: bool, html: bool = False) -> list[Path]:
+    for each in shown.tables:
+        print_table(each.rows, title=each.title)
+    made, source = shown.draw() if plots or html else ({}, None)
+    written = figures.save(made, folder, source) if plots else []
+    return [*written, _page(shown, made, folder)] if html else written
+
+
+def _page(shown: _Shown, made: figures.Figures, folder: Path) -> Path:
+    """Write everything as one page."""
+    from nvcim_jax import plots
+
+    drawn = {f"{name}: {shown.caption}": plots.svg(figure) for name, figure in made.items()}
+    records = shown.records()
+    downloads = {"summary.csv": files.csv(shown.rows)}
+    if len(records) <= MOST_DOWNLOADED:
+        downloads["records.csv"] = files.csv(records)
+    title = shown.about.get("command", folder.name)
+    return files.write(folder / "report.html", page(title, shown.tables, drawn, shown.about, downloads))
 
 
 def finished(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the records of rows that are finished, and what is to be said of the others."""
+    """Return the records of rows of a run that are finished, and what is to be said of the others."""
     from nvcim_jax import study
 
+    whole = folder / io.RECORDS
+    if whole.is_file() and not any(folder.rglob(JOURNAL)):
+        return io.read_records(whole)[0], ""
     records = study.read(checks.file("folder", folder, folder=True))
     lacking, said = _unfinished(folder)
     kept = [record for record in records if _row(record) not in lacking]
@@ -78,57 +134,8 @@ def finished(folder: Path) -> tuple[list[dict[str, Any]], str]:
     return kept, f"{said}. Left out until they are finished: {left}." if lacking else ""
 
 
-def report(folder: Path, *, plots: bool, html: bool = False) -> list[Path]:
-    """Print the table of a folder and draw its figures.
-
-    Args:
-        folder: Folder with records.
-        plots: Whether to draw.
-        html: Whether to write all of it as one page.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no records.
-    """
-    from nvcim_jax.cli.tables import print_table
-
-    records, said = finished(folder)
-    if said:
-        print(said)
-    rows = table(records)
-    shown = [Table(_title(records), [_worded(row) for row in rows])]
-    scores = folder / "official.json"
-    if scores.is_file():
-        shown.append(Table("Official LaMP scores, chip by chip", json.loads(scores.read_text(encoding="utf-8"))))
-    for each in shown:
-        print_table(each.rows, title=each.title)
-    figures = _figures(records, rows) if plots or html else {}
-    written = _draw(figures, folder) if plots else []
-    return [*written, _page(records, shown, figures, folder)] if html else written
-
-
-def _page(records: Sequence[dict[str, Any]], shown: Sequence[Table], figures: Mapping[str, Any], folder: Path) -> Path:
-    """Write everything as one page."""
-    from nvcim_jax import plots
-
-    config = folder / "config.json"
-    about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    noisy = sorted({f"{r['device']}, sigma {r['sigma']:g}" for r in records if r["device"] != "digital"})
-    where = f"{'; '.join(noisy) or 'exact memory alone'}. {_title(records)}"
-    drawn = {f"{name.removesuffix('.png')}: {where}": plots.svg(figure) for name, figure in figures.items()}
-    title = about.get("command", f"Run in {folder.name}")
-    made = page(title, shown, drawn, about, {"records.csv": files.csv(records)})
-    return files.write(folder / "report.html", made)
-
-
-_ROW = ("kind", "device", "sigma", "trained_for", "method")
-
-
 def _row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in _ROW)
+    return tuple(record[name] for name in PLACE)
 
 
 def _unfinished(folder: Path) -> tuple[set[tuple[Any, ...]], str]:
@@ -140,34 +147,62 @@ def _unfinished(folder: Path) -> tuple[set[tuple[Any, ...]], str]:
     return rows, f"{found.num_found} of {found.num_expected} records are there" if rows else ""
 
 
-def table(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a summary, with intervals over the chips where there is only one stream.
+def _of_run(folder: Path) -> _Shown:
+    """Return what a run has to say; what is not finished is said at once."""
+    records, said = finished(folder)
+    if said:
+        print(said)
+    rows = table(records)
+    tables = [Table(_title(records), [_worded(row) for row in rows])]
+    scores, config = folder / "official.json", folder / "config.json"
+    if scores.is_file():
+        tables.append(Table("Official LaMP scores, chip by chip", json.loads(scores.read_text(encoding="utf-8"))))
+    about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    noisy = sorted({f"{r['device']}, sigma {r['sigma']:g}" for r in records if r["device"] != "digital"})
+    caption = f"{'; '.join(noisy) or 'exact memory alone'}. {_title(records)}"
+    return _Shown(
+        rows, tables, caption, lambda: (figures.of_run(records, rows), None), lambda: records, about, not said
+    )
 
-    Chips of one stream share its prompts: such an interval says how far chips differ, not streams.
 
-    Args:
-        records: Records of a study.
+def _of_sweep(folder: Path) -> _Shown:
+    """Return what a sweep has to say."""
+    path = folder / io.RECORDS
+    records, about = io.read_records(path)
+    rows = io.summary(_points(records, about["axes"]))
+    if (folder / "sweep.json").is_file():
+        about = files.read_json("folder", folder / "sweep.json") | {"records": about}
+    caption = "each point over its chips"
+    return _Shown(
+        rows,
+        [Table(f"Sweep in {folder}: {caption}", rows)],
+        caption,
+        lambda: figures.of_sweep(path),
+        lambda: records,
+        about | _versions(folder),
+    )
 
-    Returns:
-        Rows of `study.summarise`.
-    """
-    from nvcim_jax import metrics, study
 
-    rows = study.summarise(records)
-    for row in rows:
-        if row["streams"] > 1 or row["instances"] < 2:
-            continue
-        own = [r for r in records if all(r[k] == row[k] for k in ("kind", "device", "sigma", "trained_for", "method"))]
-        last = max(r["block"] for r in own)
-        for name in ("accuracy", "hit"):
-            chips: dict[int, list[float]] = {}
-            for r in own:
-                if r["block"] == last and r["role"] != "unseen" and r[name] is not None:
-                    chips.setdefault(r["instance"], []).append(r[name])
-            if chips:
-                found = metrics.interval([sum(values) / len(values) for values in chips.values()])
-                row[f"{name}_low"], row[f"{name}_high"] = float(found.low), float(found.high)
-    return rows
+def _points(records: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[tuple[dict[str, Any], types.Table]]:
+    """Return settings and values of each point, in the order of the records."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault(tuple(record[name] for name in axes), []).append(record)
+    values = [name for name, value in records[0].items() if name not in axes and isinstance(value, (int, float))]
+    points = []
+    for point, own in found.items():
+        columns = {name: np.array([row[name] for row in own], np.float64) for name in values if name != "instance"}
+        table = types.Table(np.array([row["instance"] for row in own]), columns)
+        points.append((dict(zip(axes, point, strict=True)), table))
+    return points
+
+
+def _versions(folder: Path) -> dict[str, Any]:
+    """Return the versions that a sweep was made with."""
+    first = min((folder / "points").glob("*/run.json"), default=None)
+    if first is None:
+        return {}
+    return {"versions": files.read_json("folder", first)["fingerprint"]["versions"]}
 
 
 def _title(records: Sequence[dict[str, Any]]) -> str:
@@ -201,47 +236,3 @@ def _worded(row: dict[str, Any]) -> dict[str, str]:
     if row["forgetting"] is not None:
         found["forgetting"] = number("forgetting")
     return found
-
-
-def _draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the figures."""
-    from nvcim_jax import plots
-
-    return [files.write(folder / name, plots.png(figure)) for name, figure in figures.items()]
-
-
-def _figures(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Draw what the records allow."""
-    from nvcim_jax import study
-    from nvcim_jax.plots import Panel, accuracy_bars, shift_heatmaps
-
-    baselines = {row["method"]: row["accuracy"] for row in rows if row["method"] in study.BASELINES}
-    named = [
-        {**row, "place": "exact" if row["device"] == "digital" else f"{row['device']} {row['sigma']:g}"}
-        for row in rows
-        if row["method"] not in study.BASELINES
-    ]
-    figures: dict[str, Any] = {}
-    for name, label in (("accuracy", "share of right answers"), ("hit", "share of right prompts")):
-        known = [row for row in named if row[name] is not None]
-        if known:
-            levels = baselines if name == "accuracy" else None
-            figures[f"{name}.png"] = accuracy_bars(known, group="place", value=name, levels=levels, ylabel=label)
-    several = len({record["block"] for record in records}) > 1
-    if several:
-        figures["shift.png"] = shift_heatmaps([Panel(*made) for made in _panels(records, rows)])
-    return figures
-
-
-def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:
-    """Return the matrix of each method, on devices where it was measured there."""
-    from nvcim_jax import study
-
-    noisy = {row["method"] for row in rows if row["device"] != "digital"}
-    made = []
-    for row in rows:
-        if row["device"] != "digital" or row["method"] not in noisy:
-            place = {"device": row["device"], "sigma": row["sigma"], "trained_for": row["trained_for"]}
-            title = row["method"] if row["device"] == "digital" else f"{row['method']}, {row['device']}"
-            made.append((title, *study.shift_matrix(records, row["method"], **place)))
-    return made[:BAR_METHODS]

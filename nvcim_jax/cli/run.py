@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import tyro
 
 import nvcim_jax
-from nvcim_jax import checks, cost, data, devices, files, models, pipeline, selection, study
+from nvcim_jax import checks, cost, data, devices, files, io, models, pipeline, selection, study
 from nvcim_jax.cli import duration, estimate, official
+from nvcim_jax.cli.chip_means import table
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
 from nvcim_jax.cli.rates import rate_of
-from nvcim_jax.cli.report import report, table
+from nvcim_jax.cli.report import report
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
@@ -191,7 +192,8 @@ def _planned(
         units = study.plan(source.streams, [device], design)
         print(f"{len(units)} rows of the table. {duration.said(work, rate)}")
         result |= {"rows": len(units), "seconds": sum(work) / rate}
-    written = ["records.jsonl", "records.csv", "study.json", "config.json", *(["*.png"] if options.plots else [])]
+    tables = [io.RECORDS, "summary.csv"] if source.streams[0].labels else []
+    written = ["records.jsonl", *tables, "study.json", "config.json", *(["*.png"] if options.plots else [])]
     print(duration.nothing_done(options.out, [*written, *(["official.json"] if source.task else [])]))
     print_result(options, result)
     return 0
@@ -336,7 +338,7 @@ def _measure(
     print(duration.said(work, duration.rate(lm.config)), flush=True)
     total = len(study.plan(source.streams, [device], design))
     with progress_bar(total, options.said.progress, "rows of the table", even=False, lines=True) as advance:
-        study.run(
+        records = study.run(
             options.out,
             jax.random.key(options.seed),
             source.streams,
@@ -348,8 +350,28 @@ def _measure(
             session=study.Session(advance),
         )
     trained = options.out / "trained"  # not there where nothing was trained
-    found = [options.out / name for name in ("records.jsonl", "records.csv", "study.json")]
-    return [*found, *([trained] if trained.is_dir() else [])]
+    found = [options.out / name for name in ("records.jsonl", "study.json")]
+    return [*found, *_tables(options, records), *([trained] if trained.is_dir() else [])]
+
+
+def _tables(options: Options, records: Sequence[dict[str, Any]]) -> list[Path]:
+    """Write every chip's row as a sweep does, and the summary."""
+    values = ("instance", "queries", "cells", "accuracy", "hit")
+    return [
+        io.write_records(
+            options.out,
+            records,
+            axes=[name for name in records[0] if name not in values],
+            command=_command(options),
+            of="study",
+            larger_is_better=("accuracy", "hit"),
+        ),
+        files.write(options.out / "summary.csv", files.csv(table(records))),
+    ]
+
+
+def _command(options: Options) -> str:
+    return command_line("run", dataclasses.replace(options, file=None))
 
 
 def _official(options: Options, source: Source, lm: models.LM, text: models.Text, device: devices.Device) -> list[Path]:
@@ -384,7 +406,7 @@ def _about(options: Options, source: Source, lm: models.LM, seconds: float) -> P
     """Write what was run."""
     plain = json.loads(json.dumps(dataclasses.asdict(options), default=str))
     content = {
-        "command": command_line("run", dataclasses.replace(options, file=None)),
+        "command": _command(options),
         "options": plain,
         "data": source.about,
         "parameters": lm.config.num_params,

@@ -10,7 +10,7 @@ import jax
 import tyro
 
 from nvcim_jax import checks, files, io, montecarlo
-from nvcim_jax.cli import duration, matrix
+from nvcim_jax.cli import duration, figures, matrix
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.known import content
 from nvcim_jax.cli.spec import Grid, also_set, read_grid
@@ -186,7 +186,6 @@ def finish(out: Path, command: str, plots: bool, only: Sequence[tuple[dict[str, 
         print(f"left out: {out} also holds {rest}")
     print(f"every chip: {records}\nsummary: {summary}")
     if plots:
-        from nvcim_jax.cli.plot import draw
-
-        for path in draw(records, out, metric="error"):
+        made, source = figures.of_sweep(records)
+        for path in figures.save(made, out, source):
             print(f"figure: {path}")

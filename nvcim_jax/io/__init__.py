@@ -7,10 +7,11 @@ from nvcim_jax.io.peft import load_peft, save_peft
 from nvcim_jax.io.records import locked, read
 from nvcim_jax.io.state import load_state, save_state
 from nvcim_jax.io.store import folder, holds, point_name, points
-from nvcim_jax.io.tables import export, left_out, read_points, summary
+from nvcim_jax.io.tables import RECORDS, export, left_out, read_points, read_records, summary, write_records
 
 __all__ = [
     "DEVICE_SUFFIX",
+    "RECORDS",
     "Merged",
     "difference",
     "export",
@@ -28,8 +29,10 @@ __all__ = [
     "points",
     "read",
     "read_points",
+    "read_records",
     "save_device",
     "save_peft",
     "save_state",
     "summary",
+    "write_records",
 ]

@@ -1,7 +1,12 @@
-"""Tables of a sweep's records: one row an instance (Parquet), one row a point (CSV)."""
+"""Tables of records, of a sweep and a study alike: `records.parquet`, one row a chip; `summary.csv`, one row a point.
+
+What a row was made with are the columns that the metadata name as `axes`; the others are `instance`, the chip, and
+what came out. The metadata also hold the `command`, what the rows are `of` (sweep or study), and `larger_is_better`,
+the values that should be large.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,10 @@ from nvcim_jax.montecarlo import QUANTILES, stats_of_values
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Table
 
-__all__ = ["export", "left_out", "read_points", "summary"]
+__all__ = ["RECORDS", "export", "left_out", "read_points", "read_records", "summary", "write_records"]
+
+RECORDS = "records.parquet"
+"""Name of the file of records."""
 
 Settings = dict[str, Any]
 Asked = tuple[Settings, range]
@@ -155,7 +163,6 @@ def export(
         (6, 3)
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder, points = Path(folder), read_points(folder, only)
     axes = list(dict.fromkeys(name for settings, _ in points for name in settings))
@@ -166,10 +173,103 @@ def export(
         columns |= {n: a if a.ndim == 1 else list(a.reshape(len(a), -1)) for n, a in table.columns.items()}
         parts.append(pa.table(columns))
     joined = pa.concat_tables(parts, promote_options="permissive")
-    sink = pa.BufferOutputStream()
-    about = {"axes": json.dumps(axes), "command": command}
-    if larger_is_better is not None:
-        about["larger_is_better"] = ", ".join(larger_is_better)
-    pq.write_table(joined.replace_schema_metadata(about), sink)
-    whole = files.write(folder / "records.parquet", sink.getvalue().to_pybytes())
+    whole = _write(folder, joined, axes, command, "sweep", larger_is_better)
     return whole, files.write(folder / "summary.csv", files.csv(summary(points)))
+
+
+def _write(folder: Path, table: Any, axes: Sequence[str], command: str, of: str, larger: Sequence[str] | None) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    about = {"axes": json.dumps(list(axes)), "command": command, "of": of}
+    if larger is not None:
+        about["larger_is_better"] = ", ".join(larger)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(about), sink)
+    return files.write(folder / RECORDS, sink.getvalue().to_pybytes())
+
+
+@checked
+def write_records(
+    folder: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    axes: Sequence[str],
+    command: str,
+    of: str = "sweep",
+    larger_is_better: Sequence[str] | None = None,
+) -> Path:
+    """Write rows, one a chip, as the `records.parquet` of a folder, which `nvcim report` and `nvcim plot` read.
+
+    Args:
+        folder: The folder.
+        rows: One mapping a chip, all with the same keys; None where a value was not measured.
+        axes: Keys of what a row was made with; all others but `instance` came out of it.
+        command: The command that made the rows; kept in the file, and by it in every figure.
+        of: What the rows are of: `sweep`, points of any axes; `study`, what `study.run` returns.
+        larger_is_better: Names of the values that should be large.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there are no rows, they have different keys, or an axis or `instance` is none of these.
+
+    Example:
+        >>> import tempfile
+        >>> made = [{"method": "ours", "instance": chip, "accuracy": 0.5 + 0.1 * chip} for chip in range(2)]
+        >>> path = write_records(tempfile.mkdtemp(), made, axes=("method",), command="this example")
+        >>> rows, about = read_records(path)
+        >>> rows == made, about["axes"], about["of"]
+        (True, ['method'], 'sweep')
+    """
+    import pyarrow as pa
+
+    if not rows:
+        checks.fail("rows", "hold at least one row", "is empty")
+    for number, row in enumerate(rows, 1):
+        if row.keys() != rows[0].keys():
+            unlike = ", ".join(sorted(row.keys() ^ rows[0].keys()))
+            checks.fail("rows", "have the same keys", f"row {number} differs from the first in {unlike}")
+    for name in (*axes, "instance"):
+        checks.choice("axes", name, list(rows[0]))
+    checks.choice("of", of, ("sweep", "study"))
+    return _write(Path(folder), pa.Table.from_pylist(list(map(dict, rows))), axes, command, of, larger_is_better)
+
+
+@checked
+def read_records(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read a `records.parquet`, of a sweep or of a study.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its rows; and `axes`, `command`, `of`, `larger_is_better` (the last two only where the file says them).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no file of records.
+
+    Example:
+        >>> import tempfile
+        >>> rows = [{"sigma": 0.1, "instance": 0, "error": 0.3}]
+        >>> path = write_records(tempfile.mkdtemp(), rows, axes=("sigma",), command="this example")
+        >>> read_records(path)
+        ([{'sigma': 0.1, 'instance': 0, 'error': 0.3}], {'axes': ['sigma'], 'command': 'this example', 'of': 'sweep'})
+    """
+    import pyarrow.parquet as pq
+
+    path = checks.file("path", path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Argument `path` must be a whole file of records, but {path} is damaged ({reason})."
+        ) from error
+    about = {name.decode(): word.decode() for name, word in (table.schema.metadata or {}).items()}
+    if "axes" not in about:
+        checks.fail("path", "hold records", f"names no axes: {path}", "Give the records.parquet of a run or a sweep.")
+    known = {name: about[name] for name in ("command", "of", "larger_is_better") if name in about}
+    return table.to_pylist(), {"axes": json.loads(about["axes"]), **known}

@@ -3,8 +3,8 @@
 Of several axes the last is told apart by colour, those before it are small multiples, in the order in which they were
 asked for. Above stands what all have in common, how many chips there are, and what a band is.
 
-Every figure carries in its metadata where its numbers come from: the file of records, its SHA-256, and the command
-that made it.
+`Records.source` is what a figure's metadata should say of where its numbers come from: the file of records, its
+SHA-256, and the command that made it (`plots.png(figure, records.source)`).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvcim_jax import checks, files
+from nvcim_jax import checks
 from nvcim_jax.plots.figure import COLOURS, COLUMN_WIDTH_IN, MARKERS, new_figure, style
 
 __all__ = ["Records", "band", "ecdf", "larger_is_better", "load", "number_axes", "violin", "yield_curve"]
@@ -152,14 +152,13 @@ def _panelled(layout: _Layout, height_in: float = 2.4) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     lines = -(-len(layout.panels) // layout.columns)
-    with style():
-        size = (2 * COLUMN_WIDTH_IN, 0.4 + 0.75 * height_in * lines)
-        figure = Figure(figsize=size, dpi=300, layout="constrained")
-        cells = figure.subplots(lines, layout.columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (label, _) in zip(cells, layout.panels, strict=False):
-            axes.set_title(label)
-        for axes in cells[len(layout.panels) :]:
-            axes.remove()
+    size = (2 * COLUMN_WIDTH_IN, 0.4 + 0.75 * height_in * lines)
+    figure = Figure(figsize=size, dpi=300, layout="constrained")
+    cells = figure.subplots(lines, layout.columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (label, _) in zip(cells, layout.panels, strict=False):
+        axes.set_title(label)
+    for axes in cells[len(layout.panels) :]:
+        axes.remove()
     return figure, list(cells[: len(layout.panels)])
 
 
@@ -213,26 +212,23 @@ def _scale(axes: Any, x: np.ndarray) -> None:
         axes.set_xticks(at, [f"{value:g}" for value in at])
 
 
-def _save(figure: Any, axes: Sequence[Any], records: Records, path: Path, curves: int) -> Path:
-    with style():
-        if curves > 1:
-            _legend_below(figure, axes)
-        source = "; ".join(f"{name}: {value}" for name, value in records.source.items())
-        with files.replacing(path) as part:
-            figure.savefig(part, format="png", metadata={"Software": None, "Source": source})
-    return path
+def _with_legend(figure: Any, axes: Sequence[Any], curves: int) -> Any:
+    """Return the figure, with a legend where there are several curves."""
+    if curves > 1:
+        _legend_below(figure, axes)
+    return figure
 
 
-def ecdf(records: Records, metric: str, path: str | Path) -> Path:
+@style()
+def ecdf(records: Records, metric: str) -> Any:
     """Draw the share of chips below each value, one curve a combination of settings; a failed chip never is.
 
     Args:
         records: From `load`.
         metric: Name of the value.
-        path: PNG file to write.
 
     Returns:
-        The path.
+        The figure.
     """
     values, layout = _values(records, metric), _layout(records)
     figure, axes = _panelled(layout)
@@ -247,19 +243,19 @@ def ecdf(records: Records, metric: str, path: str | Path) -> Path:
             one.set_xscale("log")
     _name_outer(axes, layout.columns, records.label(metric), "share of chips")
     _caption(figure, records, layout, "")
-    return _save(figure, axes, records, Path(path), len(layout.curves))
+    return _with_legend(figure, axes, len(layout.curves))
 
 
-def violin(records: Records, metric: str, path: str | Path) -> Path:
+@style()
+def violin(records: Records, metric: str) -> Any:
     """Draw the distribution over chips, one violin a combination of settings, with median, 1 % and 99 %.
 
     Args:
         records: From `load`.
         metric: Name of the value.
-        path: PNG file to write.
 
     Returns:
-        The path.
+        The figure.
     """
     values, layout = _values(records, metric), _layout(records)
     longest = max(len(label) for label, _ in layout.curves)
@@ -281,20 +277,20 @@ def violin(records: Records, metric: str, path: str | Path) -> Path:
             one.set_yscale("log")
     _name_outer(axes, layout.columns, "", records.label(metric))
     _caption(figure, records, layout, "bar: 1 % to 99 % of chips, dot: median")
-    return _save(figure, axes, records, Path(path), 1)
+    return _with_legend(figure, axes, 1)
 
 
-def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
+@style()
+def band(records: Records, metric: str, x: str) -> Any:
     """Draw the mean against a number with the band from the 5 % to the 95 % quantile over chips.
 
     Args:
         records: From `load`.
         metric: Name of the value.
         x: Name of an axis that is a number.
-        path: PNG file to write.
 
     Returns:
-        The path.
+        The figure.
     """
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
@@ -310,7 +306,7 @@ def band(records: Records, metric: str, x: str, path: str | Path) -> Path:
         _scale(one, records.columns[x].astype(np.float64))
     _name_outer(axes, layout.columns, records.label(x), f"mean {records.label(metric)}")
     _caption(figure, records, layout, "band: 5 % to 95 % of chips", x)
-    return _save(figure, axes, records, Path(path), len(layout.curves))
+    return _with_legend(figure, axes, len(layout.curves))
 
 
 LARGER_IS_BETTER = ("accuracy", "f1", "hit", "right", "rouge", "score", "yield")
@@ -328,15 +324,15 @@ def larger_is_better(records: Records, metric: str) -> bool:
     return metric in said.split(", ") if said else metric.startswith(LARGER_IS_BETTER)
 
 
+@style()
 def yield_curve(
     records: Records,
     metric: str,
     x: str,
-    path: str | Path,
     *,
     bound: float | None = None,
     larger: bool | None = None,
-) -> Path:
+) -> Any:
     """Draw the share of good chips against a number: metric <= bound, or >= where larger is better.
 
     A chip whose metric is not finite is not good. Without a bound it is what 95 % of the chips reach at the setting
@@ -346,12 +342,11 @@ def yield_curve(
         records: From `load`.
         metric: Name of the value.
         x: Name of an axis that is a number.
-        path: PNG file to write.
         bound: Worst metric of a good chip.
         larger: Whether larger is better; None asks `larger_is_better`.
 
     Returns:
-        The path.
+        The figure.
     """
     values = _values(records, metric)
     checks.choice("x", x, number_axes(records))
@@ -371,7 +366,7 @@ def yield_curve(
     how = ", what 95 % reach at the best setting" if bound is None else ""
     _name_outer(axes, layout.columns, records.label(x), "share of good chips")
     _caption(figure, records, layout, f"good: {metric} {'>=' if up else '<='} {limit:.3g}{how}", x)
-    return _save(figure, axes, records, Path(path), len(layout.curves))
+    return _with_legend(figure, axes, len(layout.curves))
 
 
 def _reached(values: np.ndarray, records: Records) -> float:

@@ -4,7 +4,7 @@ Figures are made without `pyplot`: no global state, no window, no backend to cho
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,11 +88,12 @@ def new_figure(width_in: float = COLUMN_WIDTH_IN, height_in: float = 2.4) -> tup
         return figure, figure.add_subplot()
 
 
-def png(figure: Any) -> bytes:
+def png(figure: Any, source: Mapping[str, str] | None = None) -> bytes:
     """Return a figure as the bytes of a PNG file, the same ones each time.
 
     Args:
         figure: A figure of matplotlib.
+        source: Where its numbers come from, such as `chips.Records.source`; kept in the file's metadata as `Source`.
 
     Returns:
         Bytes of the file, 300 dots an inch.
@@ -105,8 +106,9 @@ def png(figure: Any) -> bytes:
     if not hasattr(figure, "savefig"):
         checks.fail("figure", "be a figure of matplotlib", f"is {checks.shown(figure)}")
     sink = io.BytesIO()
+    about = {} if source is None else {"Source": "; ".join(f"{name}: {value}" for name, value in source.items())}
     with style():
-        figure.savefig(sink, format="png", metadata={"Software": None})
+        figure.savefig(sink, format="png", metadata={"Software": None, **about})
     return sink.getvalue()
 
 

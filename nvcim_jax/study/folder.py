@@ -211,7 +211,7 @@ def run(
 
     Every finished unit is added to `records.jsonl` in one write. A process may be killed at any moment: the same call
     again leaves out a unit that is half written, skips those that are whole, and ends with the same records as without
-    a break. `study.json` holds what the records depend on, `records.csv` the same table at the end.
+    a break. `study.json` holds what the records depend on.
 
     Args:
         folder: The folder, made when it is not there.
@@ -266,7 +266,6 @@ def run(
         order = {unit: i for i, unit in enumerate(wanted)}
         records = sorted(_whole_lines(path), key=lambda record: order[_unit(record)])
         files.write(path, _lines(records))
-        files.write(folder / "records.csv", files.csv(records))
     return records
 
 

@@ -75,7 +75,8 @@ def test_a_run_becomes_one_file_that_needs_no_other(tmp_path: Path, capsys: pyte
     outside = [link for link in read.links if not link.startswith(("data:", "#"))]
     assert outside == []
     assert not re.search(r"url\((?!#)", made)
-    (data,) = [link for link in read.links if link.startswith("data:text/csv")]
+    summary, data = [link for link in read.links if link.startswith("data:text/csv")]
+    assert "NVCiM-PT" in base64.b64decode(summary.partition(",")[2]).decode()
     rows = list(csv.DictReader(io.StringIO(base64.b64decode(data.partition(",")[2]).decode())))
     assert len(rows) == len(records(2))
     assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "config.json", "report.html"}
@@ -88,3 +89,20 @@ def test_the_same_run_is_the_same_page(tmp_path: Path) -> None:
         cli.main(["report", str(tmp_path), "--no-plots", "--html"])
         found.append((tmp_path / "report.html").read_bytes())
     assert found[0] == found[1]
+
+
+def test_a_sweep_becomes_one_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--set inputs=16 --set outputs=8 --set batch=2 --instances 4"
+    assert cli.main(["sweep", "--axis", "sigma=.05,.1", *words.split(), "--out", str(tmp_path), "--no-plots"]) == 0
+    assert cli.main(["report", str(tmp_path), "--no-plots", "--html"]) == 0
+    made = (tmp_path / "report.html").read_text(encoding="utf-8")
+    read = Reader(made)
+    assert read.open == []
+    assert read.tags.count("svg") == 4  # distribution, spread, band and yield
+    assert "nvcim sweep --axis sigma=.05,.1" in made
+    assert "jaxlib" in made
+    assert [link for link in read.links if not link.startswith(("data:", "#"))] == []
+    _, data = [link for link in read.links if link.startswith("data:text/csv")]
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(data.partition(",")[2]).decode())))
+    assert len(rows) == 8
+    assert {row["sigma"] for row in rows} == {"0.05", "0.1"}

@@ -1,5 +1,6 @@
 """`nvcim report`: its intervals against the closed form, and one line for a folder without records."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from support.study_records import CHIPS, records
 
-from nvcim_jax import cli
+from nvcim_jax import cli, io
 from nvcim_jax.cli.report import table
 
 
@@ -36,16 +37,87 @@ def test_table_and_figures_come_from_the_records_alone(tmp_path: Path, capsys: p
     written = {path.name for path in tmp_path.iterdir()} - {"records.jsonl"}
     assert written == {"accuracy.png", "hit.png"}
     assert all(str(tmp_path / name) in said for name in written)
-    # `plot` draws the same, and takes no option of a sweep's figures; `--json` gives the rows
+    # `plot` draws the same; `--json` gives the rows
     for name in written:
         (tmp_path / name).unlink()
     assert cli.main(["plot", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} - {"records.jsonl"} == written
-    assert cli.main(["plot", str(tmp_path), "--metric", "hit"]) == 2
     capsys.readouterr()
     assert cli.main(["report", str(tmp_path), "--no-plots", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["accuracy"] for row in rows] == [pytest.approx(0.7)]
+
+
+def _whole(folder: Path, streams: int) -> Path:
+    """Write the records of some streams as one table."""
+    made = [row | {"device": name, "method": name} for name in ("FeFET3", "digital") for row in records(streams)]
+    values = ("instance", "queries", "accuracy", "hit")
+    axes = [name for name in made[0] if name not in values]
+    return io.write_records(folder, made, axes=axes, command="nvcim run --seed 3", of="study")
+
+
+def test_report_and_plot_read_the_table_of_a_run_as_that_of_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _whole(tmp_path, 2)
+    assert cli.main(["report", str(tmp_path), "--no-plots", "--json"]) == 0
+    (row,) = [row for line in capsys.readouterr().out.splitlines() if (row := json.loads(line))["method"] == "FeFET3"]
+    assert row["accuracy"] == pytest.approx(0.65)
+    assert cli.main(["plot", str(tmp_path), "--metric", "hit"]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"hit_ecdf.png", "hit_violin.png"}
+    with pytest.importorskip("PIL.Image", reason="matplotlib brings it").open(tmp_path / "hit_ecdf.png") as picture:
+        assert hashlib.sha256((tmp_path / "records.parquet").read_bytes()).hexdigest() in picture.info["Source"]
+    capsys.readouterr()
+    for words, said in (
+        ("--metric error", "`--metric` must be one of accuracy, hit"),
+        ("--bound .5", "`--metric` must be given with --x, --bound or --larger-is-better of a run"),
+        ("--metric hit --x sigma", "`--x` must be one of"),
+    ):
+        assert cli.main(["plot", str(tmp_path), *words.split()]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_rows_of_ones_own_are_reported_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chips = np.random.default_rng(0).uniform(size=(2, 50))
+    rows = [
+        {"sigma": sigma, "instance": i, "recall": float(value)}
+        for sigma, own in zip((0.1, 0.2), chips, strict=True)
+        for i, value in enumerate(own)
+    ]
+    path = io.write_records(tmp_path, rows, axes=("sigma",), command="python mine.py", larger_is_better=("recall",))
+    assert cli.main(["report", str(tmp_path), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["sigma"], row["metric"], row["num_instances"]) for row in found] == [
+        (0.1, "recall", 50),
+        (0.2, "recall", 50),
+    ]
+    assert [row["mean"] for row in found] == pytest.approx(chips.mean(1))
+    names = {"recall_ecdf", "recall_violin", "recall_against_sigma", "recall_yield_sigma"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == names
+    with pytest.importorskip("PIL.Image", reason="matplotlib brings it").open(tmp_path / "recall_ecdf.png") as picture:
+        assert "command: python mine.py" in picture.info["Source"]
+    path.write_bytes(path.read_bytes()[:-9])
+    assert cli.main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert said.count("\n") == 1
+
+
+def test_the_spread_over_chips_is_of_their_means_after_the_last_buffer(tmp_path: Path) -> None:
+    from nvcim_jax.cli import figures
+    from nvcim_jax.cli.chip_means import chip_means
+
+    earlier = [row | {"block": 0, "accuracy": 0.0} for row in records(2)]
+    rows = chip_means([*earlier, *records(2)])
+    assert [row["accuracy"] for row in rows] == pytest.approx([0.6, 0.6, 0.9, 0.5, 0.5, 0.8])
+    drawn, source = figures.of_run_chips(rows, _whole(tmp_path, 2), "nvcim run --seed 3", "accuracy")
+    assert source["command"] == "nvcim run --seed 3"
+    (axes,) = drawn["accuracy_ecdf"].axes
+    assert [line.get_label() for line in axes.lines] == ["stream 0", "stream 1"]
+    assert list(axes.lines[1].get_xdata()) == pytest.approx([0.5, 0.5, 0.8])
+    assert "FeFET3, sigma 0.1; 3 chips each" in drawn["accuracy_ecdf"].get_suptitle()
 
 
 @pytest.mark.parametrize(("make", "message"), [(True, "must hold records.jsonl"), (False, "must name a folder")])

@@ -1,7 +1,6 @@
 """`nvcim run` as a user meets it: files, tables, official predictions, and one line for bad input."""
 
 import contextlib
-import csv
 import dataclasses
 import io
 import json
@@ -18,6 +17,7 @@ import pytest
 from experiments.shift import settings
 from nvcim_jax import cli, data, metrics, models, pipeline
 from nvcim_jax.cli import entry, matrix, run
+from nvcim_jax.io import read_records
 
 BUNDLED = Path(models.__file__).parent / "bundled"
 TINY = models.Config(vocab_size=4096, width=32, num_layers=1, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
@@ -92,15 +92,18 @@ def test_everything_that_is_written_is_listed(done: tuple[Path, list[str], str])
     there = {str(path) for path in out.iterdir() if path.name != "lock"}
     assert set(listed) == there
     names = {Path(path).name for path in listed}
-    assert {"records.jsonl", "records.csv", "study.json", "config.json", "accuracy.png", "shift.png"} <= names
+    assert {"records.jsonl", "records.parquet", "summary.csv", "study.json", "config.json"} <= names
+    assert {"accuracy.png", "shift.png"} <= names
 
 
 def test_both_records_hold_the_same_and_the_command_is_kept(done: tuple[Path, list[str], str]) -> None:
     out, _, _ = done
     lines = [json.loads(line) for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    with open(out / "records.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [line["accuracy"] for line in lines] == [float(row["accuracy"]) for row in rows]
+    rows, about = read_records(out / "records.parquet")
+    assert rows == lines
+    assert about["of"] == "study"
+    assert about["command"].startswith("nvcim run --data ")
+    assert {"method", "device", "sigma", "block", "domain"} <= set(about["axes"]) <= lines[0].keys() - {"accuracy"}
     assert {line["method"] for line in lines} == {"frozen", "NVCiM-PT", "NVP*(MIPS)"}
     assert {line["instance"] for line in lines if line["device"] == "FeFET3"} == {0, 1}
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["command"].startswith("nvcim run --data ")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nvcim_jax.plots import chips
+from nvcim_jax.plots import chips, png
 
 
 @pytest.fixture
@@ -23,64 +23,38 @@ def records(tmp_path: Path) -> chips.Records:
     return chips.load(path)
 
 
-class Drawn:
-    """The axes of the figure that a call saves."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.axes = None
-        self.panels = []
-        save = chips._save
-
-        def spy(figure, axes, *rest):
-            self.axes, self.panels = axes[0], axes
-            return save(figure, axes, *rest)
-
-        monkeypatch.setattr(chips, "_save", spy)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    return Drawn(monkeypatch)
-
-
-def test_ecdf_counts_a_failed_chip_as_never_reached(records: chips.Records, tmp_path: Path, drawn: Drawn) -> None:
-    assert chips.ecdf(records, "loss", tmp_path / "a.png").stat().st_size > 1000
-    assert drawn.axes is not None
-    first, second = drawn.axes.lines[:2]
+def test_ecdf_counts_a_failed_chip_as_never_reached(records: chips.Records) -> None:
+    figure = chips.ecdf(records, "loss")
+    first, second = figure.axes[0].lines[:2]
     assert first.get_label() == "sigma 0.1"
-    assert [axes.get_title() for axes in drawn.panels] == ["device A", "device B"]
+    assert [axes.get_title() for axes in figure.axes] == ["device A", "device B"]
     assert first.get_ydata()[-1] == pytest.approx(49 / 50)
     assert second.get_ydata()[-1] == 1.0
     good = np.sort(records.columns["loss"][:50])[:49]
     np.testing.assert_array_equal(first.get_xdata(), good)
 
 
-def test_band_holds_mean_and_quantiles(records: chips.Records, tmp_path: Path, drawn: Drawn) -> None:
-    chips.band(records, "loss", "sigma", tmp_path / "a.png")
-    assert drawn.axes is not None
-    line = drawn.axes.lines[1]
+def test_band_holds_mean_and_quantiles(records: chips.Records) -> None:
+    line = chips.band(records, "loss", "sigma").axes[0].lines[1]
     assert line.get_label() == "device B"
     np.testing.assert_array_equal(line.get_xdata(), [0.1, 0.2, 0.3])
     assert line.get_ydata()[1] == pytest.approx(records.columns["loss"][200:250].mean())
 
 
-def test_yield_counts_a_failed_chip_as_bad(records: chips.Records, tmp_path: Path, drawn: Drawn) -> None:
-    chips.yield_curve(records, "loss", "sigma", tmp_path / "a.png", bound=1e9)
-    assert drawn.axes is not None
-    assert list(drawn.axes.lines[0].get_ydata()) == pytest.approx([0.98, 1.0, 1.0])
+def test_yield_counts_a_failed_chip_as_bad(records: chips.Records) -> None:
+    figure = chips.yield_curve(records, "loss", "sigma", bound=1e9)
+    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx([0.98, 1.0, 1.0])
 
 
-def test_violin_draws_every_group(records: chips.Records, tmp_path: Path, drawn: Drawn) -> None:
-    chips.violin(records, "loss", tmp_path / "a.png")
-    assert drawn.axes is not None
-    assert [len(axes.get_xticks()) for axes in drawn.panels] == [3, 3]
+def test_violin_draws_every_group(records: chips.Records) -> None:
+    assert [len(axes.get_xticks()) for axes in chips.violin(records, "loss").axes] == [3, 3]
 
 
 def test_bad_input_is_named(records: chips.Records, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Did you mean 'loss'"):
-        chips.ecdf(records, "los", tmp_path / "a.png")
+        chips.ecdf(records, "los")
     with pytest.raises(ValueError, match="`x` must be one of sigma"):
-        chips.band(records, "loss", "device", tmp_path / "a.png")
+        chips.band(records, "loss", "device")
     with pytest.raises(ValueError, match="`path` must be a file of records"):
         chips.load(tmp_path / "none.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
@@ -113,54 +87,47 @@ def test_the_axis_named_first_comes_first(command: str, order: tuple[str, ...], 
     assert chips.number_axes(found) == [name for name in order if name != "device"]
 
 
-def test_legends_lie_below_and_take_no_room_from_the_curves(
-    tmp_path: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_legends_lie_below_and_take_no_room_from_the_curves(tmp_path: Path) -> None:
     made = _grid(tmp_path / "records.parquet", "")._replace(labels={"sigma": "sigma (share of g_max)"})
-    for draw in (chips.ecdf, lambda *a: chips.band(*a[:2], "sigma", a[2])):
-        draw(made, "error", tmp_path / "a.png")
-        figure = drawn.axes.figure
-        assert drawn.axes.get_legend() is None
+    for figure in (chips.ecdf(made, "error"), chips.band(made, "error", "sigma")):
+        assert figure.axes[0].get_legend() is None
         (legend,) = figure.legends
-        figure.canvas.draw()
+        png(figure)
         below = legend.get_window_extent().y1
-        assert below <= min(axes.get_tightbbox().y0 for axes in drawn.panels)
-        assert drawn.axes.get_window_extent().height / figure.dpi > 1.0  # inches, however long the legend
-    assert drawn.panels[-1].get_xlabel() == "sigma (share of g_max)"
+        assert below <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+        assert figure.axes[0].get_window_extent().height / figure.dpi > 1.0  # inches, however long the legend
+    assert figure.axes[-1].get_xlabel() == "sigma (share of g_max)"
 
 
-def test_values_over_decades_get_a_logarithmic_axis(tmp_path: Path, drawn: Drawn) -> None:
+def test_values_over_decades_get_a_logarithmic_axis(tmp_path: Path) -> None:
     made = _grid(tmp_path / "records.parquet", "")
-    chips.ecdf(made, "error", tmp_path / "a.png")
-    assert drawn.axes.get_xscale() == "log"
+    assert chips.ecdf(made, "error").axes[0].get_xscale() == "log"
     with_zero = made.columns | {"error": made.columns["error"] * (made.columns["instance"] > 0)}
-    chips.ecdf(made._replace(columns=with_zero), "error", tmp_path / "a.png")
-    assert drawn.axes.get_xscale() == "linear"
+    assert chips.ecdf(made._replace(columns=with_zero), "error").axes[0].get_xscale() == "linear"
 
 
-def test_several_axes_are_small_multiples_in_the_order_that_was_asked_for(tmp_path: Path, drawn: Drawn) -> None:
+def test_several_axes_are_small_multiples_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
     made = _grid(tmp_path / "records.parquet", "nvcim --axis device=FeFET3,PCM --axis adc_bits=4,8 --axis sigma=1")
-    chips.ecdf(made, "error", tmp_path / "a.png")
+    figure = chips.ecdf(made, "error")
     names = [f"device {device}, adc_bits {bits}" for device in ("FeFET3", "PCM") for bits in (4, 8, 12)]
-    assert [axes.get_title() for axes in drawn.panels] == names
-    assert [line.get_label() for line in drawn.axes.lines] == ["sigma 0.1", "sigma 0.2"]
-    chips.band(made, "error", "adc_bits", tmp_path / "a.png")
-    assert [axes.get_title() for axes in drawn.panels] == ["device FeFET3", "device PCM"]
-    assert {axes.get_ylim() for axes in drawn.panels} == {drawn.axes.get_ylim()}
+    assert [axes.get_title() for axes in figure.axes] == names
+    assert [line.get_label() for line in figure.axes[0].lines] == ["sigma 0.1", "sigma 0.2"]
+    figure = chips.band(made, "error", "adc_bits")
+    assert [axes.get_title() for axes in figure.axes] == ["device FeFET3", "device PCM"]
+    assert {axes.get_ylim() for axes in figure.axes} == {figure.axes[0].get_ylim()}
 
 
-def test_a_figure_says_what_it_shows(records: chips.Records, tmp_path: Path, drawn: Drawn) -> None:
+def test_a_figure_says_what_it_shows(records: chips.Records) -> None:
     made = records._replace(about="A, sigma 0.1")
-    for draw, wanted in {
-        chips.ecdf: "A, sigma 0.1; 50 chips each",
-        chips.violin: "A, sigma 0.1; 50 chips each; bar: 1 % to 99 % of chips, dot: median",
-        lambda *a: chips.band(*a[:2], "sigma", a[2]): "A, sigma 0.1; 50 chips a point; band: 5 % to 95 % of chips",
-        lambda *a: chips.yield_curve(
-            *a[:2], "sigma", a[2], bound=1.0
-        ): "A, sigma 0.1; 50 chips a point; good: loss <= 1",
-    }.items():
-        draw(made, "loss", tmp_path / "a.png")
-        assert " ".join(drawn.axes.figure.get_suptitle().split()) == wanted
+    for figure, wanted in (
+        (chips.ecdf(made, "loss"), "A, sigma 0.1; 50 chips each"),
+        (chips.violin(made, "loss"), "A, sigma 0.1; 50 chips each; bar: 1 % to 99 % of chips, dot: median"),
+        (chips.band(made, "loss", "sigma"), "A, sigma 0.1; 50 chips a point; band: 5 % to 95 % of chips"),
+        (
+            chips.yield_curve(made, "loss", "sigma", bound=1.0),
+            "A, sigma 0.1; 50 chips a point; good: loss <= 1",
+        ),
+    ):
+        assert " ".join(figure.get_suptitle().split()) == wanted
     fewer = made._replace(columns={name: column[:-10] for name, column in made.columns.items()})
-    chips.band(fewer, "loss", "sigma", tmp_path / "a.png")
-    assert "40 to 50 chips a point" in drawn.axes.figure.get_suptitle()
+    assert "40 to 50 chips a point" in chips.band(fewer, "loss", "sigma").get_suptitle()

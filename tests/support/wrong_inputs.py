@@ -204,8 +204,10 @@ CALLS: dict[str, str] = {
     "io.points": "path=FILE, config=None, save_every_s=1.0",
     "io.read": "folder=FILE",
     "io.read_points": "folder=FILE, only=None",
+    "io.read_records": "path=FILE",
     "io.save_device": "path=FILE, device=D",
     "io.summary": "points=[], quantiles=(0.5,)",
+    "io.write_records": "folder=FILE, rows=[{'instance': 0}], axes=[], command='x', of='sweep', larger_is_better=None",
     "data.Record": "id='1', user_or_domain='a', task='t', input='x', output='y', split='train'",
     "data.builtin_records": "seed=0, num_users=2, num_topics=2, num_train=4, num_test=2, num_words=1, own_words=False",
     "data.builtin_users": "seed=0, kind='block', num_users=2, buffer_size=4, num_blocks=None, num_topics=2, "
