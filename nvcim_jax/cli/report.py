@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import tyro
 
-from nvcim_jax import checks, files, io, types
+from nvcim_jax import checks, files, io
 from nvcim_jax.cli import figures
 from nvcim_jax.cli.chip_means import PLACE, table
 from nvcim_jax.cli.page import Table, page
@@ -50,7 +49,7 @@ class _Shown(NamedTuple):
         tables: The tables that people read.
         caption: What a figure's numbers are over.
         draw: Makes the figures, and says where their numbers come from.
-        records: Returns one row a chip.
+        records: Returns one row a chip; none where they are too many for a page.
         about: What was run.
         whole: Whether nothing is missing.
     """
@@ -76,7 +75,7 @@ def main(options: Options) -> int:
 def is_sweep(folder: Path) -> bool:
     """Return whether a folder holds the records of a sweep."""
     path = folder / io.RECORDS
-    return path.is_file() and io.read_records(path)[1].get("of", "sweep") == "sweep"
+    return path.is_file() and io.records_about(path)["of"] == "sweep"
 
 
 def report(folder: Path, *, plots: bool) -> list[Path]:
@@ -111,7 +110,7 @@ def _page(shown: _Shown, made: figures.Figures, folder: Path) -> Path:
     drawn = {f"{name}: {shown.caption}": plots.svg(figure) for name, figure in made.items()}
     records = shown.records()
     downloads = {"summary.csv": files.csv(shown.rows)}
-    if len(records) <= MOST_DOWNLOADED:
+    if records:
         downloads["records.csv"] = files.csv(records)
     title = shown.about.get("command", folder.name)
     return files.write(folder / "report.html", page(title, shown.tables, drawn, shown.about, downloads))
@@ -161,15 +160,21 @@ def _of_run(folder: Path) -> _Shown:
     noisy = sorted({f"{r['device']}, sigma {r['sigma']:g}" for r in records if r["device"] != "digital"})
     caption = f"{'; '.join(noisy) or 'exact memory alone'}. {_title(records)}"
     return _Shown(
-        rows, tables, caption, lambda: (figures.of_run(records, rows), None), lambda: records, about, not said
+        rows,
+        tables,
+        caption,
+        lambda: (figures.of_run(records, rows), None),
+        lambda: records if len(records) <= MOST_DOWNLOADED else (),
+        about,
+        not said,
     )
 
 
 def _of_sweep(folder: Path) -> _Shown:
     """Return what a sweep has to say."""
     path = folder / io.RECORDS
-    records, about = io.read_records(path)
-    rows = io.summary(_points(records, about["axes"]))
+    rows, about = io.summarise_records(path), io.records_about(path)
+    most = max((row["num_instances"] for row in rows), default=0) * len(rows)
     if (folder / "sweep.json").is_file():
         about = files.read_json("folder", folder / "sweep.json") | {"records": about}
     caption = "each point over its chips"
@@ -178,23 +183,9 @@ def _of_sweep(folder: Path) -> _Shown:
         [Table(f"Sweep in {folder}: {caption}", rows)],
         caption,
         lambda: figures.of_sweep(path),
-        lambda: records,
+        lambda: io.read_records(path)[0] if most <= MOST_DOWNLOADED else (),
         about | _versions(folder),
     )
-
-
-def _points(records: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[tuple[dict[str, Any], types.Table]]:
-    """Return settings and values of each point, in the order of the records."""
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
-        found.setdefault(tuple(record[name] for name in axes), []).append(record)
-    values = [name for name, value in records[0].items() if name not in axes and isinstance(value, (int, float))]
-    points = []
-    for point, own in found.items():
-        columns = {name: np.array([row[name] for row in own], np.float64) for name in values if name != "instance"}
-        table = types.Table(np.array([row["instance"] for row in own]), columns)
-        points.append((dict(zip(axes, point, strict=True)), table))
-    return points
 
 
 def _versions(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,17 @@ from nvcim_jax.io.peft import load_peft, save_peft
 from nvcim_jax.io.records import locked, read
 from nvcim_jax.io.state import load_state, save_state
 from nvcim_jax.io.store import folder, holds, point_name, points
-from nvcim_jax.io.tables import RECORDS, export, left_out, read_points, read_records, summary, write_records
+from nvcim_jax.io.tables import (
+    RECORDS,
+    export,
+    left_out,
+    read_points,
+    read_records,
+    records_about,
+    summarise_records,
+    summary,
+    write_records,
+)
 
 __all__ = [
     "DEVICE_SUFFIX",
@@ -30,9 +40,11 @@ __all__ = [
     "read",
     "read_points",
     "read_records",
+    "records_about",
     "save_device",
     "save_peft",
     "save_state",
+    "summarise_records",
     "summary",
     "write_records",
 ]

@@ -5,10 +5,13 @@ what came out. The metadata also hold the `command`, what the rows are `of` (swe
 the values that should be large.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nvcim_jax import checks, files
 from nvcim_jax.io import records
@@ -17,7 +20,17 @@ from nvcim_jax.montecarlo import QUANTILES, stats_of_values
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Table
 
-__all__ = ["RECORDS", "export", "left_out", "read_points", "read_records", "summary", "write_records"]
+__all__ = [
+    "RECORDS",
+    "export",
+    "left_out",
+    "read_points",
+    "read_records",
+    "records_about",
+    "summarise_records",
+    "summary",
+    "write_records",
+]
 
 RECORDS = "records.parquet"
 """Name of the file of records."""
@@ -245,7 +258,7 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
         path: The file.
 
     Returns:
-        Its rows; and `axes`, `command`, `of`, `larger_is_better` (the last two only where the file says them).
+        Its rows, and what `records_about` returns.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -258,18 +271,95 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
         >>> read_records(path)
         ([{'sigma': 0.1, 'instance': 0, 'error': 0.3}], {'axes': ['sigma'], 'command': 'this example', 'of': 'sweep'})
     """
+    about = records_about(path)
+    return _table(path).to_pylist(), about
+
+
+@checked
+def records_about(path: str | Path) -> dict[str, Any]:
+    """Return what a `records.parquet` says of itself; none of its rows is read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        `axes`, `command`, `of`, `larger_is_better`: the last where the file says it, `of` is "sweep" where it does not.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no file of records.
+
+    Example:
+        >>> import tempfile
+        >>> rows = [{"method": "ours", "instance": 0, "hit": 0.3}]
+        >>> path = write_records(tempfile.mkdtemp(), rows, axes=("method",), command="this example", of="study")
+        >>> records_about(path)
+        {'axes': ['method'], 'command': 'this example', 'of': 'study'}
+    """
     import pyarrow.parquet as pq
 
-    path = checks.file("path", path)
+    with _whole(path) as known:
+        metadata = pq.read_schema(known).metadata or {}
+    said = {name.decode(): word.decode() for name, word in metadata.items()}
+    if "axes" not in said:
+        checks.fail("path", "hold records", f"names no axes: {path}", "Give the records.parquet of a run or a sweep.")
+    larger = {"larger_is_better": said["larger_is_better"]} if "larger_is_better" in said else {}
+    about = {"axes": json.loads(said["axes"]), "command": said.get("command", ""), "of": said.get("of", "sweep")}
+    return about | larger
+
+
+@checked
+def summarise_records(path: str | Path) -> list[dict[str, Any]]:
+    """Return what `summary` does, of all points of a `records.parquet`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no file of records.
+
+    Example:
+        >>> import tempfile
+        >>> rows = [{"sigma": s, "instance": i, "error": s * i} for s in (1.0, 2.0) for i in range(3)]
+        >>> path = write_records(tempfile.mkdtemp(), rows, axes=("sigma",), command="this example")
+        >>> [(row["sigma"], row["metric"], row["mean"], row["num_instances"]) for row in summarise_records(path)]
+        [(1.0, 'error', 1.0, 3), (2.0, 'error', 2.0, 3)]
+    """
+    axes, table = records_about(path)["axes"], _table(path)
+    keys = list(zip(*(table.column(name).to_pylist() for name in axes), strict=True)) or [()] * table.num_rows
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for number, key in enumerate(keys):
+        found.setdefault(key, []).append(number)
+    columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in axes}
+    instance, named = (
+        columns["instance"],
+        {n: c for n, c in columns.items() if c.dtype.kind in "ifb" and n != "instance"},
+    )
+    points = [
+        (
+            dict(zip(axes, key, strict=True)),
+            Table(instance[at], {n: c[at].astype(np.float64) for n, c in named.items()}),
+        )
+        for key, at in found.items()
+    ]
+    return summary(points)
+
+
+def _table(path: str | Path) -> Any:
+    import pyarrow.parquet as pq
+
+    with _whole(path) as known:
+        return pq.read_table(known)
+
+
+@contextlib.contextmanager
+def _whole(path: str | Path) -> Iterator[Path]:
+    """Say in one line that a file is damaged, where pyarrow fails on it."""
+    known = checks.file("path", path)
     try:
-        table = pq.read_table(path)
+        yield known
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"Argument `path` must be a whole file of records, but {path} is damaged ({reason})."
-        ) from error
-    about = {name.decode(): word.decode() for name, word in (table.schema.metadata or {}).items()}
-    if "axes" not in about:
-        checks.fail("path", "hold records", f"names no axes: {path}", "Give the records.parquet of a run or a sweep.")
-    known = {name: about[name] for name in ("command", "of", "larger_is_better") if name in about}
-    return table.to_pylist(), {"axes": json.loads(about["axes"]), **known}
+        found = f"{known} is damaged ({reason})"
+        raise ValueError(f"Argument `path` must be a whole file of records, but {found}. Run again.") from error
