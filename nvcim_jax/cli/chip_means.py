@@ -26,7 +26,7 @@ def chip_means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     made = []
     for place, own in found.items():
         last = max(record["block"] for record in own)
-        row = dict(zip((*PLACE, "stream", "instance"), place, strict=True))
+        row: dict[str, Any] = dict(zip((*PLACE, "stream", "instance"), place, strict=True))
         for name in VALUES:
             ends = (record for record in own if record["block"] == last and record["role"] != "unseen")
             values = [record[name] for record in ends if record[name] is not None]
