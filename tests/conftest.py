@@ -1,10 +1,12 @@
 """Strict settings for every test: what JAX can be asked to refuse, it is asked to refuse."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 # Eight forced host devices, so that meshes are real in the tests; and machine code that is made quickly, not code that
@@ -33,6 +35,26 @@ jax.config.update("jax_debug_key_reuse", True)
 def key() -> jax.Array:
     """Return a fresh key; a test splits it once at its top."""
     return jax.random.key(20241112)
+
+
+MOST_MAPPED = 40_000
+"""Mapped pieces of memory of a process from which compiled programs are dropped: Linux allows 65,530, every program
+takes some, and a worker that reaches the limit dies while it compiles."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs() -> Iterator[None]:
+    """Drop all compiled programs after a file of tests, where they have become too many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MOST_MAPPED:
+        jax.clear_caches()
+        gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what takes longest first, so that no worker is left with it while the others have ended."""
+    items.sort(key=lambda item: "test_experiments" not in item.nodeid)
 
 
 _SAY = """

@@ -34,7 +34,7 @@ for name in sys.argv[2:]:
 """
 
 
-def _python(words: list[str | Path], seconds: float = 300.0) -> str:
+def _python(words: list[str | Path], seconds: float = 900.0) -> str:
     """Run Python in the root of the repository, compiled as quickly as these tests are, and return what it printed."""
     ran = subprocess.run(
         [sys.executable, *words],

@@ -99,6 +99,7 @@ def test_bad_files_are_named(text: str, message: str, tmp_path: Path) -> None:
         read_grid(tmp_path / "grid.toml")
 
 
+@pytest.mark.slow
 def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "--axis mitigation=none,write_verify,column_factors,drift_compensation --axis drift_time_s=60,1e7 "

@@ -86,6 +86,7 @@ def test_second_moments_are_those_of_what_each_matrix_sees(config) -> None:
         np.testing.assert_allclose(second, rows.T @ rows, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_sensitivity_is_the_error_of_each_block_alone(config) -> None:
     lm = _model(config)
@@ -104,6 +105,7 @@ def test_sensitivity_is_the_error_of_each_block_alone(config) -> None:
             np.testing.assert_allclose(getattr(relative, part)[i], error / jnp.square(y).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_block_has_its_bits_and_its_sparsity() -> None:
     for name in NAMES:
         leaf = SMALL.params["layers"][name]

@@ -31,15 +31,17 @@ from support.networks import (
 from nvcim_jax import crossbar, devices, montecarlo
 from nvcim_jax.crossbar import Config, Converters, OnChip
 
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "linen, convolutional" else name for name in MAKERS]
 
-@pytest.mark.parametrize("name", MAKERS)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_on_ideal_chips_a_network_equals_itself(name: str, key: jax.Array) -> None:
     net = network(name)
     found = quax.quaxify(net.apply)(on_chips(key, net, IDEAL), net.x)
     np.testing.assert_allclose(found, net.apply(net.params, net.x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_on_noisy_chips_it_computes_with_what_their_cells_hold_in_jit_too(name: str, key: jax.Array) -> None:
     net = network(name)
     chips = on_chips(key, net, GAUSSIAN)
@@ -50,7 +52,7 @@ def test_on_noisy_chips_it_computes_with_what_their_cells_hold_in_jit_too(name: 
     np.testing.assert_allclose(whole(key, net.x), wanted, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_pass_to_inputs_and_through_programming_to_weights_and_remat(name: str, key: jax.Array) -> None:
     net = network(name)
     arrays, static = eqx.partition(net.params, eqx.is_array)
@@ -79,7 +81,7 @@ def test_gradients_pass_to_inputs_and_through_programming_to_weights_and_remat(n
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_chips_is_a_loop_over_them(name: str, key: jax.Array) -> None:
     net = network(name)
     keys = jax.random.split(key, 3)

@@ -42,6 +42,7 @@ def tuned(lm, users) -> Any:
     return programs.tune_many(keys, lm, users, np.array([0.02, 0.03]), np.array([4, 2]), **how)
 
 
+@pytest.mark.slow
 def test_stopped_is_as_if_tuned_for_less(lm, users, tuned) -> None:
     key = jax.random.split(jax.random.key(1), 2)[1]
     own = jax.tree.map(lambda a: a[1], users)
@@ -52,6 +53,7 @@ def test_stopped_is_as_if_tuned_for_less(lm, users, tuned) -> None:
     assert info.losses.shape == (4,)
 
 
+@pytest.mark.slow
 def test_reads_are_the_votes_of_the_library(lm, users, tuned) -> None:
     names, ways = programs.reads(2)
     assert names == ["max", "mean", "exit 0", "exit 1"]

@@ -70,6 +70,7 @@ def test_windows_that_are_measured_together_count_alike(lm, text) -> None:
     assert task.score((), lm, tuning.frozen())["nats"] == pytest.approx(np.mean(each), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_choice_is_scored_by_the_share_of_the_right_answer(lm, text) -> None:
     rows = data.builtin_records(0, num_users=1, num_topics=2, num_train=3, num_test=3)[0]
     train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))

@@ -67,6 +67,7 @@ def test_users_of_other_streams_are_others() -> None:
     assert len({user for domains in found for user in domains}) == 12
 
 
+@pytest.mark.slow
 def test_an_answer_is_scored_until_the_text_ends_and_queries_alone_see_no_prompt(loaded) -> None:
     lm, text = loaded
     own = tasks.as_text(text, "titles", TINY.preset)

@@ -180,11 +180,6 @@ def _kill_and_resume(tmp_path: Path, kills: int, num: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed_equals_unbroken(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, kills=2, num=3000)
-
-
-@pytest.mark.slow
 def test_killed_ten_times_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, kills=10, num=20_000)
 

@@ -97,6 +97,7 @@ def test_answer_sign_is_one_token(lm: models.LM, tokenizer):
     assert len(ids) == 6
 
 
+@pytest.mark.slow
 def test_predicts_text_better_than_unigrams(lm: models.LM, tokenizer):
     rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXT]
     losses = np.concatenate([token_losses(lm, row) for row in rows])

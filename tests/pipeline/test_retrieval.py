@@ -240,6 +240,7 @@ def test_a_slip_of_the_finger_is_named(config, change):
         dataclasses.replace(config, **change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prompt", "anchored", "contrastive", "representative", "centroid"])
 def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, text, buffers, config, kind):
     codec = "identity" if kind in ("prompt", "anchored") else "autoencoder"

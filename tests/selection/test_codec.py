@@ -132,6 +132,7 @@ def test_equal_tokens_are_harmless(key: jax.Array) -> None:
     assert float(info.relative_error) < 1e-6
 
 
+@pytest.mark.slow
 def test_contracts_of_the_codec(key: jax.Array) -> None:
     codecs = [selection.codec_init(jax.random.fold_in(key, i), WIDTH, code=CODE, hidden=(7,)) for i in range(2)]
     x = jnp.asarray(_tokens(8)).reshape(2, 4, WIDTH)

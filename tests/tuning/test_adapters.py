@@ -103,6 +103,7 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(lm, batch, adapter) -> None:
     equal(jax.vmap(loss)(many), jnp.stack([loss(state) for state in states]))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_not_all_zero(lm, batch, adapter) -> None:
     state = adapter.init(jax.random.key(1), lm, batch)
     slope = jax.grad(lambda s: tuning.answer_loss(s, lm, batch, jnp.ones(3), adapter=adapter))(state)

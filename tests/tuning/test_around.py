@@ -50,6 +50,7 @@ def everything(lm: models.LM, x: models.Inputs) -> tuple[jax.Array, ...]:
     return models.forward(lm, x)[0], models.loss(lm, x, labels)[0], models.rank(lm, x, ANSWERS), tokens
 
 
+@pytest.mark.slow
 @MERGED
 def test_an_adapter_does_what_the_merged_weights_do_and_comes_out_again(lm, batch, name) -> None:
     adapter = ADAPTERS[name]
@@ -102,6 +103,7 @@ def _dense(w: models.Packed) -> jax.Array:
     return jax.vmap(lambda w: w.dense())(w)
 
 
+@pytest.mark.slow
 @MERGED
 def test_an_adapter_works_around_packed_weights(lm, batch, name) -> None:
     adapter, layers = ADAPTERS[name], lm.params["layers"]
