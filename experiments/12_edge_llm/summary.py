@@ -83,9 +83,10 @@ def _rows(task: str, model: str, records: Sequence[Record], chosen: Any, base: d
             if measure == "losses":
                 row["perplexity"] = round(float(np.exp(-np.mean([_values(r, measure) for r in mine.values()]))), 3)
             both = [user for user in mine if user in base]
-            if both:
-                texts, held = (np.stack([_values(part[u], measure) for u in both]) for part in (mine, base))
-                row["over_lora"] = compare(texts, held[:, ::every])
+            if both:  # each may hold each second text alone
+                found = ((_values(mine[u], measure), every, _values(base[u], measure), base[u]["every"]) for u in both)
+                pairs = [(own[:: max(m, n) // m], held[:: max(m, n) // n]) for own, m, held, n in found]
+                row["over_lora"] = compare(*(np.stack(part) for part in zip(*pairs, strict=True)))
             rows.append(row)
     return rows
 
@@ -106,7 +107,7 @@ def summarise(folder: Path, steps: int) -> Record:
         alone = lines(folder / f"quality.{task}.as_it_is.jsonl")
         held = [r for r in alone if (r["method"], r["stop"]) == ("lora", steps)]
         rate = chosen.get("lora", {}).get(steps, {}).get("exit 0", held[0]["rate"] if held else None)
-        base = {r["user"]: r["reads"]["exit 0"] for r in held if r["rate"] == rate}
+        base = {r["user"]: r["reads"]["exit 0"] | {"every": r.get("every", 1)} for r in held if r["rate"] == rate}
         found["rows"] += _rows(task, records[0]["model"], records, chosen, base)
     for path in sorted(folder.glob("writing.*.jsonl")):
         task, records = path.name.split(".")[1], lines(path)

@@ -114,7 +114,7 @@ def test_the_table_says_what_was_reached_at_what_speed() -> None:
     chosen = summary.best(rates)
     assert chosen["windows"][4] == {"max": 0.2, "mean": 0.2, "exit 1": 0.2}
     found = [record(user, "lora", "1100", 0.1, ["exit 0"]) for user in "ab"]
-    base = {r["user"]: r["reads"]["exit 0"] for r in found}
+    base = {r["user"]: r["reads"]["exit 0"] | {"every": 1} for r in found}
     found += [record(user, "windows", hits, 0.2, names) for user, hits in (("a", "1110"), ("b", "1111"))]
     rows = summary._rows("clinc5", "as it is", found, chosen, base)
     lora, vote, alone = rows[0], rows[1], rows[-1]
@@ -122,6 +122,12 @@ def test_the_table_says_what_was_reached_at_what_speed() -> None:
     assert (vote["hits"], vote["updates"], alone["updates"]) == (0.875, 8, 4)
     assert vote["over_lora"][0] == 0.375
     assert vote["over_lora"][1] <= 0.375 <= vote["over_lora"][2]
+    # of each second text alone, of one side and of both
+    thin = [r | {"every": 2} for r in found[2:]]
+    both = {user: {"hits": "10", "every": 2} for user in "ab"}
+    halves = [r | {"reads": {n: v | {"hits": v["hits"][::2]} for n, v in r["reads"].items()}} for r in thin]
+    assert summary._rows("clinc5", "as it is", halves, chosen, both)[0]["over_lora"][0] == 0.5
+    assert summary._rows("clinc5", "as it is", halves, chosen, base)[0]["over_lora"][0] == 0.5
     variants = {
         "lora": {"processor_seconds": [2.0, 4.0, 2.0], "seconds": [2.0] * 3, "memory_of_lora_over_it": 1.0},
         "windows, stored": {"processor_seconds": [0.5, 0.5, 1.0], "seconds": [1.0] * 3, "memory_of_lora_over_it": 1.7},
