@@ -37,7 +37,7 @@ def key() -> jax.Array:
     return jax.random.key(20241112)
 
 
-MOST_MAPPED = 40_000
+MOST_MAPPED = 55_000
 """Mapped pieces of memory of a process from which compiled programs are dropped: Linux allows 65,530, every program
 takes some, and a worker that reaches the limit dies while it compiles."""
 
