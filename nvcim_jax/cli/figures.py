@@ -39,10 +39,15 @@ def of_chips(
     """
     from nvcim_jax.plots import chips
 
-    made = {f"{metric}_ecdf": chips.ecdf(table, metric), f"{metric}_violin": chips.violin(table, metric)}
     numeric = chips.number_axes(table)
     if x is not None:
         checks.choice("--x", x, numeric)
+    if bound is not None:
+        checks.number("--bound", bound)
+    if not numeric and (bound is not None or larger is not None):
+        fix = "A yield is drawn against a number, such as sigma."
+        checks.fail("--bound and --larger-is-better", "be left out", "there is no axis with several numbers", fix)
+    made = {f"{metric}_ecdf": chips.ecdf(table, metric), f"{metric}_violin": chips.violin(table, metric)}
     if numeric:
         along = x or numeric[0]
         made[f"{metric}_against_{along}"] = chips.band(table, metric, along)

@@ -122,7 +122,12 @@ def finished(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
     whole = folder / io.RECORDS
     if whole.is_file() and not any(folder.rglob(JOURNAL)):
-        return io.read_records(whole)[0], ""
+        rows = io.read_records(whole)[0]
+        unknown = [name for name in (*PLACE, "stream", "instance", "block", "role") if name not in rows[0]]
+        if unknown:
+            fix = "Other rows are those of a sweep: io.write_records(.., of='sweep')."
+            checks.fail("folder", "hold the records of a study", f"has no {', '.join(unknown)}: {whole}", fix)
+        return rows, ""
     records = study.read(checks.file("folder", folder, folder=True))
     lacking, said = _unfinished(folder)
     kept = [record for record in records if _row(record) not in lacking]

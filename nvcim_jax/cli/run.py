@@ -356,7 +356,7 @@ def _measure(
 
 def _tables(options: Options, records: Sequence[dict[str, Any]]) -> list[Path]:
     """Write every chip's row as a sweep does, and the summary."""
-    values = ("instance", "queries", "cells", "accuracy", "hit")
+    values = ("instance", "queries", "accuracy", "hit")
     return [
         io.write_records(
             options.out,

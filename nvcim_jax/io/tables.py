@@ -334,7 +334,7 @@ def summarise_records(path: str | Path) -> list[dict[str, Any]]:
     columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in axes}
     instance, named = (
         columns["instance"],
-        {n: c for n, c in columns.items() if c.dtype.kind in "ifb" and n != "instance"},
+        {n: c for n, c in columns.items() if c.dtype.kind in "iufb" and n != "instance"},
     )
     points = [
         (

@@ -9,6 +9,8 @@ import pytest
 from support.study_records import CHIPS, records
 
 from nvcim_jax import cli, io
+from nvcim_jax.cli import figures
+from nvcim_jax.cli.chip_means import chip_means
 from nvcim_jax.cli.report import table
 
 
@@ -72,6 +74,8 @@ def test_report_and_plot_read_the_table_of_a_run_as_that_of_a_sweep(
         ("--metric error", "`--metric` must be one of accuracy, hit"),
         ("--bound .5", "`--metric` must be given with --x, --bound or --larger-is-better of a run"),
         ("--metric hit --x sigma", "`--x` must be one of"),
+        ("--metric hit --bound nan", "`--bound` must lie in"),
+        ("--metric hit --bound .5", "no axis with several numbers"),
     ):
         assert cli.main(["plot", str(tmp_path), *words.split()]) == 2
         err = capsys.readouterr().err
@@ -98,6 +102,11 @@ def test_rows_of_ones_own_are_reported_and_drawn(tmp_path: Path, capsys: pytest.
     assert {path.stem for path in tmp_path.glob("*.png")} == names
     with pytest.importorskip("PIL.Image", reason="matplotlib brings it").open(tmp_path / "recall_ecdf.png") as picture:
         assert "command: python mine.py" in picture.info["Source"]
+    # nothing is said of them that they do not say, such as a device
+    assert figures.of_sweep(path)[0]["recall_ecdf"].get_suptitle() == "50 chips each"
+    io.write_records(tmp_path, rows, axes=("sigma",), command="python mine.py", of="study")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "must hold the records of a study, but has no kind" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:-9])
     assert cli.main(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
@@ -106,9 +115,6 @@ def test_rows_of_ones_own_are_reported_and_drawn(tmp_path: Path, capsys: pytest.
 
 
 def test_the_spread_over_chips_is_of_their_means_after_the_last_buffer(tmp_path: Path) -> None:
-    from nvcim_jax.cli import figures
-    from nvcim_jax.cli.chip_means import chip_means
-
     earlier = [row | {"block": 0, "accuracy": 0.0} for row in records(2)]
     rows = chip_means([*earlier, *records(2)])
     assert [row["accuracy"] for row in rows] == pytest.approx([0.6, 0.6, 0.9, 0.5, 0.5, 0.8])
