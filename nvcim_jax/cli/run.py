@@ -20,7 +20,7 @@ from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
 from nvcim_jax.cli.rates import rate_of
-from nvcim_jax.cli.report import report
+from nvcim_jax.cli.report import is_sweep, report
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
@@ -149,6 +149,8 @@ def read(words: Sequence[str]) -> Options | int:
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
     _check(options)
+    if is_sweep(options.out):
+        checks.fail("--out", "be a folder of its own", f"{options.out} holds a sweep", "Use another folder.")
     compared, device = _compared(options), _device(options)
     if options.estimate:
         return _estimate(options)

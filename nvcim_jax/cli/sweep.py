@@ -78,6 +78,8 @@ def main(options: Options) -> int:
     made = read_grid(options.file, options.axis, words, options.instances, options.seed)
     if not made.axes and not made.fixed:
         checks.fail("--axis", "be given", "there is neither an axis nor a file", "For example --axis sigma=0.05,0.1.")
+    if (options.out / "study.json").is_file():
+        checks.fail("--out", "be a folder of its own", f"{options.out} holds a run", "Use another folder.")
     command = command_line("sweep", options, positional=("file",))
     shard = _shard(options.shard)
     if options.dry_run:

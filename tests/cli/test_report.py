@@ -83,6 +83,19 @@ def test_report_and_plot_read_the_table_of_a_run_as_that_of_a_sweep(
         assert err.count("\n") == 1
 
 
+def test_a_run_and_a_sweep_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = io.write_records(tmp_path, [{"sigma": 0.1, "instance": 0, "error": 0.2}], axes=("sigma",), command="x")
+    before = path.read_bytes()
+    assert cli.main(["run", "--out", str(tmp_path)]) == 2
+    assert "`--out` must be a folder of its own" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.unlink()
+    _study(tmp_path)
+    assert cli.main(["sweep", "--axis", "sigma=.1", "--out", str(tmp_path)]) == 2
+    assert "holds a run. Use another folder." in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_rows_of_ones_own_are_reported_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chips = np.random.default_rng(0).uniform(size=(2, 50))
     rows = [
