@@ -86,7 +86,8 @@ def _rows(task: str, model: str, records: Sequence[Record], chosen: Any, base: d
             if both:  # each may hold each second text alone
                 found = ((_values(mine[u], measure), every, _values(base[u], measure), base[u]["every"]) for u in both)
                 pairs = [(own[:: max(m, n) // m], held[:: max(m, n) // n]) for own, m, held, n in found]
-                row["over_lora"] = compare(*(np.stack(part) for part in zip(*pairs, strict=True)))
+                own_values, base_values = (np.stack(part) for part in zip(*pairs, strict=True))
+                row["over_lora"] = compare(own_values, base_values)
             rows.append(row)
     return rows
 
