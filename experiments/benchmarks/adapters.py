@@ -17,6 +17,8 @@ Steps: batch 5 of 48 tokens, the loss on the last 4, Adam; a prompt of 16 tokens
 v, (IA)3 on k, v and down. Decoding: 64 tokens after 32. Ranking: 20 answers of 3 tokens for 80 queries of 32.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import dataclasses
 import json
