@@ -136,6 +136,7 @@ CONFIGS = {
         rates=((3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3, 1e-2), (1e-2,)),
         upper=(36,),
         rows=(4, 2, 1),
+        size=(10, 14, 1),
         most=8,
         every=2,
     ),
