@@ -147,7 +147,10 @@ def instance(argument: str, value: Any, kind: type, fix: str = "") -> None:
 
 
 def key(argument: str, value: Any) -> jax.Array:
-    """Return one JAX random key of any implementation, typed: an old uint32 array is wrapped, with the same numbers.
+    """Return one JAX random key, typed: an old uint32 array is wrapped, with the same numbers.
+
+    A key of `rbg` or `unsafe_rbg` becomes a threefry key: what those draw under `jax.vmap` depends on what else is
+    mapped, so that a chip would not be the same chip in another batch.
 
     Raises:
         ValueError: If it is not, such as a seed.
@@ -168,9 +171,24 @@ def key(argument: str, value: Any) -> jax.Array:
         fail(argument, "be one JAX random key", f"is an array of {dtype}", "Use jax.random.key(0).")
     if np.ndim(value) != (0 if typed else 1):
         fail(argument, "be one JAX random key", f"has shape {np.shape(value)}", "Use jax.vmap for many.")
-    if typed:
+    if not typed:
+        value = jax.random.wrap_key_data(jnp.asarray(value), impl="rbg" if value.shape == (4,) else "threefry2x32")
+    if not draws_by_batch(value.dtype):
         return value
-    return jax.random.wrap_key_data(jnp.asarray(value), impl="rbg" if value.shape == (4,) else "threefry2x32")
+    data = jax.random.key_data(value)
+    steady = jax.random.wrap_key_data(data[:2], impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(steady, data[2]), data[3])
+
+
+@functools.cache
+def draws_by_batch(dtype: Any) -> bool:
+    """Return whether a dtype is that of keys whose numbers under `jax.vmap` depend on what else is mapped.
+
+    Example:
+        >>> draws_by_batch(jax.random.key(0, impl="rbg").dtype), draws_by_batch(jax.random.key(0).dtype)
+        (True, False)
+    """
+    return str(dtype) in ("key<rbg>", "key<urbg>")
 
 
 def rank(argument: str, value: Any, ranks: int | tuple[int, ...], axes: str, fix: str = "") -> None:

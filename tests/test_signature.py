@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
 MATRIX, KEY = np.zeros((2, 3), np.float32), jax.random.key(0)
 ADMITTED: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
-    "key": (Key, (KEY, jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")), (0, None, jnp.zeros(2), KEY[None])),
+    "key": (Key, (KEY, jax.random.PRNGKey(0)), (0, None, jnp.zeros(2), KEY[None])),
     "matrix": (Float[Array, "rows cols"], (MATRIX, jnp.zeros((1, 1))), (1.0, "a", [[1.0]], np.zeros(3), MATRIX > 0)),
     "any axes": (Float[Array, "..."], (MATRIX, jnp.float32(1)), (1.0, "a", {}, 1j * MATRIX)),
     "number": (Float[ArrayLike, ""], (1.0, 2, np.float32(1), jnp.float32(1)), ("a", None, MATRIX, 1j)),
@@ -55,6 +55,19 @@ def test_what_an_annotation_admits_passes_and_anything_else_is_named(name: str) 
     for value in bad:
         with pytest.raises(ValueError, match=r"^Argument `x` must [^\n]*, but [^\n]*$"):
             call(value)
+
+
+def test_keys_whose_numbers_depend_on_the_batch_come_as_threefry_keys() -> None:
+    def fn(x: Any, more: Any = None, *rest: Any) -> Any:
+        return x, more, rest
+
+    fn.__annotations__.update(x=Key, more=Key | None)
+    call = checked(fn)
+    for impl in ("rbg", "unsafe_rbg"):
+        key = jax.random.key(3, impl=impl)
+        found = (*call(key)[:1], *call(KEY, key)[1:2], call(x=key)[0], call(KEY, more=key)[1])
+        assert all(str(jax.random.key_impl(one)) == "threefry2x32" for one in found)
+        assert call(KEY, None, 1, 2) == (KEY, None, (1, 2))
 
 
 def test_jit_vmap_grad_and_shapes_see_through() -> None:

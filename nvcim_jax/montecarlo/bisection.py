@@ -35,6 +35,7 @@ class Good:
     level: float = 0.95
 
     def __post_init__(self) -> None:
+        checks.number("bound", self.bound)
         checks.number("share", self.share, low=1e-9, high=1 - 1e-9)
         checks.number("level", self.level, low=0.5, high=0.9999)
 

@@ -223,11 +223,15 @@ def work(fn: Callable[..., PyTree], key: jax.Array, args: tuple[Any, ...]) -> Wo
 
 
 class _Bound(NamedTuple):
-    """A partial function that equals another one of the same function and settings."""
+    """A partial function that equals another one of the same function and settings.
+
+    `said` is how Python writes what is bound: 1, 1.0 and True are equal, and so are 0.0 and -0.0, and differ in it.
+    """
 
     fn: Callable[..., PyTree]
     args: tuple[Any, ...]
     options: tuple[tuple[str, Any], ...]
+    said: str
 
     def __call__(self, *args: Any) -> PyTree:
         return self.fn(*self.args, *args, **dict(self.options))
@@ -241,7 +245,8 @@ def _identified(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     identity of its own.
     """
     if isinstance(fn, functools.partial):
-        bound = _Bound(fn.func, fn.args, tuple(sorted(fn.keywords.items())))
+        options = tuple(sorted(fn.keywords.items()))
+        bound = _Bound(fn.func, fn.args, options, repr((fn.args, options)))
         fn = bound if _hashable(bound) else fn
     return fn if _hashable(fn) else functools.partial(fn)
 

@@ -158,7 +158,7 @@ def stats_of_values(values: PyTree, levels: tuple[float, ...]) -> Stats:
     """Return the statistics of all values at once; the same whatever the chunks they came in.
 
     Args:
-        values: Tree of arrays with a leading instance axis.
+        values: Tree of arrays with a leading instance axis; truth values count as 0 and 1.
         levels: Levels of the quantiles, each in [0, 1].
 
     Example:
@@ -169,7 +169,8 @@ def stats_of_values(values: PyTree, levels: tuple[float, ...]) -> Stats:
     if not jax.tree.leaves(values):
         checks.fail("values", "hold an array", f"is {checks.shown(values)}")
     for leaf in jax.tree.leaves(values):
-        checks.real("values", leaf)
+        if np.result_type(leaf) != np.bool:
+            checks.real("values", leaf)
         if not np.ndim(leaf):
             checks.fail("values", "have a leading instance axis", f"hold {leaf!r}")
     good = finite_instances(values)

@@ -9,7 +9,8 @@ repetitions.
 
 A mean of skewed values is stopped too early where few values of the tail have come so far. Its interval allows for the
 skewness (`skewed_mean_interval`), is not believed before 200 instances, and a warning says so where a sample is more
-skewed than its size bears (fewer than 15 times the skewness squared).
+skewed than its size bears (fewer than 15 times the skewness squared). Values that are all equal say nothing of a rare
+one: 2,000 of them are drawn, and a warning says what may still be there.
 
 A rule that stops because a difference is *significant* would need other intervals; none here does.
 """
@@ -29,6 +30,7 @@ from nvcim_jax.montecarlo.placement import CHOSEN, Placement
 from nvcim_jax.montecarlo.runner import QUANTILES, check_run
 from nvcim_jax.montecarlo.statistics import Stats, stats_of_values
 from nvcim_jax.montecarlo.stored import instances
+from nvcim_jax.montecarlo.variance import as_floats
 from nvcim_jax.progress import Advance, progress_bar
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree, Store
@@ -40,6 +42,7 @@ _TAIL = 50
 _SURPLUS = 1.1
 _LEAST_GROWTH, _MOST_GROWTH = 1.1, 4.0
 _SKEWED, _LEAST_SKEWED = 0.5, 200  # skewness from which on so many instances are needed to see the tail
+_LEAST_EQUAL = 2000
 _ENOUGH = 15  # times the skewness squared: instances from which on the interval of a mean holds its level
 
 
@@ -57,7 +60,7 @@ class Precision:
         bound: Worst value of a good instance, for kind "yield": the largest, or the smallest if `larger_is_better`.
         larger_is_better: Whether the value is one, like an accuracy, that should be large; for kind "yield".
         min_instances: Instances before the first look; raised to 50 / min(q, 1 - q) for a quantile, and to 200 for the
-            mean of values that are skewed by more than 0.5.
+            mean of values that are skewed by more than 0.5, to 2,000 where they are all equal.
     """
 
     half_width: float
@@ -82,6 +85,8 @@ class Precision:
                 checks.fail(name, must, f"is {value} for kind {self.kind!r}")
         if self.quantile is not None:
             checks.number("quantile", self.quantile, low=1e-6, high=1 - 1e-6)
+        if self.bound is not None:
+            checks.number("bound", self.bound)
 
 
 class Reached(NamedTuple):
@@ -132,6 +137,8 @@ def next_look(found: Interval | None, num: int, precision: Precision, skew: floa
         return precision.min_instances if q is None else max(precision.min_instances, math.ceil(_TAIL / min(q, 1 - q)))
     target = precision.half_width * (abs(found.estimate) if precision.relative else 1.0)
     if found.half_width <= target:
+        if precision.kind == "mean" and found.half_width == 0 and num < _LEAST_EQUAL:
+            return min(num * int(_MOST_GROWTH), _LEAST_EQUAL)
         early = precision.kind == "mean" and num < _LEAST_SKEWED and abs(skew) > _SKEWED
         return _LEAST_SKEWED if early else num
     growth = _SURPLUS * (found.half_width / target) ** 2 if target > 0 else math.inf
@@ -158,7 +165,7 @@ def paired(first: Callable[..., PyTree], second: Callable[..., PyTree]) -> Calla
     """
 
     def both(key: jax.Array, *args: Any) -> dict[str, PyTree]:
-        a, b = first(jax.random.clone(key), *args), second(jax.random.clone(key), *args)
+        a, b = as_floats(first(jax.random.clone(key), *args)), as_floats(second(jax.random.clone(key), *args))
         return {"first": a, "second": b, "difference": jax.tree.map(lambda x, y: y - x, a, b)}
 
     return both
@@ -232,6 +239,14 @@ def run_until(
 
 def _warn_of_skew(precision: Precision, found: Interval, skew: float) -> None:
     """Say so where a mean rests on too few values of a long tail for its interval to hold its level."""
+    if precision.kind == "mean" and found.half_width == 0:
+        warnings.warn(
+            f"No value has differed from another in {found.num_instances} instances: the interval of their mean knows "
+            f"nothing of what happens to fewer than one in {found.num_instances // 3}. If that matters, ask for a "
+            'yield: kind="yield" with a bound.',
+            RuntimeWarning,
+            stacklevel=3,
+        )
     enough = math.ceil(_ENOUGH * skew**2)
     if precision.kind == "mean" and found.num_instances < enough:
         warnings.warn(

@@ -37,6 +37,20 @@ class Reduced(NamedTuple):
     coefficient: float | None
 
 
+def as_floats(value: PyTree) -> PyTree:
+    """Return truth values and integers as float32, of which halves and differences are what they say.
+
+    Example:
+        >>> as_floats(jnp.uint8(2)) - as_floats(jnp.uint8(3))
+        Array(-1., dtype=float32)
+    """
+
+    def one(leaf: Any) -> Any:
+        return leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.asarray(leaf, jnp.float32)
+
+    return jax.tree.map(one, value)
+
+
 @checked
 def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     """Return the metric of a chip and its mirror image: "mean" of both, and each as "first" and "second".
@@ -63,7 +77,7 @@ def antithetic(fn: Callable[..., PyTree]) -> Callable[..., dict[str, PyTree]]:
     """
 
     def pair(key: jax.Array, *args: Any) -> dict[str, PyTree]:
-        first, second = fn(jax.random.clone(key), *args), fn(mirror(key), *args)
+        first, second = as_floats(fn(jax.random.clone(key), *args)), as_floats(fn(mirror(key), *args))
         return {"mean": jax.tree.map(lambda a, b: (a + b) / 2, first, second), "first": first, "second": second}
 
     return pair

@@ -353,13 +353,14 @@ def yield_curve(
     up = larger_is_better(records, metric) if larger is None else larger
     sign = -1.0 if up else 1.0
     limit = sign * _reached(sign * values, records) if bound is None else bound
+    most = sign * limit + 4 * np.finfo(np.float32).eps * abs(limit)  # as in `montecarlo.yield_interval`
     layout = _layout(records, without=x)
     figure, axes = _panelled(layout)
     for one, (_, panel) in zip(axes, layout.panels, strict=True):
         for i, (label, curve) in enumerate(layout.curves):
             own = panel & curve
             at = np.unique(records.columns[x][own])
-            share = [np.mean(sign * values[own & (records.columns[x] == v)] <= sign * limit) for v in at]
+            share = [np.mean(sign * values[own & (records.columns[x] == v)] <= most) for v in at]
             one.plot(at, share, label=label, **_curve(i))
         one.set_ylim(-0.02, 1.02)
         _scale(one, records.columns[x].astype(np.float64))

@@ -2,11 +2,13 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from nvcim_jax.montecarlo import mean_interval, quantile_interval, yield_interval
+from nvcim_jax.montecarlo import Good, mean_interval, quantile_interval, yield_interval
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
@@ -40,3 +42,20 @@ def test_small_samples_give_infinite_ends() -> None:
     assert math.isinf(mean_interval(np.array([1.0])).half_width)
     assert math.isnan(mean_interval(np.array([np.nan])).estimate)
     assert yield_interval(np.array([]), 1.0).half_width == 0.5
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_values_at_the_bound_are_good_whatever_float32_makes_of_both(larger: bool) -> None:
+    right = jnp.arange(100)
+    shares = np.asarray(jax.jit(jax.vmap(lambda k: jnp.mean((right < k).astype(jnp.float32))))(right))
+    assert (shares != np.arange(100) / 100).any()
+    for k in range(1, 100):
+        assert yield_interval(shares[k : k + 1], k / 100, larger_is_better=larger).estimate == 1.0
+        worse = shares[k : k + 1] + (-1e-4 if larger else 1e-4)
+        assert yield_interval(worse, k / 100, larger_is_better=larger).estimate == 0.0
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    for call in (lambda: yield_interval(np.zeros(3), math.nan), lambda: Good(bound=math.nan)):
+        with pytest.raises(ValueError, match="Argument `bound` must lie in"):
+            call()

@@ -1,5 +1,6 @@
 """What a metric computes is told apart from another by its values, and from itself never."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -106,8 +107,6 @@ def test_what_is_no_number_is_named(metric, message: str) -> None:
 
 
 def test_partials_of_equal_settings_are_one_program() -> None:
-    import functools
-
     traces = []
 
     def metric(key: jax.Array, *, scale: float) -> jax.Array:
@@ -145,3 +144,13 @@ def _with_gradient(key: jax.Array) -> jax.Array:
 def test_what_jax_offers_is_the_same_at_every_trace(metric) -> None:
     with jax.debug_key_reuse(False):
         assert np.isfinite(montecarlo.run(metric, KEY, 3).values).all()
+
+
+def test_partials_of_equal_numbers_of_other_kinds_are_programs_of_their_own() -> None:
+    def metric(c: object, key: jax.Array) -> jax.Array:
+        del key
+        return jnp.float32(jnp.asarray(c).dtype == jnp.int32) + jnp.float32(jnp.signbit(jnp.float32(c)))
+
+    values = (1, 1.0, True, 0.0, -0.0)
+    found = [float(montecarlo.run(functools.partial(metric, v), KEY, 3, progress=False).mean) for v in values]
+    assert found == [1.0, 0.0, 0.0, 0.0, 1.0]

@@ -36,3 +36,9 @@ def test_what_is_not_finite_is_said() -> None:
     assert stats.num_nonfinite > 0
     assert f"{stats.num_nonfinite} of them not finite" in repr(stats)
     assert np.isfinite(stats.table()[0]["mean"])
+
+
+def test_truth_values_count_as_zero_and_one() -> None:
+    found = montecarlo.run(lambda key: jax.random.uniform(key) < 0.25, jax.random.key(0), 4000, progress=False)
+    assert abs(found.mean - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+    assert found.values.dtype == bool

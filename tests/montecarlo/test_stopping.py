@@ -163,3 +163,25 @@ def test_bad_names_are_named() -> None:
         montecarlo.run_until(shifted, jax.random.key(1), Precision(half_width=1, of="other"), args=(3.0,))
     with pytest.raises(TypeError, match="Did you mean 'half_width'"):
         Precision(halfwidth=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.filterwarnings("ignore:The values are so skewed")
+def test_values_that_are_all_equal_are_not_believed_at_the_first_look() -> None:
+    def failed(key: jax.Array) -> jax.Array:
+        return (jax.random.uniform(key) < 0.005).astype(jnp.float32)
+
+    held = 0
+    for seed in range(20):
+        found = montecarlo.run_until(failed, jax.random.key(seed), Precision(half_width=0.002), progress=False)
+        held += found.interval.low <= 0.005 <= found.interval.high
+    assert held >= 15  # 19 of 20 are promised; 15 fewer than once in 2,000
+    with pytest.warns(RuntimeWarning, match="No value has differed from another in 2000 instances"):
+        same = montecarlo.run_until(lambda key: jnp.float32(3.0), jax.random.key(0), Precision(half_width=0.1))
+    assert same.interval == (3.0, 3.0, 3.0, 0.95, 2000)
+    assert same.reached
+
+
+def test_truth_values_and_small_integers_differ_as_numbers_do() -> None:
+    for first, second, difference in ((jnp.uint8(3), jnp.uint8(2), -1.0), (True, False, -1.0), (False, True, 1.0)):
+        metric = montecarlo.paired(lambda key, a=first: a, lambda key, b=second: b)
+        assert montecarlo.run(metric, jax.random.key(0), 5, progress=False).mean["difference"] == difference

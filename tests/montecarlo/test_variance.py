@@ -42,12 +42,12 @@ def test_antithetic_of_an_even_metric_gains_nothing_and_says_so() -> None:
     assert abs(found.mean - 1) < 5 * found.standard_error
 
 
-def test_antithetic_works_on_trees_and_other_keys_are_refused() -> None:
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_antithetic_works_on_trees_and_keys_of_any_kind(impl: str) -> None:
     metric = montecarlo.antithetic(lambda key: {"loss": jax.random.normal(key)})
-    found = montecarlo.antithetic_mean(montecarlo.run(metric, jax.random.key(0), 100).values, lambda tree: tree["loss"])
+    stats = montecarlo.run(metric, jax.random.key(0, impl=impl), 100)
+    found = montecarlo.antithetic_mean(stats.values, lambda tree: tree["loss"])
     assert abs(found.mean) < 1e-5
-    with pytest.raises(ValueError, match="`key` must be a threefry key"):
-        ops.mirror(jax.random.key(0, impl="rbg"))
 
 
 ROWS, COLS = 32, 8
@@ -121,3 +121,10 @@ def test_control_variate_refuses_what_it_cannot_use() -> None:
         montecarlo.control_variate(np.zeros(20), np.zeros(3), 0.0)
     with pytest.raises(ValueError, match="`values` must hold at least 10 finite instances"):
         montecarlo.control_variate(np.full(20, np.nan), np.zeros(20), 0.0)
+
+
+def test_pairs_of_truth_values_and_small_integers_are_averaged_as_numbers() -> None:
+    for value, keep in ((True, True), (True, False), (jnp.uint8(200), True)):
+        metric = montecarlo.antithetic(lambda key, value=value: jnp.asarray(value))
+        found = montecarlo.run(metric, jax.random.key(0), 5, keep_values=keep, progress=False)
+        assert found.mean["mean"] == float(value)
