@@ -83,7 +83,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
         for name, value in (*zip(order, args, strict=False), *kwargs.items()):
             if name in known:
                 _check(name, value, known[name])
-            if name in keys and value is not None and checks.draws_by_batch(value.dtype):
+            if name in keys and checks.draws_by_batch(getattr(value, "dtype", None)):
                 return call(*(_steady(one) for one in args), **{name: _steady(one) for name, one in kwargs.items()})  # type: ignore[arg-type]
         return fn(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """Adapters around a language model that lies in noisy memory: how much of what noise and time take comes back.
 
 Command:  python -m experiments.10_around_the_noise.run [--tiny] [--out FOLDER] [--adapters NAME ..]
-              [--parts noise drift choose]
+              [--parts noise drift choose] [--ways digital ..]
           python -m experiments.10_around_the_noise.plot FOLDER   (both in the root of the repository)
 Time:     hours on two quiet cores: an update with new chips takes about six seconds (--tiny: a minute).
 Expect:   `results/` (`noise` with LoRA alone, on an H200 and, from 0.02 on for new chips, on two cores; prefix, prompt,
@@ -66,6 +66,7 @@ class Config:
         adapters: Names out of `experiments.fine_tuning.methods.METHODS`.
         sigmas: Noise of FeFET3, relative to full scale.
         drifting: Adapters of the part `drift`.
+        ways: Ways out of `WAYS` in which adapters of `noise` and `choose` are tuned.
         share: Share of PCM's measured noise.
         times_s: Times since programming, seconds.
         num_steps: Updates.
@@ -81,6 +82,7 @@ class Config:
     language_model: str = "smollm2"
     adapters: tuple[str, ...] = ("LoRA", "prefix", "prompt")
     drifting: tuple[str, ...] = ("LoRA", "(IA)3")
+    ways: tuple[str, ...] = WAYS
     sigmas: tuple[float, ...] = (0.01, 0.02, 0.04)
     share: float = 0.25
     times_s: tuple[float, ...] = (20.0, 86400.0, 2592000.0)
@@ -237,7 +239,7 @@ def _compared(bench: Bench, cells: Cells, about: Record, done: set[Any]) -> Iter
         digital = bench.task.score((), bench.lm, tuning.frozen())
         yield about | {"adapter": "none", "way": "none", "digital": digital, "chips": _scores(bench, cells, (), None)}
     for name in bench.config.adapters:
-        missing = [way for way in WAYS if _name(about | {"adapter": name, "way": way}) not in done]
+        missing = [way for way in bench.config.ways if _name(about | {"adapter": name, "way": way}) not in done]
         if not missing:
             continue
         exact = tune(bench.key(1), bench.lm, bench.task.examples, name, bench)
@@ -309,11 +311,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/10_around_the_noise/NAME by default")
     parser.add_argument("--adapters", nargs="+", metavar="NAME", choices=[*METHODS], help="of noise and choose")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="of noise and choose; all by default")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], help="all by default; with --tiny, noise and drift")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
     if options.adapters:
         config = dataclasses.replace(config, adapters=tuple(options.adapters))
+    if options.ways:
+        config = dataclasses.replace(config, ways=tuple(options.ways))
     out = options.out or Path("runs/10_around_the_noise") / config.name
     out.mkdir(parents=True, exist_ok=True)
     lm, text = models.load(MODELS.get(config.language_model, config.language_model), dtype=jnp.float32)

@@ -164,7 +164,7 @@ def measure(lm: models.LM, text: models.Text, config: Config, done: list[Record]
     there = {_name(record) for record in done}
     for seed in config.seeds:
         for task in make_tasks(config, lm, text, seed):
-            for name in (FROZEN, *config.methods):
+            for name in dict.fromkeys((FROZEN, *config.methods)):
                 for factor in (1.0,) if name == FROZEN else config.rates:
                     about: Record = {"method": name, "task": task.name, "seed": seed, "rate_factor": factor}
                     if _name(about) in there:
@@ -223,7 +223,7 @@ def costs(lm: models.LM, text: models.Text, config: Config, done: list[Record]) 
     task = next(make_tasks(config, lm, text, config.seeds[0]))
     there = {record["method"] for record in done}
     for name in config.methods:
-        if name not in there:
+        if name not in there and name != FROZEN:
             yield {"method": name, "task": task.name, "batch": config.batch, **cost(lm, task, METHODS[name], config)}
 
 
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--config", choices=sorted(CONFIGS), default="full", help="which configuration")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/11_memory_and_accuracy/NAME by default")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", choices=[*METHODS], help="methods; all by default")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", choices=[FROZEN, *METHODS], help="all by default")
     parser.add_argument("--tasks", nargs="+", choices=CONFIGS["full"].tasks, help="tasks; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds; those of the configuration by default")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="all by default")
@@ -258,7 +258,9 @@ def main(arguments: list[str] | None = None) -> None:
     if "costs" in options.parts and config.name != "rates":
         _keep(out / "costs.jsonl", lambda done: costs(lm, text, config, done))
     rests = origin("experiments.11_memory_and_accuracy.run", arguments, config)
-    rests["methods"] = {name: METHODS[name]._replace(adapter=None)._asdict() for name in config.methods}  # type: ignore[arg-type]
+    rests["methods"] = {
+        name: METHODS[name]._replace(adapter=None)._asdict() for name in config.methods if name != FROZEN
+    }  # type: ignore[arg-type]
     files.write_json(out / "run.json", rests)
     print(f"Written: {out}")
 

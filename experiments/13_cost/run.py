@@ -16,7 +16,7 @@ Expect:   the records and figures in `results/`, each part with its command besi
           - `space`: 200 stored codes, 72.5 % right in exact memory. 1-bit cells lose nothing (72.2 +- .3 % with
             weights of 4 bits, inputs at once, 4-bit converters, .96 nJ); 2-bit cells lose 2 to 3 points. The
             pipeline's own layout (16 bits, 2-bit cells, 8-bit converters) takes 3.2 nJ for 70.5 %.
-          - `model`, perplexity on 1,024 tokens (as it is 37.1) with cells of sigma .01, two chips: 8 bits 39.4
+          - `model`, perplexity on 1,024 tokens (as it is 37.1) with cells of sigma .01, two chips: 8 bits 39.5
             (without noise 37.0), 6 bits 45.4 (39.6), 5 bits 45.1 (44.5), LUC 5.1 bits 45.0 (42.2), 4 bits 67 (60),
             LUC 4.1 bits 61 (57). From 8 to 5 bits the blocks take half the cells and energy, the model 579 instead
             of 967 mm2, 86 % of it converters, and a token 7 % less energy: most of it is the host's attention.
