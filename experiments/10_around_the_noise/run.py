@@ -33,6 +33,7 @@ file, and needs nothing.
 import argparse
 import dataclasses
 import importlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ __all__ = ["CONFIGS", "WAYS", "Config", "main", "tune"]
 
 memory: Any = importlib.import_module("experiments.8_model_on_chips.run")
 Record = dict[str, Any]
+Done = dict[tuple[Any, ...], Record]
 WAYS = ("digital", "one chip", "fresh chips")
 
 
@@ -205,10 +207,13 @@ class Bench(NamedTuple):
     task: tasks.Task
     config: Config
 
+    def chip(self, number: int, cells: Cells) -> models.LM:
+        """Return the model on one of the chips that are measured on."""
+        return _programmed(self.key(100 + number), self.lm, cells)
+
     def chips(self, cells: Cells) -> Iterator[models.LM]:
         """Yield the model on each chip that is measured on, one in memory at a time."""
-        for i in range(self.config.num_chips):
-            yield jax.jit(_programmed, static_argnums=())(self.key(100 + i), self.lm, cells)
+        return (self.chip(i, cells) for i in range(self.config.num_chips))
 
     def key(self, number: int) -> jax.Array:
         """Return a key."""
@@ -233,7 +238,7 @@ def _of_way(bench: Bench, cells: Cells, name: str, way: str, exact: Any) -> list
     return [bench.task.score(state, lm, adapter) for lm, state in tuned]
 
 
-def _compared(bench: Bench, cells: Cells, about: Record, done: set[Any]) -> Iterator[Record]:
+def _compared(bench: Bench, cells: Cells, about: Record, done: Done) -> Iterator[Record]:
     """Yield the records of one place: no adapter, and each adapter tuned in each way."""
     if _name(about | {"adapter": "none", "way": "none"}) not in done:
         digital = bench.task.score((), bench.lm, tuning.frozen())
@@ -255,36 +260,39 @@ def _name(record: Record) -> tuple[Any, ...]:
     return tuple(record.get(part) for part in ("part", "task", "sigma", "t_s", "adapter", "way"))
 
 
-def noise(bench: Bench, done: set[Any]) -> Iterator[Record]:
+def noise(bench: Bench, done: Done) -> Iterator[Record]:
     """Yield perplexities against the noise of FeFET3."""
     for sigma in bench.config.sigmas:
         cells = Cells(devices.get("FeFET3", sigma=sigma).replace(name="cells", citation=""))
         yield from _compared(bench, cells, {"part": "noise", "task": bench.task.name, "sigma": sigma}, done)
 
 
-def drift(bench: Bench, done: set[Any]) -> Iterator[Record]:
-    """Yield perplexities against time: of an adapter tuned when the chip was new, and tuned again later."""
+def drift(bench: Bench, done: Done) -> Iterator[Record]:
+    """Yield perplexities against time: of an adapter tuned when the chip was new, and tuned again later.
+
+    Records grow chip by chip, each at all times: a run that is stopped has measured some chips whole.
+    """
     config, device = bench.config, devices.get("PCM", sigma=bench.config.share)
-    for name in config.drifting:
+    for name, i in itertools.product(config.drifting, range(config.num_chips)):
         abouts: list[Record] = [
             {"part": "drift", "task": bench.task.name, "sigma": config.share, "t_s": t_s, "adapter": name}
             for t_s in config.times_s
         ]
-        if all(_name(about | {"way": "again"}) in done for about in abouts):
+        kept = [done.get(_name(about | {"way": "again"}), {"chips": []}) for about in abouts]
+        if min(len(record["chips"]) for record in kept) > i:
             continue
-        adapter, when_new = METHODS[name].adapter(), [None] * config.num_chips
+        adapter, when_new = METHODS[name].adapter(), None
         for about in abouts:
-            rows: dict[str, list[dict[str, float]]] = {"none": [], "new": [], "again": []}
-            for i, lm in enumerate(bench.chips(Cells(device, about["t_s"], "compensated"))):
-                again = tune(bench.key(1), lm, bench.task.examples, name, bench)
-                when_new[i] = again if when_new[i] is None else when_new[i]
-                rows["none"].append(bench.task.score((), lm, tuning.frozen()))
-                rows["new"].append(bench.task.score(when_new[i], lm, adapter))
-                rows["again"].append(bench.task.score(again, lm, adapter))
-            yield from (about | {"way": way, "chips": found} for way, found in rows.items())
+            lm = bench.chip(i, Cells(device, about["t_s"], "compensated"))
+            again = tune(bench.key(1), lm, bench.task.examples, name, bench)
+            when_new = again if when_new is None else when_new
+            ways = {"none": ((), tuning.frozen()), "new": (when_new, adapter), "again": (again, adapter)}
+            for way, (state, own) in ways.items():
+                before = done.get(_name(about | {"way": way}), {"chips": []})["chips"][:i]
+                yield about | {"way": way, "chips": [*before, bench.task.score(state, lm, own)]}
 
 
-def choose(bench: Bench, done: set[Any]) -> Iterator[Record]:
+def choose(bench: Bench, done: Done) -> Iterator[Record]:
     """Yield accuracies of choosing among the labels of clinc5."""
     tiny = bench.config.name == "tiny"
     (stream,) = streams(Settings(data="builtin" if tiny else "clinc5", buffer_size=25), [bench.config.seed])
@@ -310,13 +318,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Tune adapters around a language model in noisy memory.")
     parser.add_argument("--tiny", action="store_true", help="a few small numbers, to see that all of it works")
     parser.add_argument("--out", type=Path, help="folder of the records; runs/10_around_the_noise/NAME by default")
-    parser.add_argument("--adapters", nargs="+", metavar="NAME", choices=[*METHODS], help="of noise and choose")
+    parser.add_argument("--adapters", nargs="+", metavar="NAME", choices=[*METHODS], help="all by default")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="of noise and choose; all by default")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], help="all by default; with --tiny, noise and drift")
     options = parser.parse_args(arguments)
     config = CONFIGS["tiny" if options.tiny else "full"]
     if options.adapters:
-        config = dataclasses.replace(config, adapters=tuple(options.adapters))
+        config = dataclasses.replace(config, adapters=tuple(options.adapters), drifting=tuple(options.adapters))
     if options.ways:
         config = dataclasses.replace(config, ways=tuple(options.ways))
     out = options.out or Path("runs/10_around_the_noise") / config.name
@@ -332,15 +340,12 @@ def main(arguments: list[str] | None = None) -> None:
         ids=_own_words(text, config.tokens) if config.name == "tiny" else None,
     )
     bench, path = Bench(lm, text, task, config), out / "records.jsonl"
-    records = lines(path)
-    done = {_name(record) for record in records}
+    done = {_name(record): record for record in lines(path)}
     for part in options.parts or config.parts:
         for record in PARTS[part](bench, done):
-            if _name(record) in done:
-                continue
-            records.append(record)
+            done[_name(record)] = record
             print(record, flush=True)
-            write(path, records)
+            write(path, list(done.values()))
     found = origin("experiments.10_around_the_noise.run", arguments, config)
     files.write_json(out / "run.json", found | {"layout": dataclasses.asdict(memory.LAYOUT)})
     print(f"Written: {out}")
