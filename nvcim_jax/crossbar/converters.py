@@ -222,6 +222,8 @@ def adc(
 ) -> tuple[Float[Array, "batch lines"], Float[Array, ""]]:
     """Convert the outputs of one array, each column tile with its own range; codes come back in the unit of outputs.
 
+    Without bounds, outputs that are all zero stay zero, whether or not zero is a code: there is nothing to convert.
+
     Args:
         v: Outputs of the bit lines, in units of a full-scale input times g_max.
         bounds: Lowest and highest output of each column tile; None for the absmax of each read.
@@ -237,17 +239,29 @@ def adc(
     if config.adc_bits is None:
         return v, saturated
     if bounds is None:
-        high = lax.stop_gradient(largest_of_tiles(jnp.abs(v), config, num_cols))
-        high = spread_over_lines(jnp.where(high > 0, high, 1.0), config, num_cols)
-        low = -high
-    else:
-        low, high = (spread_over_lines(bounds[None, :, end], config, num_cols) for end in (0, 1))
-        saturated = _share((v > high) | (v < low), v.dtype)
+        largest = lax.stop_gradient(largest_of_tiles(jnp.abs(v), config, num_cols))
+        largest = spread_over_lines(largest, config, num_cols)
+        high = jnp.where(largest > 0, largest, 1.0)
+        return jnp.where(largest > 0, _coded(v, -high, high, config, relaxed, array), v), saturated
+    low, high = (spread_over_lines(bounds[None, :, end], config, num_cols) for end in (0, 1))
+    saturated = _share((v > high) | (v < low), v.dtype)
+    return _coded(v, low, high, config, relaxed, array), saturated
+
+
+def _coded(
+    v: Float[Array, "batch lines"],
+    low: jax.Array,
+    high: jax.Array,
+    config: Config,
+    relaxed: Dither | None,
+    array: jax.Array | int,
+) -> Float[Array, "batch lines"]:
+    """Return the codes of outputs in [low, high], in their unit."""
     if relaxed is not None and relaxed.bits.adc is not None:
-        return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config), saturated
+        return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config)
     if callable(config.adc_code):
-        return _own_outputs(v, low, high, config), saturated
-    return _CODES[config.adc_code](v, low, high, config.adc_bits), saturated
+        return _own_outputs(v, low, high, config)
+    return _CODES[config.adc_code](v, low, high, config.adc_bits)
 
 
 def _symmetric(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
