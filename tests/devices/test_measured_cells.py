@@ -10,6 +10,7 @@ import pytest
 from scipy import special, stats
 
 from nvcim_jax import crossbar, data, devices, io
+from nvcim_jax.devices import four_laws, recorded
 from nvcim_jax.devices.records import Records
 
 LAWS = ("trajectories", "empirical", "student", "gaussian")
@@ -149,6 +150,26 @@ def test_moments_are_exact_on_a_level_and_between(law: str, g: float, fit: Any, 
     for t_s in (0.0, 30.0):
         device = devices.from_records(fit, law=law, t_s=t_s, name="")
         mean, variance = devices.program_moments(g, device)
+        cells = jax.jit(devices.program)(jax.random.key(5), jnp.full(200_000, g), device)
+        assert_moments(cells.g, mean, variance)
+
+
+def test_moments_of_heavy_tails_are_those_of_what_is_drawn(assert_moments: Any) -> None:
+    """Most of the variance lies far out, where a table of equally likely quantiles has no entry."""
+    shares = (np.arange(2000) + 0.5) / 2000
+    g_us = TARGETS_US[:2, None] + np.array([[0.1], [0.2]]) * stats.t.ppf(shares, np.array([[2.2], [2.6]]))
+    records = Records(np.repeat([0, 1], 2000), g_us.ravel(), None, TARGETS_US[:2], ("a", "b"))
+    fit = devices.fit_records(records, g_max_us=11.0)
+    assert four_laws.student_fits(fit)[0][0].freedom < 2.3
+    device = devices.from_records(fit, law="student", t_s=0.0)
+    assert device.programming is not None
+    noise = jax.jit(device.programming.noise)
+    z = np.linspace(-recorded.LAST_KNOT, recorded.LAST_KNOT, 1_000_001)
+    density = np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
+    for g in (2.0 / 11.0, 0.5, 1.0):
+        mean, variance = devices.program_moments(g, device)
+        drawn = np.asarray(noise(jnp.full(z.shape, g), jnp.asarray(z, jnp.float32)), np.float64)
+        np.testing.assert_allclose(variance, np.trapezoid(drawn**2 * density, z), rtol=1e-3)
         cells = jax.jit(devices.program)(jax.random.key(5), jnp.full(200_000, g), device)
         assert_moments(cells.g, mean, variance)
 
