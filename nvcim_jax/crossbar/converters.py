@@ -16,10 +16,13 @@ from nvcim_jax.crossbar.config import MAX_BITS, Config, Converters, num_planes, 
 from nvcim_jax.crossbar.lines import largest_of_tiles, spread_over_lines
 from nvcim_jax.types import Key
 
-__all__ = ["Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
+__all__ = ["BOUND_TO_RANGE", "Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
 
 Held = TypeVar("Held")
 """A `Chip` or a `Target`: what holds options and ranges."""
+
+BOUND_TO_RANGE = {"dac": ("dac_range",), "adc": ("adc_range", "adc_code", "adc_before_subtraction")}
+"""Options that a fixed or calibrated range is made for; bits may change."""
 
 # Arrays fold in their numbers, 0, 1, ...; this is none of them.
 _CONVERTERS = 2**32 - 1
@@ -118,7 +121,7 @@ def as_read(held: Held, converters: Converters | None) -> Held:
     if converters is None:
         return held
     config = reading(own.config, converters)
-    for kind, bound_to in (("dac", ("dac_range",)), ("adc", ("adc_range", "adc_code", "adc_before_subtraction"))):
+    for kind, bound_to in BOUND_TO_RANGE.items():
         if getattr(config, f"{kind}_range") not in ("fixed", "calibrated"):
             continue
         for name in bound_to:
