@@ -272,6 +272,24 @@ def test_irregular_times_are_gathered() -> None:
     np.testing.assert_array_equal(nominal.times_s, TIMES_S)
 
 
+def test_reads_soon_after_programming_count_to_the_time_zero() -> None:
+    rng = np.random.default_rng(0)
+    t_s = np.tile([5.0, 3600.0, 86400.0], 40)
+    records = Records(np.zeros(120, int), rng.normal(20.0, 1.0, 120), np.repeat(np.arange(40), 3), None, ("a",), t_s)
+    found = devices.fit_records(records, g_max_us=40.0, times_s=[0.0, 3600.0, 86400.0])
+    assert found.counts.tolist() == [[40, 40, 40]]
+    assert "reads averaged with others of their cell and time" not in found.kept
+
+
+def test_a_level_of_which_no_cell_can_be_followed_is_refused() -> None:
+    records = _measured(0)
+    kept = (records.level != 2) | (records.t_s == 0.0)
+    thinned = records._replace(**{name: getattr(records, name)[kept] for name in ("level", "g_us", "cell", "t_s")})
+    with pytest.raises(ValueError, match=r"known at every time, but hold none of 'c'\. Leave the level out by levels="):
+        devices.fit_records(thinned, g_max_us=40.0)
+    assert devices.fit_records(thinned, g_max_us=40.0, levels=["a", "b", "d"]).labels == ("a", "b", "d")
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_one_level_works(law: str) -> None:
     records = _measured(0)
