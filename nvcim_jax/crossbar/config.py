@@ -179,8 +179,9 @@ class Config:
             )
 
     def _check_array(self) -> None:
-        per_value = _lines_per_column(self) * num_slices(self) if self.slices == "columns" else _lines_per_column(self)
-        per_value += 1 if self.mapping == "offset" else 0
+        # every slice that lies in the array has a reference column of its own
+        per_value = _lines_per_column(self) + (1 if self.mapping == "offset" else 0)
+        per_value *= num_slices(self) if self.slices == "columns" else 1
         if self.cols is not None and self.cols < per_value:
             checks.fail("cols", f"be at least {per_value} to hold one column of weights", f"is {self.cols}")
         if self.rows is not None and self.slices == "rows" and self.rows < num_slices(self):
