@@ -201,7 +201,7 @@ def on_chip(
     found, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_weight)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
     kernels = [_kernel(path, leaf, select, rows) for path, (_, leaf) in zip(paths, found, strict=True)]
-    _check_chosen(paths, kernels)
+    _check_chosen(paths, [jax.tree_util.keystr(path) for path, _ in found], kernels)
     known = {} if ranges is None else {leaf.path: leaf for leaf in leaves_on_chips(ranges)}
     leaves = [
         leaf
@@ -346,16 +346,19 @@ def _usual(name: str, leaf: Any, rows: int) -> Kernel:
     return Kernel((rows,), stacked=leaf.ndim == 3)
 
 
-def _check_chosen(paths: list[str], kernels: list[Kernel | None]) -> None:
+def _check_chosen(paths: list[str], places: list[str], kernels: list[Kernel | None]) -> None:
     """Check that some leaf is chosen, and that no two have one key."""
-    chosen = [path for path, kernel in zip(paths, kernels, strict=True) if kernel is not None]
+    chosen = [(path, place) for path, place, kernel in zip(paths, places, kernels, strict=True) if kernel is not None]
     if not chosen:
         checks.fail("select", "choose a leaf", "chooses none", f"The leaves are: {', '.join(paths) or 'none'}.")
-    seen: dict[int, str] = {}
-    for path in chosen:
-        other = seen.setdefault(path_number(path), path)
+    seen: dict[int, tuple[str, str]] = {}
+    for path, place in chosen:
+        other, there = seen.setdefault(path_number(path), (path, place))
         if other != path:
             checks.fail("params", "have names of different checksums", f"has {other!r} and {path!r}", "Rename one.")
+        if there != place:
+            found = f"has {path!r} at {there} and at {place}"
+            checks.fail("params", "have a path of its own for each leaf", found, "Rename one.")
 
 
 def _put(key: Key, path: str, leaf: Any, kernel: Kernel, write: Callable[[Key, jax.Array], Chip]) -> OnChip:

@@ -110,6 +110,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "not finite": ({"w": jnp.full((3, 3), jnp.nan)}, {}, "`params\\['w'\\]` must"),
     "one checksum": ({"plumless": draw(2, 2), "buckeroo": draw(2, 2)}, {}, "'buckeroo' and 'plumless'. Rename one"),
+    "one path": (
+        {"a/b": draw(2, 2), "a": {"b": draw(2, 2)}},
+        {},
+        r"a path of its own .* has 'a/b' at \['a'\]\['b'\] and at \['a/b'\]. Rename one",
+    ),
 }
 
 
