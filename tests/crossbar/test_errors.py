@@ -1,5 +1,7 @@
 """Bad input gets one clear line that names the argument, what was expected, and the fix."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,10 @@ def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
     clipped = crossbar.encode(w, devices.get("Gaussian", sigma=0.1, clip=True), config=PLAIN)
     with pytest.raises(ValueError, match="fewer than 16 used rows"):
         crossbar.sample(KEY, jnp.ones(3), clipped, sampling="moment_matched")
+    for num_rows, fits in ((16, True), (17, False), (31, False), (32, True)):  # the last array has the remainder
+        target = crossbar.encode(np.ones((num_rows, 2), "f4"), clipped.device, config=crossbar.Config(rows=16))
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="fewer than 16 used rows"):
+            crossbar.sample(jax.random.key(num_rows), jnp.ones(num_rows), target, sampling="moment_matched")
     with pytest.raises(ValueError, match=r"`sampling` must be one of .*Did you mean 'output_joint'"):
         crossbar.sample(KEY, jnp.ones(3), clipped, sampling="output_join")
     offset = crossbar.encode(w, devices.get("Gaussian", sigma=0.1), config=crossbar.Config(mapping="offset"))
