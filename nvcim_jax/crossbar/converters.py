@@ -264,6 +264,7 @@ def _coded(
         return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config)
     if callable(config.adc_code):
         return _own_outputs(v, low, high, config)
+    assert config.adc_bits is not None
     return _CODES[config.adc_code](v, low, high, config.adc_bits)
 
 

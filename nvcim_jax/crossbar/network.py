@@ -173,8 +173,8 @@ def on_chip(
             (outputs, inputs, height, width).
         write: What programs a matrix, `write(key, weights, device, config=config)`; `functools.partial(program,
             adc_max=8.0)` gives every chip a fixed range.
-        ranges: A tree from `calibrate_network`, whose calibrated ranges these chips take over, path by path: of the same
-            layout and kind of converters, whose bits may differ.
+        ranges: A tree from `calibrate_network`, whose calibrated ranges these chips take over, path by path: of the
+            same layout and kind of converters, whose bits may differ.
 
     Returns:
         The tree, with an `OnChip` where a leaf was chosen.

@@ -284,13 +284,12 @@ class Device:
     def replace(self, **changes: Any) -> "Device":
         """Return one with some fields changed, checked as when it is made.
 
-        Levels that `get` spreads over [g_min, 1] go with `on_off_ratio`; those of a table stay where they were measured.
+        Levels that `get` spreads over [g_min, 1] go with `on_off_ratio`; those of a table stay where they are.
         """
         made = replaced(self, changes)
         law = made.programming
-        if law is None or law.sigma.func is not curves.on_even_levels or "on_off_ratio" not in changes:
-            return made
-        if "programming" in changes:
+        moves = "on_off_ratio" in changes and "programming" not in changes
+        if not moves or law is None or law.sigma.func is not curves.on_even_levels:
             return made
         at, row = law.sigma.args
         at = curves.even_levels(made.g_min, at.shape[-1])
