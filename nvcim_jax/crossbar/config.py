@@ -45,8 +45,8 @@ class Converters:
             saturation.
         adc_range: Full scale of the conversions of each array (row tile and column tile) and slice: `absmax` of the
             read (an auto-ranging converter: optimistic, needs no number), `max` (the largest output that the array can
-            have: never saturates), `fixed` (given to `program` as `adc_max`), or `calibrated` (a quantile, by
-            `calibrate`).
+            have without noise; with noise look at `info.adc_saturated`), `fixed` (given to `program` as `adc_max`), or
+            `calibrated` (a quantile, by `calibrate`).
         adc_code: `symmetric`: 2**adc_bits - 1 codes with one for zero; `uniform`: 2**adc_bits codes, both ends among
             them; or a function `code(v, low, high, adc_bits)` of one's own, which returns the outputs v (batch, lines)
             as the converter gives them, in their unit, when its range is [low, high] (each (1 or batch, lines)).
@@ -179,8 +179,9 @@ class Config:
             )
 
     def _check_array(self) -> None:
-        per_value = _lines_per_column(self) * num_slices(self) if self.slices == "columns" else _lines_per_column(self)
-        per_value += 1 if self.mapping == "offset" else 0
+        # every slice that lies in the array has a reference column of its own
+        per_value = _lines_per_column(self) + (1 if self.mapping == "offset" else 0)
+        per_value *= num_slices(self) if self.slices == "columns" else 1
         if self.cols is not None and self.cols < per_value:
             checks.fail("cols", f"be at least {per_value} to hold one column of weights", f"is {self.cols}")
         if self.rows is not None and self.slices == "rows" and self.rows < num_slices(self):

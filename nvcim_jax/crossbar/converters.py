@@ -16,10 +16,13 @@ from nvcim_jax.crossbar.config import MAX_BITS, Config, Converters, num_planes, 
 from nvcim_jax.crossbar.lines import largest_of_tiles, spread_over_lines
 from nvcim_jax.types import Key
 
-__all__ = ["Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
+__all__ = ["BOUND_TO_RANGE", "Bits", "Dither", "Drive", "adc", "as_read", "check_bits", "check_inputs", "dac", "dither"]
 
 Held = TypeVar("Held")
 """A `Chip` or a `Target`: what holds options and ranges."""
+
+BOUND_TO_RANGE = {"dac": ("dac_range",), "adc": ("adc_range", "adc_code", "adc_before_subtraction")}
+"""Options that a fixed or calibrated range is made for; bits may change."""
 
 # Arrays fold in their numbers, 0, 1, ...; this is none of them.
 _CONVERTERS = 2**32 - 1
@@ -118,7 +121,7 @@ def as_read(held: Held, converters: Converters | None) -> Held:
     if converters is None:
         return held
     config = reading(own.config, converters)
-    for kind, bound_to in (("dac", ("dac_range",)), ("adc", ("adc_range", "adc_code", "adc_before_subtraction"))):
+    for kind, bound_to in BOUND_TO_RANGE.items():
         if getattr(config, f"{kind}_range") not in ("fixed", "calibrated"):
             continue
         for name in bound_to:
@@ -222,6 +225,8 @@ def adc(
 ) -> tuple[Float[Array, "batch lines"], Float[Array, ""]]:
     """Convert the outputs of one array, each column tile with its own range; codes come back in the unit of outputs.
 
+    Without bounds, outputs that are all zero stay zero, whether or not zero is a code: there is nothing to convert.
+
     Args:
         v: Outputs of the bit lines, in units of a full-scale input times g_max.
         bounds: Lowest and highest output of each column tile; None for the absmax of each read.
@@ -237,17 +242,30 @@ def adc(
     if config.adc_bits is None:
         return v, saturated
     if bounds is None:
-        high = lax.stop_gradient(largest_of_tiles(jnp.abs(v), config, num_cols))
-        high = spread_over_lines(jnp.where(high > 0, high, 1.0), config, num_cols)
-        low = -high
-    else:
-        low, high = (spread_over_lines(bounds[None, :, end], config, num_cols) for end in (0, 1))
-        saturated = _share((v > high) | (v < low), v.dtype)
+        largest = lax.stop_gradient(largest_of_tiles(jnp.abs(v), config, num_cols))
+        largest = spread_over_lines(largest, config, num_cols)
+        high = jnp.where(largest > 0, largest, 1.0)
+        return jnp.where(largest > 0, _coded(v, -high, high, config, relaxed, array), v), saturated
+    low, high = (spread_over_lines(bounds[None, :, end], config, num_cols) for end in (0, 1))
+    saturated = _share((v > high) | (v < low), v.dtype)
+    return _coded(v, low, high, config, relaxed, array), saturated
+
+
+def _coded(
+    v: Float[Array, "batch lines"],
+    low: jax.Array,
+    high: jax.Array,
+    config: Config,
+    relaxed: Dither | None,
+    array: jax.Array | int,
+) -> Float[Array, "batch lines"]:
+    """Return the codes of outputs in [low, high], in their unit."""
     if relaxed is not None and relaxed.bits.adc is not None:
-        return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config), saturated
+        return _relaxed_outputs(jax.random.fold_in(relaxed.key, array), v, low, high, relaxed, config)
     if callable(config.adc_code):
-        return _own_outputs(v, low, high, config), saturated
-    return _CODES[config.adc_code](v, low, high, config.adc_bits), saturated
+        return _own_outputs(v, low, high, config)
+    assert config.adc_bits is not None
+    return _CODES[config.adc_code](v, low, high, config.adc_bits)
 
 
 def _symmetric(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:

@@ -245,10 +245,11 @@ def _check_device(device: devices.Device, config: Config) -> None:
     checks.number("device.on_off_ratio", device.on_off_ratio, low=1.0, low_open=True)
     if config.noise == "value":
         effects = (device.d2d_sigma, device.stuck_on, device.stuck_off, device.drift, device.read)
-        if any(effect is not None for effect in effects):
+        shifted = device.programming is not None and device.programming.mean is not None
+        if shifted or any(effect is not None for effect in effects):
             checks.fail(
                 "config.noise",
-                "be 'cell' for a device whose cells drift, fail, differ or are read noisily",
+                "be 'cell' for a device whose cells drift, fail, differ, miss their targets or are read noisily",
                 "is 'value'",
             )
 

@@ -35,7 +35,9 @@ def selected(importance: Num[ArrayLike, "rows cols"], share: ArrayLike) -> Bool[
     """
     checks.number("share", share, low=0.0, high=1.0)
     importance = jnp.asarray(importance)
-    order = jnp.argsort(-importance.ravel(), stable=True)
+    flat = importance.ravel()
+    # the complement of an integer falls as it rises, where its negative may wrap
+    order = jnp.argsort(~flat if jnp.issubdtype(flat.dtype, jnp.integer) else -flat, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     return (place < jnp.round(jnp.asarray(share, jnp.float32) * order.size).astype(jnp.int32)).reshape(importance.shape)
 

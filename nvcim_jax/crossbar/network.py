@@ -16,6 +16,7 @@ from jax.core import ShapedArray
 from nvcim_jax import checks, devices, ops
 from nvcim_jax.crossbar.chip import Chip, program
 from nvcim_jax.crossbar.config import Config, Converters
+from nvcim_jax.crossbar.converters import BOUND_TO_RANGE
 from nvcim_jax.crossbar.product import matmul
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key, PyTree
@@ -172,13 +173,15 @@ def on_chip(
             (outputs, inputs, height, width).
         write: What programs a matrix, `write(key, weights, device, config=config)`; `functools.partial(program,
             adc_max=8.0)` gives every chip a fixed range.
-        ranges: A tree from `calibrate_network`, whose converter ranges these chips take over, path by path.
+        ranges: A tree from `calibrate_network`, whose calibrated ranges these chips take over, path by path: of the
+            same layout and kind of converters, whose bits may differ.
 
     Returns:
         The tree, with an `OnChip` where a leaf was chosen.
 
     Raises:
-        ValueError: If no leaf is chosen, or one that cannot lie on a chip; the message names it.
+        ValueError: If no leaf is chosen, or one that cannot lie on a chip, or ranges are of other options; the message
+            names it.
 
     Example:
         >>> import jax, jax.numpy as jnp, quax
@@ -198,8 +201,8 @@ def on_chip(
     found, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_weight)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
     kernels = [_kernel(path, leaf, select, rows) for path, (_, leaf) in zip(paths, found, strict=True)]
-    _check_chosen(paths, kernels)
-    known = {} if ranges is None else {leaf.path: leaf.chip for leaf in leaves_on_chips(ranges)}
+    _check_chosen(paths, [jax.tree_util.keystr(path) for path, _ in found], kernels)
+    known = {} if ranges is None else {leaf.path: leaf for leaf in leaves_on_chips(ranges)}
     leaves = [
         leaf
         if kernel is None
@@ -258,15 +261,34 @@ def leaves_on_chips(params: PyTree) -> list[OnChip]:
     return found
 
 
-def _with_ranges(leaf: OnChip, known: dict[str, Chip]) -> OnChip:
-    """Take over the ranges of a chip that was calibrated."""
+def _with_ranges(leaf: OnChip, known: dict[str, OnChip]) -> OnChip:
+    """Take over the ranges of a chip that was calibrated; those that are fixed were given, and stay."""
     if not known:
         return leaf
     if leaf.path not in known:
         checks.fail("ranges", f"hold {leaf.path!r}", f"holds {', '.join(known)}", "Calibrate the same selection.")
-    other = known[leaf.path]
-    chip = dataclasses.replace(leaf.chip, dac_max=other.dac_max, adc_range=other.adc_range)  # type: ignore[arg-type]
-    return dataclasses.replace(leaf, chip=chip)
+    other, config = known[leaf.path], leaf.chip.config
+    if (leaf.kernel, leaf.rows, leaf.shape) != (other.kernel, other.rows, other.shape):
+        found = f"holds one of {other.shape} with its inputs along {_axes(other.rows)}"
+        wanted = f"hold {leaf.path!r} of {leaf.shape} with its inputs along {_axes(leaf.rows)}"
+        checks.fail("ranges", wanted, found, "Calibrate the same selection.")
+    _check_made_for(config, other.chip.config)
+    taken = {"dac_max": "dac_range", "adc_range": "adc_range"}
+    ranges = {name: getattr(other.chip, name) for name, kind in taken.items() if getattr(config, kind) == "calibrated"}
+    return dataclasses.replace(leaf, chip=dataclasses.replace(leaf.chip, **ranges))  # type: ignore[arg-type]
+
+
+def _check_made_for(config: Config, other: Config) -> None:
+    """Check that ranges found with other options are those of these: of one layout, and one kind of converter."""
+    of_read = {field.name for field in dataclasses.fields(Converters)}  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in of_read]  # type: ignore[arg-type]
+    for kind, bound in BOUND_TO_RANGE.items():
+        names += bound if getattr(config, f"{kind}_range") in ("fixed", "calibrated") else bound[:1]
+    for name in names:
+        wanted, found = getattr(config, name), getattr(other, name)
+        if wanted != found:
+            fix = "Calibrate with the same Config."
+            checks.fail("ranges", f"have {name}={wanted!r}", f"has {name}={found!r}", fix)
 
 
 def _is_weight(node: Any) -> bool:
@@ -324,16 +346,19 @@ def _usual(name: str, leaf: Any, rows: int) -> Kernel:
     return Kernel((rows,), stacked=leaf.ndim == 3)
 
 
-def _check_chosen(paths: list[str], kernels: list[Kernel | None]) -> None:
+def _check_chosen(paths: list[str], places: list[str], kernels: list[Kernel | None]) -> None:
     """Check that some leaf is chosen, and that no two have one key."""
-    chosen = [path for path, kernel in zip(paths, kernels, strict=True) if kernel is not None]
+    chosen = [(path, place) for path, place, kernel in zip(paths, places, kernels, strict=True) if kernel is not None]
     if not chosen:
         checks.fail("select", "choose a leaf", "chooses none", f"The leaves are: {', '.join(paths) or 'none'}.")
-    seen: dict[int, str] = {}
-    for path in chosen:
-        other = seen.setdefault(path_number(path), path)
+    seen: dict[int, tuple[str, str]] = {}
+    for path, place in chosen:
+        other, there = seen.setdefault(path_number(path), (path, place))
         if other != path:
             checks.fail("params", "have names of different checksums", f"has {other!r} and {path!r}", "Rename one.")
+        if there != place:
+            found = f"has {path!r} at {there} and at {place}"
+            checks.fail("params", "have a path of its own for each leaf", found, "Rename one.")
 
 
 def _put(key: Key, path: str, leaf: Any, kernel: Kernel, write: Callable[[Key, jax.Array], Chip]) -> OnChip:

@@ -64,7 +64,7 @@ def sample(
     - `output_marginal`: X W + sqrt(X^2 S) Z with Z drawn for each vector apart. Exact for each vector by itself, and so
       for means over a batch; wrong for the spread between chips, and for whatever compares vectors of one chip.
     - `moment_matched`: the same with mean and variance of cells clipped at 0. Right in those two moments, and close to
-      Gaussian from 16 rows on.
+      Gaussian from 16 rows on, of the last array too.
 
     None but `device` knows stuck cells, drift, read noise or wires, and they are refused there. The output samplings
     pass gradients to the inputs as if there were no noise.
@@ -306,6 +306,8 @@ def _check_sampling(sampling: str, target: Target) -> None:
     if sampling == "device":
         return
     device, config = target.device, target.config
+    tile_rows = target.conductance.shape[2]
+    last_rows = target.num_rows % tile_rows or tile_rows
     reasons = {
         "noise='value', which knows no single cells": config.noise == "value",
         "stuck cells": device.stuck_on is not None or device.stuck_off is not None,
@@ -322,7 +324,7 @@ def _check_sampling(sampling: str, target: Target) -> None:
             sampling in ("output_marginal", "moment_matched") and num_planes(config) > 1
         ),
         f"arrays of fewer than {MIN_ROWS_FOR_MOMENTS} used rows, whose clipped cells do not sum to a Gaussian": (
-            sampling == "moment_matched" and min(target.conductance.shape[2], target.num_rows) < MIN_ROWS_FOR_MOMENTS
+            sampling == "moment_matched" and last_rows < MIN_ROWS_FOR_MOMENTS
         ),
     }
     for reason, present in reasons.items():

@@ -93,7 +93,8 @@ def fit_records(
         records: From `read_records`.
         g_max_us: Greatest conductance of the device, microsiemens.
         levels: Labels of the levels that were asked for; None: all.
-        times_s: Nominal times, rising; each read counts to the nearest. None: found from the reads.
+        times_s: Nominal times, rising; each read counts to the nearest in log time, where 0 stands for a tenth of the
+            time after it. None: found from the reads.
         limits: Lowest and highest read that is taken for one, shares of g_max.
         min_records: Least number of programmed cells of a level.
 
@@ -101,7 +102,8 @@ def fit_records(
         The fit.
 
     Raises:
-        ValueError: If the records are in another unit than g_max, or no level is left.
+        ValueError: If the records are in another unit than g_max, no level is left, or none of the cells of a level is
+            known at every time.
 
     Example:
         >>> import numpy as np
@@ -134,6 +136,7 @@ def fit_records(
         left_out["cells too rarely read to be followed"] = int((~whole).sum())
         starts = np.concatenate([[0], np.cumsum(whole)])[starts]
         rows, read, g_us = rows[whole], read[whole], g_us[whole]
+        _check_followed([records.labels[level] for level, _ in order], starts)
     filled = int((~read).sum()) if records.cell is not None else 0
     if filled:
         kept["reads filled in between those of their cell"] = filled
@@ -157,6 +160,15 @@ def fit_records(
         g_max_us=float(g_max_us),
         source=records.source,
     )
+
+
+def _check_followed(labels: Sequence[Any], starts: np.ndarray) -> None:
+    """Check that some cell of each level is known at every time."""
+    empty = np.flatnonzero(np.diff(starts) == 0).tolist()
+    if empty:
+        found = f"hold none of {labels[empty[0]]!r}"
+        fix = "Leave the level out by levels=, or a time by times_s=."
+        checks.fail("records", "hold a cell of each level that is known at every time", found, fix)
 
 
 def _check_limits(limits: tuple[float, float]) -> None:

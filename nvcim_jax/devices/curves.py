@@ -4,9 +4,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["OWN", "everywhere", "interpolate", "log_linear", "on_levels", "one_over_f", "polynomial", "shifted"]
+__all__ = [
+    "OWN",
+    "even_levels",
+    "everywhere",
+    "interpolate",
+    "log_linear",
+    "on_even_levels",
+    "on_levels",
+    "one_over_f",
+    "polynomial",
+    "shifted",
+]
 
 # Up to here a sum of clipped ramps, which fuses with its surroundings, is faster than a search in the table.
 _MAX_RAMPS = 64
@@ -36,6 +48,18 @@ def interpolate(g: Float[Array, "*cells"], at: Float[Array, " L"], row: Float[Ar
 def on_levels(at: jax.Array, row: jax.Array, g: jax.Array) -> jax.Array:
     """Return the noise of a table of levels."""
     return interpolate(g, at, row)
+
+
+def on_even_levels(at: jax.Array, row: jax.Array, g: jax.Array) -> jax.Array:
+    """Return the noise of levels that lie evenly from g_min to 1, and go with g_min."""
+    return interpolate(g, at, row)
+
+
+def even_levels(g_min: Float[Array, "..."], num: int) -> Float[Array, "... num"]:
+    """Return where such levels lie."""
+    low = jnp.asarray(g_min)[..., None]
+    share = np.linspace(0.0, 1.0, num, dtype=np.float32)
+    return low + (1.0 - low) * share.reshape((1,) * (low.ndim - 1) + (num,))
 
 
 def shifted(at: jax.Array, mean: jax.Array, g: jax.Array) -> jax.Array:
@@ -76,5 +100,5 @@ def one_over_f(
     return jnp.abs(g) * relative * jnp.sqrt(age)
 
 
-OWN = (everywhere, on_levels, shifted, polynomial, log_linear, one_over_f)
+OWN = (everywhere, on_levels, on_even_levels, shifted, polynomial, log_linear, one_over_f)
 """Curves whose values need no look: their numbers were checked."""

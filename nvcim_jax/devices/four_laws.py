@@ -12,7 +12,7 @@ from nvcim_jax.devices import recorded
 from nvcim_jax.devices.cellfit import CellFit, fit_records
 from nvcim_jax.devices.measured import LevelFit, from_fit
 from nvcim_jax.devices.spec import Device, Law, Relaxation
-from nvcim_jax.devices.student import StudentFit, fit_student, quantiles
+from nvcim_jax.devices.student import NUM_KNOTS, StudentFit, fit_student, quantiles
 from nvcim_jax.signature import checked
 
 __all__ = ["LAWS", "from_records", "student_fits"]
@@ -20,7 +20,7 @@ __all__ = ["LAWS", "from_records", "student_fits"]
 LAWS = ("trajectories", "empirical", "gaussian", "student")
 _EFFECTS = ("name", "citation", "on_off_ratio", "d2d_sigma", "stuck_on", "stuck_off", "read", "clip", "rng")
 _OF_FIT = ("levels", "times_s", "limits", "min_records")
-_MIDPOINTS = 65536  # of the unit interval, for integrals over quantiles
+_POINTS = 64 * (NUM_KNOTS - 1) + 1  # for integrals over the quantile functions that are tabulated at knots
 
 
 class _Tables(NamedTuple):
@@ -234,9 +234,7 @@ def _law(law: str, fit: CellFit, now: _Tables) -> Law:
         return Law(sigma=Partial(recorded.level_sigma, at, _f32(now.deviations)), mean=mean)
     if law == "student":
         tabled = _f32(now.deviations)
-        z = _normal_midpoints()
-        values = np.array([np.interp(z, recorded.knots_of(now.deviations.shape[1]), row) for row in now.deviations])
-        sigma = Partial(recorded.quantiles_sigma, at, *map(_f32, _second_moments(values)))
+        sigma = Partial(recorded.quantiles_sigma, at, *map(_f32, _knot_moments(now.deviations)))
         return Law(sigma=sigma, mean=mean, noise=Partial(recorded.knots_noise, at, tabled))
     parts = [now.deviations[a:b] for a, b in zip(fit.starts, fit.starts[1:], strict=False)]
     if law == "trajectories":
@@ -248,16 +246,17 @@ def _law(law: str, fit: CellFit, now: _Tables) -> Law:
     return Law(sigma=sigma, mean=mean, noise=Partial(recorded.quantiles_noise, at, starts, _f32(now.deviations)))
 
 
-def _normal_midpoints() -> np.ndarray:
-    from scipy.special import ndtri
+def _knot_moments(knots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return variances (L,), and covariances with the next level (L,), of quantile functions tabulated at knots.
 
-    return ndtri((np.arange(_MIDPOINTS) + 0.5) / _MIDPOINTS)
-
-
-def _second_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return variances (L,), and covariances with the next level (L,), of equally likely values (L, n)."""
+    Over normal numbers and not over shares: of heavy tails most of the variance may lie in one share of 1e5.
+    """
+    z = np.linspace(-recorded.LAST_KNOT, recorded.LAST_KNOT, _POINTS)
+    weight = np.exp(-(z**2) / 2.0)
+    weight /= weight.sum()
+    values = np.array([np.interp(z, recorded.knots_of(knots.shape[1]), row) for row in knots])
     following = np.concatenate([values[1:], values[-1:]])
-    return np.mean(values**2, axis=1), np.mean(values * following, axis=1)
+    return values**2 @ weight, values * following @ weight
 
 
 def _step_moments(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -33,12 +33,14 @@ def times_of(t_s: np.ndarray | None, times_s: np.ndarray | None) -> tuple[np.nda
     """Return the times of a table (K,), and which of them each read belongs to; NaN-free seconds.
 
     Up to 16 different times are taken as they are. More are gathered: neighbours that differ by less than 30 % are one
-    time, or, where they form no groups, those within a factor of two; a group's time is its median.
+    time, or, where they form no groups, those within a factor of two; a group's time is its median. To times that are
+    given each read counts by its nearness in log time, where 0 stands for a tenth of the time after it.
     """
     if t_s is None:
         return np.zeros(1), np.zeros(0, np.int64)
     if times_s is not None:
-        nearest = np.abs(_log(t_s)[:, None] - _log(times_s)[None, :]).argmin(axis=1)
+        places = _places(times_s)
+        nearest = np.abs(np.maximum(_log(t_s), places[0])[:, None] - places[None, :]).argmin(axis=1)
         return times_s, nearest
     found, which = np.unique(np.maximum(t_s, 0.0), return_inverse=True)
     if len(found) <= _FEW_TIMES:
@@ -67,6 +69,11 @@ def _octaves(times: np.ndarray) -> np.ndarray:
 
 def _log(t_s: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(t_s, 1e-12))
+
+
+def _places(times_s: np.ndarray) -> np.ndarray:
+    """Return where times lie in log time; 0 at a tenth of the one after it."""
+    return _log(np.where(times_s > 0, times_s, times_s[min(1, len(times_s) - 1)] / 10.0))
 
 
 def to_grid(records: Records, which: np.ndarray, num_times: int) -> Grid:
@@ -109,7 +116,7 @@ def fill(g_us: np.ndarray, times_s: np.ndarray) -> np.ndarray:
     in take the quantiles of what was read by their rank: so the tails of that time are the measured ones.
     """
     found, read = g_us.copy(), np.isfinite(g_us)
-    place = _log(np.where(times_s > 0, times_s, times_s[min(1, len(times_s) - 1)] / 10.0))
+    place = _places(times_s)
     for k in range(g_us.shape[1]):
         missing = np.flatnonzero(~read[:, k]).tolist()
         known = np.isfinite(found)

@@ -136,7 +136,10 @@ def one_over_f(
         floor: Least value of the power, so that an empty cell stays finite.
         ceiling: Greatest relative noise.
         t_read_s: Duration of one read, seconds.
-        t0_s: Time from programming to the reference read, seconds.
+        t0_s: Time from programming to the reference read, seconds, above `t_read_s`.
+
+    Raises:
+        ValueError: If a number is out of range.
 
     Example:
         >>> import math
@@ -158,4 +161,7 @@ def one_over_f(
     positive = {
         name: strong(name, value, low=0.0, low_open=True) for name, value in (("floor", floor), ("t_read_s", t_read_s))
     }
+    if checks.is_concrete(t_read_s):
+        fix = "Give a t0_s above t_read_s: no read ends before it began."
+        checks.number("t0_s", t0_s, low=float(np.max(np.asarray(t_read_s))), low_open=True, unit="s", fix=fix)
     return Read(sigma=Partial(curves.one_over_f, **numbers, **positive))

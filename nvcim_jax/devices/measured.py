@@ -24,7 +24,7 @@ class LevelFit(NamedTuple):
         sigma_error_us: Its standard error (L,), sigma / sqrt(2 x degrees of freedom), for Gaussian records.
         counts: Number of records (L,).
         d2d_sigma_us: Standard deviation of the cells' lasting offsets, microsiemens; None without a cell column.
-        d2d_error_us: Its standard error; infinite where the estimate is 0.
+        d2d_error_us: Its standard error; infinite where the estimate is 0, as it is of one cell a level.
     """
 
     target_us: np.ndarray | None
@@ -153,22 +153,40 @@ def _pooled_variance(
     return _sums(levels, within**2) / freedom, freedom
 
 
-def _offsets(residual: np.ndarray, cells: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
+def _parts(cells: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return which part of the design each cell belongs to, from 0: cells that share levels, directly or by others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    num_cells = int(cells.max()) + 1
+    size = num_cells + int(levels.max()) + 1
+    graph = coo_array((np.ones(len(cells)), (cells, num_cells + levels)), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][:num_cells], return_inverse=True)[1]
+
+
+def _offsets(residual: np.ndarray, cells: np.ndarray, levels: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
     """Return the standard deviation of the cells' offsets, freed of the records' own noise, and its standard error.
 
     E[var of the cells' mean residuals] = d2d^2 + mean over cells of (sum of the variances of its n records) / n^2.
+    The means of the levels take one degree of freedom for each part of the design: one where cells were programmed to
+    all levels, as many as levels where each cell was programmed to one.
     """
     counts = np.bincount(cells)
-    observed = float(np.var(_sums(cells, residual) / counts, ddof=1))
+    part = _parts(cells, levels)
+    means = _sums(cells, residual) / counts
+    freedom = len(counts) - (int(part.max()) + 1)
+    if freedom == 0:
+        return 0.0, float("inf")
+    observed = float(np.sum((means - (_sums(part, means) / np.bincount(part))[part]) ** 2)) / freedom
     squared = observed - float(np.mean(_sums(cells, noise) / counts**2))
-    error = observed * (2.0 / (len(counts) - 1)) ** 0.5
+    error = observed * (2.0 / freedom) ** 0.5
     return (squared**0.5, error / (2.0 * squared**0.5)) if squared > 0 else (0.0, float("inf"))
 
 
 def offsets_of(level: np.ndarray, values: np.ndarray, cells: np.ndarray, residual: np.ndarray) -> tuple[float, float]:
     """Return the standard deviation of the cells' offsets and its standard error; cells are numbered from 0."""
     variance, _ = _pooled_variance(level, values, cells, int(level.max()) + 1)
-    return _offsets(residual, cells, variance[level])
+    return _offsets(residual, cells, level, variance[level])
 
 
 def _checked_cells(cell: Row, length: int) -> np.ndarray:
@@ -193,8 +211,8 @@ def fit_table(
 
     Without `cell` the records of a level are one sample: sigma is their standard deviation, which then holds whatever
     differs between the cells that were measured. With `cell` the cycle-to-cycle sigma is pooled within each cell and
-    level, and the offsets that cells keep come out apart as `d2d_sigma_us`. Records that the instrument cut at 0
-    make the sigma of the lowest level too small.
+    level, and the offsets that cells keep come out apart as `d2d_sigma_us`, whether each cell was programmed to all
+    levels or to one. Records that the instrument cut at 0 make the sigma of the lowest level too small.
 
     Args:
         level: Level that was asked for, of each record (records,), integers from 0.
@@ -230,8 +248,9 @@ def fit_table(
     mean_variance = variance / counts
     d2d, d2d_error = None, None
     if cells is not None:
-        d2d, d2d_error = _offsets(values - mean[levels], cells, variance[levels])
-        mean_variance = mean_variance + d2d**2 / (cells.max() + 1)
+        d2d, d2d_error = _offsets(values - mean[levels], cells, levels, variance[levels])
+        group, sizes = np.unique(cells * num_levels + levels, return_inverse=True, return_counts=True)[1:]
+        mean_variance = mean_variance + d2d**2 * _sums(levels, sizes[group]) / counts**2
     return LevelFit(
         target_us=_checked_targets(target_us, num_levels),
         mean_us=mean,

@@ -122,7 +122,7 @@ class Law:
     @property
     def levels(self) -> Levels | None:
         """The rows of a law made by `level_table`; None for any other."""
-        if self.sigma.func is not curves.on_levels or not self.gaussian:
+        if self.sigma.func not in (curves.on_levels, curves.on_even_levels) or not self.gaussian:
             return None
         at, sigma = self.sigma.args
         return Levels(at, sigma, None if self.mean is None else self.mean.args[1])
@@ -282,8 +282,18 @@ class Device:
     sigma_unit: str = dataclasses.field(default="g_max", metadata={"static": True})
 
     def replace(self, **changes: Any) -> "Device":
-        """Return one with some fields changed, checked as when it is made."""
-        return replaced(self, changes)
+        """Return one with some fields changed, checked as when it is made.
+
+        Levels that `get` spreads over [g_min, 1] go with `on_off_ratio`; those of a table stay where they are.
+        """
+        made = replaced(self, changes)
+        law = made.programming
+        moves = "on_off_ratio" in changes and "programming" not in changes
+        if not moves or law is None or law.sigma.func is not curves.on_even_levels:
+            return made
+        at, row = law.sigma.args
+        at = curves.even_levels(made.g_min, at.shape[-1])
+        return replaced(made, {"programming": law.replace(sigma=Partial(curves.on_even_levels, at, row))})
 
     def __post_init__(self) -> None:
         _check_facts(self)

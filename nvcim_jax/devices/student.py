@@ -6,7 +6,7 @@ import numpy as np
 
 from nvcim_jax.devices.recorded import knots_of
 
-__all__ = ["StudentFit", "fit_student", "quantiles"]
+__all__ = ["NUM_KNOTS", "StudentFit", "fit_student", "quantiles"]
 
 LEAST_FREEDOM, MOST_FREEDOM = 2.1, 1000.0
 """Between these the degrees of freedom are sought: below the first there is hardly a variance, at the second the

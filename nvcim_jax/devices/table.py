@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from nvcim_jax import checks
+from nvcim_jax.devices import curves
 from nvcim_jax.devices.laws import level_table, log_linear, one_over_f, polynomial
 from nvcim_jax.devices.spec import Device, Drift, Effects, Law, Read, check_effects
 from nvcim_jax.signature import checked
@@ -52,8 +54,8 @@ def _four_levels(factor: float) -> Callable[[Scalar], Law]:
     row = (1.0 / norm, factor / norm, factor / norm, 1.0 / norm)
 
     def make(g_min: Scalar) -> Law:
-        conductance = g_min + (1.0 - g_min) * jnp.asarray((0.0, 1 / 3, 2 / 3, 1.0), jnp.float32)
-        return level_table(conductance, row)
+        law = level_table(curves.even_levels(g_min, 4), row)
+        return law.replace(sigma=Partial(curves.on_even_levels, *law.sigma.args))
 
     return make
 

@@ -12,6 +12,8 @@ from nvcim_jax.types import Key
 
 __all__ = ["value_noise"]
 
+_OF_CELLS = ("d2d_sigma", "stuck_on", "stuck_off", "drift", "read")
+
 
 @checked
 def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Float[Array, "*shape"]:
@@ -26,13 +28,14 @@ def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Flo
     Args:
         key: Key of this draw.
         values: Values to disturb, any shape.
-        device: A device with a row of four levels, or one noise for all levels.
+        device: A device with a row of four levels, or one noise for all levels, around its targets, and with no other
+            effect.
 
     Returns:
         Noisy values, of the same shape and type. The derivative to `values` is 1.
 
     Raises:
-        ValueError: If the device has neither.
+        ValueError: If the device has neither, or another effect.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -60,5 +63,17 @@ def value_noise(key: Key, values: Float[Array, "*shape"], device: Device) -> Flo
     else:
         fix = "Use FeFET2, FeFET3, RRAM4, FeFET6, RRAM1 or Gaussian, or noise of cells by nvcim_jax.crossbar."
         checks.fail("device", "have four levels, or one noise for all", f"{device.name!r} has neither", fix)
+    _check_alone(device)
     noise = scale * device.sigma * relative * normal(key, values.shape, rng=device.rng)
     return values + noise.astype(values.dtype)
+
+
+def _check_alone(device: Device) -> None:
+    """Refuse what belongs to cells, and what moves their mean: no value would show it."""
+    law = device.programming
+    away = "programming=device.programming.replace(mean=None)"
+    found = {name: f"{name}=None" for name in _OF_CELLS if getattr(device, name) is not None}
+    found |= {"a shift of its mean": away} if law is not None and law.mean is not None else {}
+    for effect, change in found.items():
+        fix = f"Take it away by device.replace({change}), or use noise of cells by nvcim_jax.crossbar."
+        checks.fail("device", "have programming noise alone", f"{device.name!r} has {effect}", fix)

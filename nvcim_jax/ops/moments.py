@@ -52,7 +52,7 @@ def moments_add(seen: Moments, samples: Float[Array, "..."]) -> Moments:
 
     Args:
         seen: The moments so far.
-        samples: One or more samples, of the shape of the first.
+        samples: Samples, of the shape of the first; none changes nothing.
 
     Raises:
         ValueError: If they have another shape.
@@ -67,7 +67,9 @@ def moments_add(seen: Moments, samples: Float[Array, "..."]) -> Moments:
         (1983).
     """
     checks.shape("samples", samples, (len(samples), *seen.mean.shape), "(samples, *shape)")
-    new = jnp.float32(len(samples))
+    if not len(samples):
+        return seen
+    new, samples = jnp.float32(len(samples)), samples.astype(jnp.float32)
     mean = samples.mean(axis=0)
     apart, count = mean - seen.mean, seen.number + new
     squares = jnp.square(samples - mean[None]).sum(axis=0)

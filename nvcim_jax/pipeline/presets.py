@@ -33,8 +33,8 @@ def training_noise(kind: str, device: devices.Device | None, arrays: crossbar.Co
     """Return what rows meet while they are tuned, as a `perturb` of `observe`; a new sigma compiles nothing.
 
     Args:
-        kind: `none`, the `value`-level noise of the device, the noise of single `cell`s of its bit-sliced mapping, or
-            right-`censored` Gaussian noise of the device's sigma.
+        kind: `none`, the `value`-level noise of the device's programming, the noise of single `cell`s of its bit-sliced
+            mapping, or right-`censored` Gaussian noise of the device's sigma.
         device: The memory cells; None: no noise.
         arrays: Options of the crossbars, for the noise of cells.
 
@@ -55,10 +55,17 @@ def training_noise(kind: str, device: devices.Device | None, arrays: crossbar.Co
     if kind == "none" or device is None:
         return Partial(_nothing)
     if kind == "value":
-        return Partial(devices.value_noise, device=device)
+        return Partial(devices.value_noise, device=_programming_alone(device))
     if kind == "censored":
         return Partial(tuning.censored_noise, sigma=device.sigma, threshold=CENSORED_AT)
     return Partial(through_memory, crossbar_memory(device, arrays))
+
+
+def _programming_alone(device: devices.Device) -> devices.Device:
+    """Return the device with nothing but noise around its targets: all that values know of it."""
+    law = device.programming
+    of_cells = dict.fromkeys(("d2d_sigma", "stuck_on", "stuck_off", "drift", "read"))
+    return device.replace(programming=None if law is None else law.replace(mean=None), **of_cells)
 
 
 @checks.frozen_config

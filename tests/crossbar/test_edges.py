@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices
+from nvcim_jax import crossbar, devices, ops
 
 RNG = np.random.default_rng(12)
 W = RNG.uniform(-1, 1, (30, 6)).astype("f4")
@@ -85,6 +85,28 @@ def test_inputs_of_zero_and_a_zero_row_have_finite_gradients() -> None:
     grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(jnp.asarray(x), jnp.asarray(w), jnp.float32(0.0))
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
     assert float(jnp.abs(grads[0][0]).max()) == 0.0  # outputs of a zero input are zero, and so is their pull
+
+
+def _own_code(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
+    return ops.uniform_steps(v, low, high, num_steps=2**bits - 1)
+
+
+@pytest.mark.parametrize("bits", [None, crossbar.Bits(adc=8.0)], ids=["hard", "relaxed"])
+@pytest.mark.parametrize("code", ["symmetric", "uniform", _own_code])
+def test_an_array_without_outputs_adds_nothing(code: Any, bits: crossbar.Bits | None) -> None:
+    """A converter that takes its range from the read has none there, and zero need not be a code of it."""
+    if bits is not None and callable(code):
+        return
+    products = []
+    for w in (W, W[:15]):
+        config = crossbar.Config(rows=15, adc_bits=8, adc_code=code, adc_before_subtraction=bits is None)
+        target = crossbar.encode(w, devices.get("ideal"), config=config)
+        x = X[:, : len(w)] * (np.arange(len(w)) < 15)
+        slope = jax.grad(lambda x, t=target: crossbar.sample(_key(), x, t, bits=bits)[0].sum())(jnp.zeros_like(x))
+        assert bool(jnp.isfinite(slope).all())
+        np.testing.assert_array_equal(crossbar.sample(_key(), 0.0 * x, target, bits=bits)[0], 0.0)
+        products.append(crossbar.sample(_key(), x, target, bits=bits)[0])
+    np.testing.assert_allclose(products[0], products[1], rtol=1e-5, atol=1e-6)
 
 
 # Drift compensation.

@@ -1,5 +1,7 @@
 """Bad input gets one clear line that names the argument, what was expected, and the fix."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,11 @@ PLAIN = crossbar.Config()
         ({"dac_bits_per_cycle": 1}, r"`dac_bits` must be given with dac_bits_per_cycle"),
         ({"adc_range": "fixed"}, r"`adc_range` must be left at 'absmax' without adc_bits"),
         ({"cols": 3, "weight_bits": 8, "cell_bits": 2, "slices": "columns"}, r"`cols` must be at least 8"),
+        (
+            {"cols": 7, "mapping": "offset", "weight_bits": 8, "cell_bits": 2, "slices": "columns"},
+            r"`cols` must be at least 8",
+        ),
+        ({"cols": 1, "mapping": "offset"}, r"`cols` must be at least 2"),
         ({"rows": 3, "weight_bits": 8, "cell_bits": 2, "slices": "rows"}, r"`rows` must hold the 4 slices"),
         ({"noise": "value", "mapping": "offset"}, r"`mapping` must be 'differential' with noise='value'"),
     ],
@@ -33,6 +40,26 @@ PLAIN = crossbar.Config()
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         crossbar.Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("least", "mapping", "slices"),
+    [
+        (1, "differential", "arrays"),
+        (8, "differential", "columns"),
+        (2, "offset", "rows"),
+        (8, "offset", "columns"),  # a reference column for each of the four slices
+        (4, "offset_digital", "columns"),
+    ],
+)
+def test_the_fewest_columns_that_are_accepted_hold_a_column(least: int, mapping: str, slices: str) -> None:
+    def config(cols: int) -> crossbar.Config:
+        return crossbar.Config(rows=8, cols=cols, mapping=mapping, slices=slices, weight_bits=8, cell_bits=2)
+
+    assert crossbar.encode(np.eye(3, 2), IDEAL, config=config(least)).num_rows == 3
+    assert crossbar.geometry((3, 2), config(least)).tile_cols == 1
+    with pytest.raises(ValueError, match="`cols` must be"):
+        config(least - 1)
 
 
 def test_a_misspelt_option_suggests_the_right_one() -> None:
@@ -121,6 +148,10 @@ def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
     clipped = crossbar.encode(w, devices.get("Gaussian", sigma=0.1, clip=True), config=PLAIN)
     with pytest.raises(ValueError, match="fewer than 16 used rows"):
         crossbar.sample(KEY, jnp.ones(3), clipped, sampling="moment_matched")
+    for num_rows, fits in ((16, True), (17, False), (31, False), (32, True)):  # the last array has the remainder
+        target = crossbar.encode(np.ones((num_rows, 2), "f4"), clipped.device, config=crossbar.Config(rows=16))
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="fewer than 16 used rows"):
+            crossbar.sample(jax.random.key(num_rows), jnp.ones(num_rows), target, sampling="moment_matched")
     with pytest.raises(ValueError, match=r"`sampling` must be one of .*Did you mean 'output_joint'"):
         crossbar.sample(KEY, jnp.ones(3), clipped, sampling="output_join")
     offset = crossbar.encode(w, devices.get("Gaussian", sigma=0.1), config=crossbar.Config(mapping="offset"))

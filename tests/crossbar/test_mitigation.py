@@ -85,6 +85,15 @@ def test_the_share_is_selected_by_importance_the_first_of_equals_first():
     np.testing.assert_array_equal(traced, crossbar.selected(importance, 0.1))
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int32, jnp.float32, jnp.bfloat16])
+def test_importance_of_every_dtype_is_selected_alike(dtype):
+    importance = jnp.asarray([[0, 3], [2, 1]], dtype)
+    assert crossbar.selected(importance, 0.5).tolist() == [[False, True], [True, False]]
+    if jnp.issubdtype(dtype, jnp.signedinteger):
+        least = importance.at[0, 0].set(jnp.iinfo(dtype).min)
+        assert crossbar.selected(least, 0.75).tolist() == [[False, True], [True, True]]
+
+
 def test_column_factors_are_the_least_squares_of_each_column():
     exact = jax.random.normal(jax.random.key(9), (30, 6))
     outputs = exact * jnp.linspace(0.4, 2.0, 6)[None, :] + 0.1 * jax.random.normal(jax.random.key(10), (30, 6))

@@ -1,5 +1,6 @@
 """What no chip computes, and wrong arguments of `on_chip`, are refused by the name of the leaf."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import quax
 from support.networks import CALIBRATED, CONFIG, IDEAL, PLAIN, all_matrices, draw
 
 from nvcim_jax import crossbar
-from nvcim_jax.crossbar import Kernel
+from nvcim_jax.crossbar import Config, Kernel
 
 REFUSED: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
     "added to": (lambda w: w + 1.0, "used in the operation `add`. It can be multiplied with; choose which"),
@@ -109,6 +110,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "not finite": ({"w": jnp.full((3, 3), jnp.nan)}, {}, "`params\\['w'\\]` must"),
     "one checksum": ({"plumless": draw(2, 2), "buckeroo": draw(2, 2)}, {}, "'buckeroo' and 'plumless'. Rename one"),
+    "one path": (
+        {"a/b": draw(2, 2), "a": {"b": draw(2, 2)}},
+        {},
+        r"a path of its own .* has 'a/b' at \['a'\]\['b'\] and at \['a/b'\]. Rename one",
+    ),
 }
 
 
@@ -135,3 +141,40 @@ def test_what_is_on_a_chip_goes_on_none_again_and_trees_without_chips_are_refuse
     some = crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED, select=lambda path, _: path == "first")
     with pytest.raises(ValueError, match="Argument `ranges` must hold 'second', but holds first"):
         crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED, ranges=some)
+
+
+OTHER_RANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "layout": ({"mapping": "offset_digital"}, "mapping='differential', but has mapping='offset_digital'"),
+    "array": ({"rows": 8}, "rows=16, but has rows=8"),
+    "code": ({"adc_code": "uniform"}, "adc_code='symmetric', but has adc_code='uniform'"),
+    "lines": ({"adc_before_subtraction": True}, "adc_before_subtraction=False, but has adc_before_subtraction=True"),
+    "outputs": ({"adc_range": "absmax"}, "adc_range='calibrated', but has adc_range='absmax'"),
+    "inputs": ({"dac_range": "absmax"}, "dac_range='calibrated', but has dac_range='absmax'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHER_RANGES.values(), ids=OTHER_RANGES)
+def test_ranges_of_another_layout_or_converter_are_refused(
+    changes: dict[str, Any], message: str, key: jax.Array
+) -> None:
+    other = crossbar.on_chip(key, PLAIN, IDEAL, config=Config(**{**vars(CALIBRATED), **changes}))
+    with pytest.raises(ValueError, match="Argument `ranges` must have") as error:
+        crossbar.on_chip(key, PLAIN, IDEAL, config=CALIBRATED, ranges=other)
+    assert f"{message}. Calibrate with the same Config." in str(error.value)
+
+
+def test_ranges_of_another_shape_are_refused_and_fixed_ones_stay(key: jax.Array) -> None:
+    w, x = {"w": draw(20, 7)}, draw(4, 20)
+    config = Config(**{**vars(CALIBRATED), "adc_range": "fixed"})
+
+    def chips(adc_max: float, ranges: Any = None) -> Any:
+        write = functools.partial(crossbar.program, adc_max=adc_max)
+        return crossbar.on_chip(key, w, IDEAL, config=config, write=write, ranges=ranges)
+
+    found = crossbar.calibrate_network(key, quax.quaxify(lambda params: x @ params["w"]), chips(5.0))
+    taken = chips(3.0, found)["w"].chip
+    np.testing.assert_array_equal(taken.dac_max, found["w"].chip.dac_max)
+    np.testing.assert_array_equal(taken.adc_range[..., 1], 3.0)
+    other = crossbar.on_chip(key, {"w": draw(7, 20)}, IDEAL, config=CALIBRATED)
+    with pytest.raises(ValueError, match=r"hold 'w' of \(20, 7\) with .* axis 0, but holds one of \(7, 20\)"):
+        crossbar.on_chip(key, w, IDEAL, config=CALIBRATED, ranges=other)

@@ -155,6 +155,10 @@ WRONG = {
     "a row for a law": (lambda: devices.Law(sigma=[0.1, 0.2]), r"`sigma` must have shape \(\).*level_table"),
     "a time of zero": (lambda: devices.Drift(mean=0.1, t0_s=0.0), r"`t0_s` must lie in \(0, "),
     "a negative floor": (lambda: devices.one_over_f(floor=-1.0), r"`floor` must lie in \(0, "),
+    "a read before programming": (
+        lambda: devices.one_over_f(t0_s=0.0),
+        r"`t0_s` must lie in \(2\.5e-07, inf\] s, but is 0 s\. Give a t0_s above t_read_s",
+    ),
     "no coefficient": (lambda: devices.polynomial([]), "`num_levels` must be an integer of at least 1"),
     "levels that fall": (lambda: devices.level_table([1.0, 0.0], [1.0, 1.0]), "`levels` must rise"),
 }

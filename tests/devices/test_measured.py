@@ -72,6 +72,32 @@ def test_offsets_of_cells_come_apart_from_the_noise_of_programming(d2d_us: float
         assert np.abs(scores).max() < 5
 
 
+@pytest.mark.parametrize("cells_a_level", [2, 3, 10])
+def test_offsets_are_right_where_each_cell_knows_one_level(cells_a_level: int) -> None:
+    """Then the mean of a level takes that of its cells' offsets: a degree of freedom for each level."""
+    found, scores = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        cell = np.repeat(np.arange(4 * cells_a_level), 5)
+        level = cell % 4
+        offset = 1.5 * rng.normal(size=4 * cells_a_level)
+        g_us = MEANS[level] + offset[cell] + SIGMAS[level] * rng.normal(size=cell.size)
+        fit = devices.fit_table(level, g_us, cell=cell)
+        found.append(fit.d2d_sigma_us**2)
+        scores.append(fit.mean_us - MEANS)
+    expected = np.sqrt((1.5**2 + SIGMAS**2 / 5) / cells_a_level)  # of a level's mean
+    np.testing.assert_allclose(np.std(scores, axis=0), expected, rtol=0.25)
+    if cells_a_level == 10:
+        np.testing.assert_allclose(fit.mean_error_us, expected, rtol=0.35)
+    assert abs(np.mean(found) - 1.5**2) < 5 * np.std(found) / np.sqrt(200)
+
+
+def test_one_cell_a_level_tells_nothing_of_offsets() -> None:
+    level = np.repeat(np.arange(4), 10)
+    fit = devices.fit_table(level, MEANS[level] + np.random.default_rng(0).normal(size=40), cell=level)
+    assert (fit.d2d_sigma_us, fit.d2d_error_us) == (0.0, np.inf)
+
+
 def test_an_unbalanced_fit_pools_the_groups_that_repeat() -> None:
     level = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
     cell = np.array([7, 7, 7, 9, 9, 7, 7, 9, 3])

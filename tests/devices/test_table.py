@@ -1,5 +1,7 @@
 """The table of devices against its sources, and what `get` accepts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,36 @@ def test_levels_of_a_finite_ratio_keep_their_own_noise() -> None:
     infinite = devices.get("FeFET6")
     row = devices.sigma_of(devices.level_conductances(4, infinite), infinite)
     np.testing.assert_allclose(devices.sigma_of(levels, device), row, rtol=1e-5)
+
+
+def test_replacing_the_ratio_moves_the_levels_as_get_does() -> None:
+    wanted, plain = devices.get("FeFET6", on_off_ratio=5.0), devices.get("FeFET6")
+    levels = devices.level_conductances(4, wanted)
+    for device in (plain.replace(on_off_ratio=5.0), devices.get("FeFET6", on_off_ratio=20.0).replace(on_off_ratio=5.0)):
+        np.testing.assert_array_equal(device.programming.levels.conductance, wanted.programming.levels.conductance)
+        np.testing.assert_array_equal(devices.sigma_of(levels, device), devices.sigma_of(levels, wanted))
+    back = plain.replace(on_off_ratio=5.0).replace(on_off_ratio=np.inf)
+    np.testing.assert_array_equal(back.programming.levels.conductance, plain.programming.levels.conductance)
+
+    def noise(ratio: jax.Array, replaces: bool) -> jax.Array:
+        device = plain.replace(on_off_ratio=ratio) if replaces else devices.get("FeFET6", on_off_ratio=ratio)
+        return devices.sigma_of(0.5, device)
+
+    ratios = jnp.asarray([5.0, 10.0])
+    slopes = [jax.jit(jax.vmap(jax.value_and_grad(partial(noise, replaces=which))))(ratios) for which in (True, False)]
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-6)
+    assert np.all(np.asarray(slopes[0]) != 0.0)
+    with pytest.raises(ValueError, match=r"`on_off_ratio` must lie in \(1, inf\]"):
+        plain.replace(on_off_ratio=0.0)
+
+
+def test_levels_that_were_measured_stay_where_they_were() -> None:
+    table = devices.from_table([0.1, 0.4, 0.7, 1.0], None, [0.01, 0.02, 0.02, 0.01], g_max_us=40.0, on_off_ratio=10.0)
+    moved = table.replace(on_off_ratio=5.0)
+    np.testing.assert_array_equal(moved.programming.levels.conductance, table.programming.levels.conductance)
+    law = devices.get("FeFET6").programming
+    given = table.replace(on_off_ratio=5.0, programming=law)
+    np.testing.assert_array_equal(given.programming.levels.conductance, law.levels.conductance)
 
 
 def test_g_min_is_zero_for_an_infinite_ratio_with_finite_gradients() -> None:

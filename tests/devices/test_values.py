@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import devices
+from nvcim_jax import crossbar, devices
 
 # One compilation a shape is faster than one a shape and operation; the contracts hold the two together.
 value_noise = jax.jit(devices.value_noise)
@@ -36,6 +36,33 @@ def test_a_constant_row_is_one_noise_for_all(name: str, key, assert_moments) -> 
 def test_a_device_without_four_levels_is_refused(name: str, key) -> None:
     with pytest.raises(ValueError, match=rf"`device` must have four levels.*but '{name}' has neither\. Use FeFET2"):
         value_noise(key, jnp.ones(3), devices.get(name))
+
+
+EFFECTS = {
+    "d2d_sigma": 0.05,
+    "stuck_off": 0.1,
+    "drift": devices.Drift(mean=0.05),
+    "read": devices.Read(sigma=0.01),
+}
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_effects_that_belong_to_cells_are_refused_and_can_be_taken_away(effect: str, key) -> None:
+    device = devices.get("FeFET6", **{effect: EFFECTS[effect]})
+    with pytest.raises(ValueError, match=rf"programming noise alone, but 'FeFET6' has {effect}\. .*\({effect}=None\)"):
+        devices.value_noise(key, jnp.ones(3), device)
+    assert jnp.isfinite(value_noise(key, jnp.ones(3), device.replace(**{effect: None}))).all()
+
+
+def test_a_shift_of_the_mean_is_refused_by_value_and_in_a_chip(key) -> None:
+    device = devices.from_table([0.0, 1 / 3, 2 / 3, 1.0], [0.1, 0.4, 0.7, 0.9], [0.01] * 4, g_max_us=40.0)
+    with pytest.raises(ValueError, match=r"has a shift of its mean\. .*=device\.programming\.replace\(mean=None\)"):
+        devices.value_noise(key, jnp.ones(3), device)
+    with pytest.raises(ValueError, match=r"`config\.noise` must be 'cell' for a .* miss their targets"):
+        crossbar.encode(jnp.eye(3), device, config=crossbar.Config(noise="value"))
+    centred = device.replace(programming=device.programming.replace(mean=None))
+    noise = value_noise(key, jnp.ones(10_000), centred) - 1.0
+    assert abs(float(noise.mean())) < 5 * 0.01 / 100
 
 
 def test_values_must_be_finite(key) -> None:

@@ -31,6 +31,20 @@ def test_what_does_not_differ_is_not_blown_up() -> None:
     np.testing.assert_allclose(ops.moments_spread(one), [1.5, 1.5e-3 / np.sqrt(3), 1.5e-3 / np.sqrt(3)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_samples_of_every_float_are_added_up_in_float32(dtype) -> None:
+    seen = ops.moments_add(ops.moments_init((1,)), jnp.array([[100.0], [100.5], [101.0], [101.5]], dtype))
+    assert {leaf.dtype for leaf in seen} == {jnp.dtype("float32")}
+    np.testing.assert_allclose((seen.mean[0], seen.squares[0]), (100.75, 1.25), rtol=1e-6)
+
+
+def test_no_samples_change_nothing() -> None:
+    seen = ops.moments_add(ops.moments_init((2,)), jnp.array([[1.0, 2.0], [3.0, 5.0]]))
+    for state in (seen, ops.moments_init((2,))):
+        for found, there in zip(ops.moments_add(state, jnp.zeros((0, 2))), state, strict=True):
+            np.testing.assert_array_equal(found, there)
+
+
 def test_samples_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`samples`.*\(samples, \*shape\)"):
         ops.moments_add(ops.moments_init((3,)), jnp.ones((2, 4)))

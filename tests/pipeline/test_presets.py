@@ -31,6 +31,14 @@ def test_every_kind_passes_the_gradient_on_as_it_is(prompt, device, arrays, kind
     assert jnp.array_equal(noisy, perturb(jax.random.key(3), prompt)) == (kind == "none")
 
 
+def test_value_level_noise_is_that_of_programming_alone(prompt, device, arrays):
+    effects = {"d2d_sigma": 0.1, "stuck_on": 0.1, "drift": devices.Drift(mean=0.1), "read": devices.Read(sigma=0.1)}
+    levels = device.programming.levels
+    shifted = devices.level_table(levels.conductance, levels.sigma, 0.9 * levels.conductance)
+    found = training_noise("value", device.replace(programming=shifted, **effects), arrays)(jax.random.key(2), prompt)
+    np.testing.assert_allclose(found, devices.value_noise(jax.random.key(2), prompt, device), rtol=1e-6)
+
+
 def test_without_a_device_there_is_no_noise(prompt, arrays):
     np.testing.assert_array_equal(training_noise("cell", None, arrays)(jax.random.key(2), prompt), prompt)
 
