@@ -89,7 +89,7 @@ def table(records: Records) -> str:
     for row in records:
         mean, low, high = _interval(row)
         t_s = "" if row.get("t_s") is None else plots.shown_time(row["t_s"])
-        values = f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+        values = f"{mean:.3g} [{low:.3g}, {high:.3g}]" if np.isfinite(high) else f"{mean:.3g}"
         lines.append(f"| {row['part']} | {row['sigma']:g} | {t_s} | {row['adapter']} | {row['way']} | {values} |")
     return "\n".join(lines) + "\n"
 
