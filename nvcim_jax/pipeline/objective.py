@@ -165,7 +165,8 @@ def _train(key: Key, trained: Trainable, fixed: _Fixed) -> tuple[Trainable, jax.
         return value, value
 
     def project(trained: Trainable) -> Trainable:
-        return trained._replace(prompts=fixed.project(trained.prompts))
+        held = jax.vmap(lambda rows: adapter.rows(fixed.project(adapter.from_rows(rows))))(trained.prompts)
+        return trained._replace(prompts=held)
 
     optimiser = fixed.optimiser(options.num_steps)
     return descend(key, trained, loss, optimiser, num_steps=options.num_steps, project=project)

@@ -89,6 +89,13 @@ def test_tuning_lowers_the_loss_of_its_own_example_most(lm, batch, start) -> Non
     assert (np.argmin(np.asarray(table), axis=1) == np.arange(3)).all()
 
 
+def test_a_bound_of_rows_asks_for_states_that_are_made_of_them(lm, batch) -> None:
+    adapter = tuning.p_tuning(2)
+    state = adapter.init(jax.random.key(0), lm, batch, None)
+    with pytest.raises(ValueError, match=r"`adapter` must have states that rows give back.*penalties\(largest"):
+        tuning.bounded(0.1, adapter)(state)
+
+
 @pytest.mark.parametrize("size", [None, 2])
 def test_bound_and_seed(lm, batch, start, size) -> None:
     how = {
