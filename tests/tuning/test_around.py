@@ -91,6 +91,16 @@ def test_a_column_of_zeros_has_no_size_to_be_brought_to(lm, batch) -> None:
     assert jnp.isfinite(through(up)).all()
 
 
+def test_all_weights_are_merged_and_do_not_come_out_again(lm, batch) -> None:
+    adapter = tuning.full()
+    state = jax.tree.map(lambda leaf: leaf + 0.1, adapter.init(jax.random.key(1), lm, batch, None))
+    merged = tuning.merge(lm, state, adapter)
+    jax.tree.map(np.testing.assert_array_equal, merged.params, state.params)
+    for held in (lm, merged):
+        with pytest.raises(ValueError, match="must change weights by what can be taken out, but replaces them"):
+            tuning.merge(held, state, adapter, undo=True)
+
+
 def test_what_cannot_be_merged_is_named(lm, batch) -> None:
     for adapter in (tuning.prompt(2), tuning.prefix(2)):
         state = adapter.init(jax.random.key(1), lm, batch, None)
