@@ -204,6 +204,16 @@ def test_bad_input_is_named(lm, batch, start, change, message) -> None:
         tuning.tune(jax.random.key(0), given["state"], lm, batch, given["weights"], adapter=ADAPTER)
 
 
+@pytest.mark.parametrize(("texts", "answer"), [([1, 64], 8), ([1, -3], 8), ([1, 5], 64)])
+def test_a_token_beyond_the_vocabulary_is_named(lm, start, texts, answer) -> None:
+    batch = tuning.examples([texts], [[answer]])
+    said = r"`examples\.(ids|targets)` must lie in \[0, 64\), the rows of the embedding, but holds (64|-3)\. Is the"
+    with pytest.raises(ValueError, match=said):
+        tuning.tune(jax.random.key(0), start, lm, batch, adapter=ADAPTER)
+    with pytest.raises(ValueError, match=said):
+        tuning.tune_windows(jax.random.key(0), lm, batch, adapter=tuning.lora(2), window=1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -217,6 +227,7 @@ def test_bad_input_is_named(lm, batch, start, change, message) -> None:
         (lambda: tuning.prompt(4, "txt"), "Did you mean 'text'"),
         (lambda: tuning.examples([[1, 2, 3]], [[4]], num_tokens=2), "num_tokens"),
         (lambda: tuning.examples([[1]], []), "one answer"),
+        (lambda: tuning.examples([[1], [1]], [[4], [-100, -100]]), "a token of 0 or more each.* but answer 1 has none"),
     ],
 )
 def test_numbers_and_names_without_sense_are_named(make, message) -> None:
