@@ -144,6 +144,8 @@ def bounded(bound: ArrayLike, adapter: Adapter | None = None) -> Partial:
 
 
 def _penalties(numbers: tuple[jax.Array, ...], rows: jax.Array, start: jax.Array) -> jax.Array:
+    if not rows.size:
+        checks.fail("penalty", "be of rows that a memory stores", "the adapter has none", "Leave it out.")
     largest, lipschitz, limit, anchor = numbers
     total = largest * jnp.abs(rows).max()
     squared = jnp.abs(rows @ rows.T).sum(axis=1).max()
@@ -171,7 +173,7 @@ def penalties(
         anchor: Weight of the mean squared distance to where tuning started, >= 0.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative; when it is used, of an adapter without rows such as `full`.
 
     Example:
         >>> rows = jnp.array([[3.0, 4.0]])  # S S^T = 25

@@ -235,6 +235,12 @@ def test_numbers_and_names_without_sense_are_named(make, message) -> None:
         make()
 
 
+def test_a_penalty_is_of_rows(lm, batch) -> None:
+    state = tuning.full().init(jax.random.key(0), lm, batch, None)
+    with pytest.raises(ValueError, match=r"`penalty` must be of rows .* but the adapter has none\. Leave it out\."):
+        tuning.tune(jax.random.key(0), state, lm, batch, adapter=tuning.full(), penalty=tuning.penalties(largest=1.0))
+
+
 def test_unknown_options_are_named(lm, batch, start) -> None:
     with pytest.raises(TypeError, match="num_steps"):
         tuning.Options(num_step=3)
