@@ -1,22 +1,19 @@
 """Learning rates that the commands take for an adapter where none is given."""
 
+from nvcim_jax import pipeline
+
 __all__ = ["ADAPTERS", "rate_of"]
 
 PRETRAINED = {
     "prompt": 1e-2,
     "p_tuning": 3.3e-4,
-    "prefix": 1e-2,
-    "lora": 1.65e-3,
     "rslora": 6.6e-4,
     "dora": 1.65e-3,
-    "ia3": 2e-2,
-}
-"""For Adam, with any checkpoint: found with SmolLM2-135M on 25 records of one domain, the best of four of which each is
-three times the one before (`experiments.11_memory_and_accuracy.run --config rates`)."""
+} | dict(pipeline.RATES["pretrained"])
+"""For Adam, with any checkpoint: found as those of `pipeline.RATES` were."""
 
-BUNDLED = PRETRAINED | {"p_tuning": 1e-3, "prefix": 1e-1, "lora": 1e-2, "rslora": 5e-3, "dora": 1e-2, "ia3": 3e-2}
-"""For Adam, with the bundled model, which is narrower: prefix, LoRA and (IA)3 as stored prompts are tuned
-(`experiments.9_what_to_store.run --config rates`); the others usual ones, not searched for."""
+BUNDLED = PRETRAINED | {"p_tuning": 1e-3, "rslora": 5e-3, "dora": 1e-2} | dict(pipeline.RATES["bundled"])
+"""For Adam, with the bundled model: those that `pipeline.RATES` has not are usual ones, not searched for."""
 
 ZEROTH_ORDER = {"prefix": 2e-3}
 """For SGD on slopes without a backward pass, the best of three with SmolLM2; 2e-4 for the others."""

@@ -19,7 +19,6 @@ from nvcim_jax.cli.chip_means import table
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
 from nvcim_jax.cli.options_file import words_of
-from nvcim_jax.cli.rates import rate_of
 from nvcim_jax.cli.report import is_sweep, report
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
@@ -138,9 +137,7 @@ def read(words: Sequence[str]) -> Options | int:
     checks.choice("--adapter", found.adapter, ADAPTERS)
     chosen = pipeline.presets[name]
     if found.adapter != "prompt":
-        tuned = {"tunes": found.adapter, "start": "text"}
-        rate = rate_of(found.adapter, bundled=name == "bundled")
-        chosen = chosen.changed(bound=float("inf"), learning_rate=rate, config=tuned)
+        chosen = chosen.changed(config={"tunes": found.adapter, "start": "text"})
     if chosen == Options().chosen:
         return found
     return parse(Options, "nvcim run", words, default=Options(chosen=chosen))

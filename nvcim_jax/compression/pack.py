@@ -115,7 +115,7 @@ def pack(lm: LM) -> LM:
         lm: A model that `apply` made.
 
     Raises:
-        ValueError: If a matrix of the blocks is not packed, or not with one scale an output.
+        ValueError: If a matrix of the blocks is not packed, not with one scale an output, or with a code of -128.
 
     Example:
         >>> from nvcim_jax import compression, models
@@ -132,5 +132,7 @@ def pack(lm: LM) -> LM:
         if not isinstance(leaf, Packed) or leaf.scales.shape[-2] != 1:
             found = f"is a {type(leaf).__name__}"
             checks.fail(f"lm.params: layers.{name}", "be codes with one scale an output", found, "Compress it first.")
+        if int(leaf.codes.min()) < -127:
+            checks.fail(f"lm.params: layers.{name}", "hold codes from -127 to 127", "holds -128", "Compress it first.")
         layers[name] = _planes(leaf)
     return lm.replace(params={**lm.params, "layers": layers})

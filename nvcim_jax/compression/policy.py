@@ -74,11 +74,11 @@ def luc(table: Table, *, bits: int = 4, sparsity: float = 0.5, form: str = "inse
         bits: B, from 2 to 7.
         sparsity: P, in [0, cap].
         form: "insensitivity", or "printed": eq. 2 as the paper prints it, `p_j = P L s_j / sum s`, which prunes
-            sensitive blocks most (its code does not) and may exceed 1: then it is refused.
+            sensitive blocks most (its code does not) and may exceed the cap: then it is refused.
         cap: The greatest sparsity of a block, in (0, 1].
 
     Raises:
-        ValueError: If a number is out of range, or the printed form asks for more than all weights of a block.
+        ValueError: If a number is out of range, or the printed form asks for more of a block than the cap.
 
     Example:
         >>> table = Table(np.array([1.0, 1.0, 1.0, 5.0]), np.array([1.0, 2.0, 3.0, 4.0]), bits=4, sparsity=0.5)
@@ -102,9 +102,10 @@ def luc(table: Table, *, bits: int = 4, sparsity: float = 0.5, form: str = "inse
     if form == "printed":
         share = to_zeros / to_zeros.sum() if to_zeros.any() else np.full(len(to_zeros), 1.0 / len(to_zeros))
         printed = total * share
-        if printed.max() > 1.0:
+        if printed.max() > cap * (1.0 + 1e-12):  # equal ones are all at the mean, which may be the cap
             found = f"gives the block {int(printed.argmax())} a sparsity of {printed.max():.3g}"
-            checks.fail("form", "keep sparsities at most 1", found, 'Use form="insensitivity", or a lower sparsity.')
+            fix = 'Use form="insensitivity", or a lower sparsity.'
+            checks.fail("form", f"keep sparsities at most the cap, {cap:g}", found, fix)
         return Policy(chosen, printed)
     reach = to_zeros.max() - to_zeros.min()
     share = np.ones(len(to_zeros)) if reach == 0 else 1.0 - (to_zeros - to_zeros.min()) / reach

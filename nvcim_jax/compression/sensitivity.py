@@ -52,7 +52,8 @@ def _sensitivity(lm: LM, tokens: jax.Array, bits: jax.Array, counts: dict[str, j
         y, *sizes = in_parts(one, x)
         return y.reshape(x.shape), tuple(size.mean() for size in sizes)
 
-    return lax.scan(body, stream(lm, tokens), jnp.arange(lm.config.num_layers))[1]
+    x = stream(lm, tokens).astype(jnp.float32)  # the rounding of a narrower stream would be measured along
+    return lax.scan(body, x, jnp.arange(lm.config.num_layers))[1]
 
 
 @checked
@@ -62,8 +63,8 @@ def sensitivity(
     """Return how sensitive each block is, to quantisation and to pruning apart.
 
     `s_j(c) = mean (f_j(x; c(W_j)) - f_j(x; W_j))^2` over sequences, tokens and channels: the output of block j on the
-    inputs that it has in the model as it is. Quantised: all its matrices to b bits, one scale an output. Pruned: the
-    smallest weights of each matrix set to zero.
+    inputs that it has in the model as it is, the stream in float32 whatever the dtype of the weights. Quantised: all
+    its matrices to b bits, one scale an output. Pruned: the smallest weights of each matrix set to zero.
 
     Args:
         lm: The model; its matrices are arrays, or packed.

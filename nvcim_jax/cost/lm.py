@@ -1,6 +1,7 @@
 """A whole language model: its matrices on chips, attention and cache digital; or all of it on a digital machine."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -126,21 +127,24 @@ def _config(lm: Any) -> models.Config:
     return found
 
 
-def block_bits(bits: int | Sequence[int] | None, num_layers: int, default: int | None) -> tuple[int, ...]:
+def block_bits(
+    bits: float | int | Sequence[float | int] | None, num_layers: int, default: int | None
+) -> tuple[int, ...]:
     """Return the bits of each block.
 
     Raises:
-        ValueError: If there are none, or not one for each block.
+        ValueError: If there are none, not one for each block, or one is not whole.
     """
     if bits is None:
         if default is None:
             checks.fail("bits", "be given where config has no weight_bits", "is None")
         bits = default
-    each = (bits,) * num_layers if isinstance(bits, int) else tuple(bits)
+    each: tuple[Any, ...] = (bits,) * num_layers if isinstance(bits, int | float | numbers.Number) else tuple(bits)
     if len(each) != num_layers:
         checks.fail("bits", f"be one for each of {num_layers} blocks", f"are {len(each)}")
     for one in each:
-        checks.integer("bits", int(one), low=2, high=24)
+        checks.number("bits", one)
+        checks.integer("bits", int(one) if int(one) == one else float(one), low=2, high=24)
     return tuple(int(one) for one in each)
 
 
@@ -151,7 +155,7 @@ def model(
     *,
     on: Technology,
     host: Machine | None = None,
-    bits: int | Sequence[int] | None = None,
+    bits: float | int | Sequence[float | int] | None = None,
     context: int = 512,
     periphery: Periphery = PERIPHERY,
 ) -> ModelBill:
@@ -280,15 +284,15 @@ def model_digital(
     lm: Any,
     *,
     on: Machine,
-    bits: int | Sequence[int] = 8,
+    bits: float | int | Sequence[float | int] = 8,
     activation_bits: int = 8,
     context: int = 512,
     density: float = 1.0,
 ) -> DigitalBill:
     """Return what one token costs on a digital machine: every weight moves once, a block after another.
 
-    Weights of b bits move as b bits and multiply at the width that the machine has. Weights of zero are not moved;
-    their products take time unless the machine makes use of them.
+    Weights of b bits move as b bits and multiply at the width that the machine has. Weights of zero are not moved, but
+    then each weight has a bit that says whether it is; their products take time unless the machine makes use of them.
 
     Args:
         lm: A model, or its `models.Config`; only shapes count.
@@ -314,7 +318,8 @@ def model_digital(
     matrices = [size[1:] for size in shapes.shapes["layers"].values() if len(size) == 3]
     weights = sum(rows * cols for rows, cols in matrices)
     head = shapes.width * shapes.vocab_size
-    moved = [weights * density * b / 8 for b in each] + [head * max(each) / 8]
+    mask = float(density < 1.0)
+    moved = [weights * (density * b + mask) / 8 for b in each] + [head * max(each) / 8]
     held = level_holding(on, float(sum(moved)))
     share = density if on.exploits_sparsity else 1.0
     wide = {"level": held, "on": on, "activation_bits": activation_bits}

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nvcim_jax import checks, models
 from nvcim_jax.cost.gemm import Gemm, Tiling, best_tiling, sizes
 from nvcim_jax.cost.machines import Machine
@@ -27,6 +29,7 @@ class Item(NamedTuple):
         gemm: Its sizes.
         times: How often it is made.
         tiling: How.
+        time_s: Seconds in all: of one start for all texts and heads of a block, and of the products.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Item(NamedTuple):
     gemm: Gemm
     times: int
     tiling: Tiling
+    time_s: float
 
 
 class Stores(NamedTuple):
@@ -88,7 +92,7 @@ class Plan(NamedTuple):
 
 def _each(name: str, value: Any, layers: int, low: float, high: float) -> tuple[Any, ...]:
     """Return one value for each block, checked."""
-    several = tuple(value) if hasattr(value, "__len__") else (value,) * layers
+    several = (value,) * layers if np.ndim(value) == 0 else tuple(value)
     if len(several) != layers:
         checks.fail(name, f"be one, or one for each of {layers} blocks", f"are {len(several)}")
     for one in several:
@@ -112,10 +116,15 @@ def _forward(config: models.Config, block: int, rows: int, texts: int, tokens: i
     return [*found[:at], scores, values, *found[at:]]
 
 
+def _starts(name: str) -> int:
+    """Return how many products an item has that a machine starts apart, each for all texts and heads."""
+    return 2 if name in ("scores'", "values'") else 1
+
+
 def _backward(items: Sequence[Any]) -> list[Any]:
     """Return the products towards the inputs; of scores and values, which multiply two streams, there are two."""
     return [
-        (f"{name}'", block, g._replace(k=g.n, n=g.k), times * (2 if name in ("scores", "values") else 1))
+        (f"{name}'", block, g._replace(k=g.n, n=g.k), times * _starts(f"{name}'"))
         for name, block, g, times in reversed(items)
     ]
 
@@ -149,16 +158,17 @@ def products(
     return [*forward, *head, *_backward(head), *_backward([item for item in forward if item[1] >= start])]
 
 
+def _weights(name: str, gemm: Gemm, on: Machine) -> float:
+    """Return the bytes of weights that a product reads; scores and values multiply two streams."""
+    return 0.0 if name.rstrip("'") in ("scores", "values") else sizes(gemm, on.exploits_sparsity)[1]
+
+
 def _stores(
     config: models.Config, items: Sequence[Any], texts: int, tokens: int, on: Machine, window: tuple[int, int] | None
 ) -> Stores:
     """Return the bytes that a pass over all texts needs."""
     wide = items[0][2].activation_bits / 8
-    weights = sum(
-        sizes(g, on.exploits_sparsity)[1]
-        for name, _, g, _ in items
-        if not name.endswith("'") and name not in ("scores", "values")
-    )
+    weights = sum(_weights(name, g, on) for name, _, g, _ in items if not name.endswith("'"))
     rows = texts * tokens
     widest = max(g.n for name, _, g, _ in items if name != "head")
     if window is None:
@@ -197,19 +207,25 @@ def _first(stores: Stores, on: Machine) -> int:
     return fits[0] if fits else last
 
 
-def _plan(order: str, items: Sequence[Any], stores: Stores, on: Machine, repeats: int, passes: int) -> Plan:
+def _plan(order: str, items: Sequence[Any], stores: Stores, on: Machine, repeats: int) -> Plan:
     first = _first(stores, on)
-    far = on.levels[first]
+    far, call = on.levels[first], float(on.values["call"])
     tiled = functools.cache(lambda gemm: best_tiling(gemm, on, far))
-    made = tuple(Item(name, block, gemm, times * repeats, tiled(gemm)) for name, block, gemm, times in items)
-    time = sum(item.times * item.tiling.time_s for item in made)
+
+    def item(name: str, block: int, gemm: Gemm, times: int) -> Item:
+        tiling = tiled(gemm)
+        once = times * (tiling.time_s - call) + _starts(name) * call
+        return Item(name, block, gemm, times * repeats, tiling, repeats * once)
+
+    made = tuple(item(*one) for one in items)
+    time = sum(item.time_s for item in made)
     energy = sum(item.times * item.tiling.energy_j for item in made)
     placement = _place(stores, on, first)
-    stored = 0.0
+    stored, weights = 0.0, sum(_weights(item.name, item.gemm, on) for item in made)
     for name, share in list(zip(*placement["weights"], strict=True))[1:]:
-        # Weights are read again by every pass over them: forward and backward, and text by text where columns go first.
-        stored += passes * repeats * share * stores.weights / float(on.values[f"{name}_bandwidth"])
-        energy += passes * repeats * share * stores.weights * float(on.values[f"{name}_energy"])
+        # Weights are read again by every pass over them: forward, backward in the window, and text by text by columns.
+        stored += repeats * share * weights / float(on.values[f"{name}_bandwidth"])
+        energy += repeats * share * weights * float(on.values[f"{name}_energy"])
     time = max(time, stored)
     moved = sum(item.times * item.tiling.moved_bytes for item in made)
     energy += float(on.values["static_power"]) * time
@@ -223,7 +239,7 @@ def schedule(
     batch: int,
     tokens: int,
     on: Machine,
-    bits: int | Sequence[int] = 16,
+    bits: float | int | Sequence[float | int] = 16,
     activation_bits: int = 16,
     sparsity: float | Sequence[float] = 0.0,
     window: tuple[int, int] | None = None,
@@ -242,7 +258,7 @@ def schedule(
         batch: Texts of a pass.
         tokens: Tokens of a text.
         on: The machine.
-        bits: Bits of the weights, of all blocks or one for each; the head has 16.
+        bits: Bits of the weights, whole, of all blocks or one for each; the head has 16.
         activation_bits: Bits of activations, gradients, keys and values.
         sparsity: Share of the weights of a block that are zero, of all blocks or one for each, in [0, 1].
         window: First block of a window that is tuned, and one past its last; None: a forward pass of all blocks. Full
@@ -278,15 +294,17 @@ def schedule(
         checks.integer("window", window[1], low=window[0] + 1, high=layers)
     widest = on.widths[-1]
     each = _each("bits", bits, layers, 1.0, float(widest))
+    for one in each:
+        if int(one) != one:
+            checks.fail("bits", "be whole", f"are {float(one):g}")
     zeros = _each("sparsity", sparsity, layers, 0.0, 1.0)
     checks.integer("activation_bits", activation_bits, high=widest)
     given = {"tokens": tokens, "bits": [int(b) for b in each], "activation_bits": activation_bits, "window": window}
     given |= {"sparsity": [float(p) for p in zeros], "predicted": predicted}
-    passes = 1 if window is None else 2
     plans = []
     for order, texts, repeats in (("row", batch, 1), ("column", 1, batch)):
         items = products(config, texts=texts, **given)
         # Text by text, no more than one is under way.
         stores = _stores(config, items, texts, tokens, on, window)
-        plans.append(_plan(order, items, stores, on, repeats, passes))
+        plans.append(_plan(order, items, stores, on, repeats))
     return min(plans, key=lambda plan: plan.time_s)

@@ -185,7 +185,7 @@ def search_digital(
         The bill.
 
     Raises:
-        ValueError: If no memory holds the store, or there is none of that name.
+        ValueError: If no memory holds the store, that one does not, or there is none of that name.
 
     Example:
         >>> from nvcim_jax import cost
@@ -197,5 +197,9 @@ def search_digital(
         checks.integer(name, given)
     held = num_stored * values * bits / 8
     found = level_holding(on, held) if level is None else level_of(on, level)
+    room = dict(on.records)[f"{found.name}_size"].value
+    if held > room:
+        fix = "Give a memory farther from the machine, or none."
+        checks.fail("level", f"hold the store, {held:.3g} B", f"the {level} of {on.name} has {room:.3g} B", fix)
     macs = float(num_stored * values)
     return digital(macs=macs, moved_bytes=held, level=found, on=on, weight_bits=bits, activation_bits=bits)

@@ -242,6 +242,9 @@ def break_even(
     Returns:
         The spans, as far as the machine's memories reach; empty where nothing reaches the ratio.
 
+    Raises:
+        ValueError: If an option has no such value, or the memory holds not a single prompt.
+
     Example:
         >>> from nvcim_jax import cost
         >>> config = crossbar.Config(rows=384, cols=128, weight_bits=16, cell_bits=2, mapping="offset_digital",
@@ -267,7 +270,7 @@ def break_even(
     sizes = {name: record.value for name, record in machine.records}
     last = level or machine.levels[-1]
     octaves = int(sizes[f"{last}_size"] * 8 / (16 * values)).bit_length()
-    tried = {2**i: reached(2**i) for i in range(min(octaves, MOST_OCTAVES))}
+    tried = {2**i: reached(2**i) for i in range(min(max(octaves, 1), MOST_OCTAVES))}
     spans, start = [], None
     for num, found in tried.items():
         if found and start is None:

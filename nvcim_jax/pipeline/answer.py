@@ -174,9 +174,8 @@ def _retrieve(
     key: Key, features: jax.Array, state: State, config: Config, chosen: Chosen
 ) -> tuple[jax.Array, Retrieved, State]:
     """Return the rows of every query, what was found, and the state with the uses counted."""
-    rows, found = retrieve(
-        key, features, state.store, state.arrays, chosen.memory, config=config, similarity=chosen.similarity
-    )
+    how: Any = {"config": config, "similarity": chosen.similarity, "temperature": chosen.temperature}
+    rows, found = retrieve(key, features, state.store, state.arrays, chosen.memory, **how)
     count = jnp.bincount(found.slots, length=len(state.store.filled)).astype(jnp.int32)
     uses = state.store.uses + jnp.where(state.store.filled.any(), count, 0)
     return rows, found, state._replace(store=state.store._replace(uses=uses))

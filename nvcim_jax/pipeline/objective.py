@@ -13,7 +13,7 @@ from nvcim_jax.models import LM
 from nvcim_jax.ops import as_partial, descend, draw_batch
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory
-from nvcim_jax.pipeline.retrieval import program_store, retrieve
+from nvcim_jax.pipeline.retrieval import TEMPERATURE, program_store, retrieve
 from nvcim_jax.pipeline.store import Store, Trainable
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
@@ -93,7 +93,7 @@ def objective(
     *,
     config: Config,
     adapter: Adapter | None = None,
-    temperature: ArrayLike = 0.1,
+    temperature: ArrayLike = TEMPERATURE,
 ) -> Scalar:
     """Return the loss of the whole pipeline on one chip: nats a token of the answers.
 
@@ -165,7 +165,8 @@ def _train(key: Key, trained: Trainable, fixed: _Fixed) -> tuple[Trainable, jax.
         return value, value
 
     def project(trained: Trainable) -> Trainable:
-        return trained._replace(prompts=fixed.project(trained.prompts))
+        held = jax.vmap(lambda rows: adapter.rows(fixed.project(adapter.from_rows(rows))))(trained.prompts)
+        return trained._replace(prompts=held)
 
     optimiser = fixed.optimiser(options.num_steps)
     return descend(key, trained, loss, optimiser, num_steps=options.num_steps, project=project)
@@ -182,7 +183,7 @@ def train(
     options: EndToEnd = EndToEnd(),  # noqa: B008  # frozen
     optimiser: Any = None,
     project: Any = None,
-    temperature: ArrayLike = 0.1,
+    temperature: ArrayLike = TEMPERATURE,
 ) -> tuple[Store, Float[Array, " steps"]]:
     """Train prompts, codec and scale weights of a store together through the noisy pipeline, a fresh chip every step.
 
@@ -197,7 +198,7 @@ def train(
         options: Number of steps and examples a step.
         optimiser: As for `tuning.tune`; None: Adam whose learning rate falls to zero.
         project: Holds the prompts, as for `tuning.tune`; None: nothing does.
-        temperature: As in `objective`.
+        temperature: As in `objective`; one of your own belongs into `choose` and `answer` as well.
 
     Returns:
         The store as trained, and the loss before every update.

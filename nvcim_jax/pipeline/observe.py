@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from nvcim_jax import checks, selection, tuning
@@ -14,7 +15,7 @@ from nvcim_jax.models import LM
 from nvcim_jax.ops import as_partial, moments_add
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory, exact_memory
-from nvcim_jax.pipeline.retrieval import Arrays, program_store, seen_as
+from nvcim_jax.pipeline.retrieval import TEMPERATURE, Arrays, program_store, seen_as
 from nvcim_jax.pipeline.store import Inserted, Store, check_room, empty_store, insert
 from nvcim_jax.pipeline.text import Buffer
 from nvcim_jax.selection import Similarity
@@ -53,6 +54,7 @@ class Parts(TypedDict, total=False):
         perturb: What the memory does to rows while they are tuned.
         penalty: Added to the loss.
         project: Applied after every update.
+        temperature: Of a soft pick, in the unit of the scores, above 0: that of `objective` and `train` by default.
     """
 
     adapter: Adapter
@@ -65,6 +67,7 @@ class Parts(TypedDict, total=False):
     perturb: Callable[..., Any]
     penalty: Callable[..., Any]
     project: Callable[..., Any]
+    temperature: ArrayLike
 
 
 class Chosen(NamedTuple):
@@ -76,6 +79,7 @@ class Chosen(NamedTuple):
     cluster: Partial
     codec: Partial
     tuning: dict[str, Partial]
+    temperature: jax.Array
 
 
 class ObserveInfo(NamedTuple):
@@ -101,8 +105,10 @@ def complete(config: Config, given: Parts) -> Chosen:
 
     Raises:
         TypeError: If there is no such part; the message suggests the nearest.
+        ValueError: If the temperature is not positive.
     """
     checks.options("the pipeline", given.keys() - Parts.__annotations__.keys(), Parts.__annotations__)
+    checks.number("temperature", given.get("temperature", TEMPERATURE), low=0.0, low_open=True)
     adapter, similarity = given.get("adapter", config.adapter()), given.get("similarity")
     return Chosen(
         Adapter(*map(as_partial, adapter)),
@@ -111,6 +117,7 @@ def complete(config: Config, given: Parts) -> Chosen:
         as_partial(given.get("cluster", selection.kmeans)),
         as_partial(given.get("codec", Partial(fit_codec, config))),
         {name: as_partial(given[name]) for name in tuning.Parts.__annotations__ if name in given},  # type: ignore[literal-required]
+        jnp.asarray(given.get("temperature", TEMPERATURE), jnp.float32),
     )
 
 
@@ -253,7 +260,8 @@ def observe(
 
     Raises:
         TypeError: If there is no such part.
-        ValueError: If the store is full and refuses; a traced call stores nothing and says so in `inserted.refused`.
+        ValueError: If the store is full and refuses; a traced call stores no prompt and says so in `inserted.refused`.
+            Its codec and its arrays are made anew all the same: keep the state from before.
 
     Example:
         >>> from nvcim_jax import data, models, pipeline

@@ -11,7 +11,7 @@ from nvcim_jax.pipeline.config import Config, changed
 from nvcim_jax.pipeline.memory import Memory, crossbar_memory, exact_memory, through_memory
 from nvcim_jax.types import Key
 
-__all__ = ["Preset", "presets", "training_noise"]
+__all__ = ["RATES", "Preset", "presets", "training_noise"]
 
 NOISES = ("none", "value", "cell", "censored")
 
@@ -22,6 +22,18 @@ ARRAYS = crossbar.Config(
 
 CENSORED_AT = 1.0
 """Largest noise of right-censored training, in standard deviations: this library's choice [I]."""
+
+
+RATES = MappingProxyType(
+    {
+        "bundled": MappingProxyType({"prefix": 1e-1, "lora": 1e-2, "ia3": 3e-2}),
+        "pretrained": MappingProxyType({"prefix": 1e-2, "lora": 1.65e-3, "ia3": 2e-2}),
+    }
+)
+"""Learning rates of what is stored in place of prompts, for Adam. With the bundled model, which is narrower, as stored
+prompts are tuned (`experiments.9_what_to_store.run --config rates`); with any checkpoint, found with SmolLM2-135M on 25
+records of one domain, the best of four of which each is three times the one before
+(`experiments.11_memory_and_accuracy.run --config rates`)."""
 
 
 def _nothing(key: Key, rows: Any) -> Any:
@@ -80,7 +92,8 @@ class Preset:
         learning_rate: Of prompt tuning.
         clip_norm: Largest norm of a gradient.
         schedule: How the learning rate changes.
-        bound: Largest entry that a prompt may have: the noise of a memory grows with it.
+        bound: Largest entry of the rows of a prompt, or of what is stored in its place: the noise of a memory grows
+            with it.
         largest: Weight of the largest entry in the loss, a soft bound.
         anchor: Weight of the distance to where a prompt started, for anchored keys.
         lipschitz: Weight of the excess of a prompt's Lipschitz constant, see `tuning.penalties`.
@@ -114,11 +127,23 @@ class Preset:
     def changed(self, **fields: Any) -> "Preset":
         """Return a copy with some fields replaced; a dictionary replaces fields of a part.
 
+        Bound and learning rate are those of a prompt. What comes in its place by `config["tunes"]` has none and one of
+        `RATES`, unless they are given as well.
+
         Example:
             >>> presets["bundled"].changed(bound=1.0, config={"capacity": 3, "search": {"axis": "tokens"}}).bound
             1.0
+            >>> other = presets["pretrained"].changed(config={"tunes": "ia3"})
+            >>> other.bound, other.learning_rate
+            (inf, 0.02)
         """
-        return changed(self, **fields)
+        made = changed(self, **fields)
+        tunes = made.config.tunes
+        if tunes in ("prompt", self.config.tunes):
+            return made
+        rates = RATES["bundled" if self.config.start == "examples" else "pretrained"]  # whose model reads examples
+        own = {"bound": float("inf"), "learning_rate": rates[tunes]}
+        return changed(made, **{name: value for name, value in own.items() if name not in fields})
 
     def fitted(self, device: devices.Device | None) -> "Preset":
         """Return the preset with as many bits in a cell as the device has levels; analog cells keep the options.
@@ -140,13 +165,15 @@ class Preset:
     def parts(self, device: devices.Device | None) -> dict[str, Any]:
         """Return what `observe` takes besides arrays: the memory on a device and everything that tuning meets.
 
+        The bound is on the rows of what `config.tunes` names: with an `adapter` of your own give a `project` as well.
+
         Example: `observe(key, state, buffer, lm, config=preset.config, **preset.parts(device))`.
         """
         return {
             "memory": self.memory(device),
             "perturb": training_noise(self.noise, device, self.fitted(device).arrays),
             "optimiser": tuning.adam(self.learning_rate, self.clip_norm, self.schedule),
-            "project": tuning.bounded(self.bound),
+            "project": tuning.bounded(self.bound, self.config.adapter()),
             "penalty": tuning.penalties(
                 largest=self.largest,
                 lipschitz=self.lipschitz,

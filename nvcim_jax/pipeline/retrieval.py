@@ -16,7 +16,21 @@ from nvcim_jax.selection import Similarity
 from nvcim_jax.signature import checked
 from nvcim_jax.types import Key
 
-__all__ = ["Arrays", "Retrieved", "matrices", "program_store", "read_prompts", "retrieve", "search", "seen_as"]
+__all__ = [
+    "TEMPERATURE",
+    "Arrays",
+    "Retrieved",
+    "matrices",
+    "program_store",
+    "read_prompts",
+    "retrieve",
+    "search",
+    "seen_as",
+]
+
+
+TEMPERATURE = 0.1
+"""Of a soft pick, in training and in answering, in the unit of the scores (a cosine, with `key_unit`) [I]."""
 
 
 class Arrays(NamedTuple):
@@ -253,7 +267,7 @@ def retrieve(
     *,
     config: Config,
     similarity: Similarity | None = None,
-    temperature: ArrayLike = 1.0,
+    temperature: ArrayLike = TEMPERATURE,
 ) -> tuple[Float[Array, "queries rows width"], Retrieved]:
     """Find the prompt of every query in the memory, and read it.
 

@@ -202,8 +202,9 @@ def assignment_soft(
     """
     checks.rank("x", x, 2, "(samples, features)")
     checks.shape("centroids", centroids, (centroids.shape[0], x.shape[1]), "(clusters, features)")
-    x = x.astype(jnp.float32)
-    return jax.vmap(lambda distances: pick_soft(-distances, temperature))(_distances(x, centroids))
+    x, centroids = x.astype(jnp.float32), centroids.astype(jnp.float32)
+    middle = lax.stop_gradient(centroids.mean(axis=0, keepdims=True))  # far from the origin distances would cancel out
+    return jax.vmap(lambda distances: pick_soft(-distances, temperature))(_distances(x - middle, centroids - middle))
 
 
 @checked

@@ -302,7 +302,7 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: d
                 config=config,
                 options=options,
                 optimiser=tuning.adam(rate, preset.clip_norm, tuning.Schedule(warmup=0.0)),
-                project=tuning.bounded(preset.bound),
+                project=tuning.bounded(preset.bound, config.adapter()),
             )
         return tuple(trained)
 

@@ -66,7 +66,8 @@ def examples(
         The batch.
 
     Raises:
-        ValueError: If there is nothing to lay out, the numbers differ, a row is empty, or one does not fit.
+        ValueError: If there is nothing to lay out, the numbers differ, a row is empty, an answer has only negative
+            tokens, which are ignored, or one does not fit.
 
     Example:
         >>> batch = examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
@@ -77,6 +78,9 @@ def examples(
         checks.fail("answers", "have one answer for each text", f"has {len(answers)} for {len(texts)} texts")
     if not all(map(len, texts)) or not all(map(len, answers)):
         checks.fail("texts", "have at least one token each, as the answers must", "hold an empty row")
+    ignored = [i for i, answer in enumerate(answers) if max(answer) < 0]
+    if ignored:
+        checks.fail("answers", "have a token of 0 or more each, to be learned", f"answer {ignored[0]} has none")
     longest, most = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True)), max(map(len, answers))
     width, room = num_tokens or longest, num_answer or most
     if longest > width or most > room:

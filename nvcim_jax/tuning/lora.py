@@ -118,9 +118,10 @@ def lora(
     """Return the adapter of LoRA: `W + s A B`, A ~ U(+-1/sqrt(inputs)) and B = 0 at the start.
 
     `s = alpha / rank`, with `rs` (rsLoRA) `alpha / sqrt(rank)`. With `dora`, each column of the sum is brought to a
-    length of its own, which is tuned too: `m (W + s A B) / |W + s A B|`; gradients take the lengths as constants. W may
-    be any weight: floats, packed codes, memory cells. A state holds A, B and m one after the other as rows of the
-    model's width: what a memory stores; `adapter.parts(state, lm)` gives them by name. There is no dropout.
+    length of its own, which is tuned too: `m (W + s A B) / |W + s A B|`; gradients take the lengths as constants, and
+    what has none stays as it is. W may be any weight: floats, packed codes, memory cells. A state holds A, B and m one
+    after the other as rows of the model's width: what a memory stores; `adapter.parts(state, lm)` gives them by name.
+    There is no dropout.
 
     Args:
         rank: Rank of the changes.

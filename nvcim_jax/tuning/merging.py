@@ -31,12 +31,13 @@ def merge(lm: LM, state: PyTree, adapter: Adapter, *, undo: bool = False) -> LM:
     Args:
         lm: The model; what is changed must be arrays.
         state: State of the adapter.
-        adapter: One that changes weights: `lora` (also `rs`, `dora`) or `ia3`.
+        adapter: One that changes weights: `lora` (also `rs`, `dora`) or `ia3`; of `full`, the weights are those tuned.
         undo: Whether to take out what was merged instead: the model from before, up to rounding.
 
     Raises:
         ValueError: If the adapter changes inputs, or a weight is packed or lies on a chip; with `undo`, if it scales by
-            zero or is DoRA, which forgets the sizes of the columns (the model from before is still at hand).
+            zero, or is DoRA, which forgets the sizes of the columns, or `full`, which forgets all (the model from
+            before is still at hand).
 
     Example:
         >>> import jax
@@ -47,14 +48,27 @@ def merge(lm: LM, state: PyTree, adapter: Adapter, *, undo: bool = False) -> LM:
         >>> bool(jnp.allclose(merged.params["layers"]["up"], 3.0 * lm.params["layers"]["up"]))
         True
     """
-    layers = _applied(state, lm, adapter).params["layers"]
+    adapted = _applied(state, lm, adapter).params
+    layers = adapted["layers"]
     if undo:
+        _check_kept(lm.params, adapted)
         return _unmerged(lm, layers)
     found = {
         name: dense(leaf, f"lm.params: layers.{name}") if isinstance(leaf, LowRank | Scaled) else leaf
         for name, leaf in layers.items()
     }
-    return lm.replace(params=changed_layers(lm.params, found))
+    return lm.replace(params=changed_layers(adapted, found))
+
+
+def _check_kept(before: PyTree, adapted: PyTree) -> None:
+    """Refuse weights that are replaced, not changed: what they were before is lost."""
+    around = {name for name, leaf in adapted["layers"].items() if isinstance(leaf, LowRank | Scaled)}
+    free = around | {f"{name}_bias" for name in around}
+    same = all(leaf is before["layers"][name] for name, leaf in adapted["layers"].items() if name not in free)
+    same = same and all(leaf is before[name] for name, leaf in adapted.items() if name != "layers")
+    if not (around and same):
+        fix = "Keep the model from before."
+        checks.fail("adapter", "change weights by what can be taken out", "replaces them", fix)
 
 
 def _unmerged(lm: LM, layers: dict[str, Any]) -> LM:

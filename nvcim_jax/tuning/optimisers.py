@@ -10,6 +10,8 @@ from jax.typing import ArrayLike
 
 from nvcim_jax import checks
 from nvcim_jax.signature import checked
+from nvcim_jax.tuning.adapter import Adapter, as_adapter
+from nvcim_jax.tuning.rows import itself
 from nvcim_jax.types import PyTree
 
 __all__ = ["SCHEDULES", "Schedule", "adam", "bounded", "penalties"]
@@ -104,26 +106,46 @@ def _clip(bound: jax.Array, state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.clip(leaf, -bound, bound), state)
 
 
+def _clip_rows(bound: jax.Array, adapter: Adapter, state: PyTree) -> PyTree:
+    rows = adapter.rows(state)
+    moved = adapter.from_rows(jnp.clip(rows, -bound, bound))
+    if jax.tree.structure(moved) != jax.tree.structure(state):
+        checks.fail("adapter", "have states that rows give back", "makes its rows", "Use penalties(largest=...).")
+    inside = (jnp.abs(rows) <= bound).all()
+    return jax.tree.map(lambda leaf, other: jnp.where(inside, leaf, other), state, moved)
+
+
 @checked
-def bounded(bound: ArrayLike) -> Partial:
+def bounded(bound: ArrayLike, adapter: Adapter | None = None) -> Partial:
     """Return a projection for `tune`: every entry is clipped to [-bound, bound] at the start and after every update.
 
     The noise of a memory grows with the largest entry, so the bound is what keeps it small.
 
     Args:
         bound: Largest |entry|, > 0.
+        adapter: The adapter whose rows, what a memory stores, have these entries; None: entries of the state, which of
+            a prompt are the same, and of `ia3` are not.
 
     Raises:
-        ValueError: If the bound is not positive.
+        ValueError: If the bound is not positive; when it is used, of an adapter such as `p_tuning`, which computes its
+            rows.
 
     Example:
         >>> print(bounded(0.5)(jnp.array([-1.0, 0.2])))
         [-0.5  0.2]
+        >>> from nvcim_jax import tuning
+        >>> print(bounded(0.5, tuning.ia3())(jnp.array([0.2, 1.2])))  # factors: rows of -0.8 and 0.2
+        [0.5 1.2]
     """
-    return Partial(_clip, _number("bound", bound, True))
+    largest = _number("bound", bound, True)
+    if adapter is None or as_adapter(adapter).rows.func is itself:  # type: ignore[attr-defined]  # a Partial
+        return Partial(_clip, largest)
+    return Partial(_clip_rows, largest, as_adapter(adapter))
 
 
 def _penalties(numbers: tuple[jax.Array, ...], rows: jax.Array, start: jax.Array) -> jax.Array:
+    if not rows.size:
+        checks.fail("penalty", "be of rows that a memory stores", "the adapter has none", "Leave it out.")
     largest, lipschitz, limit, anchor = numbers
     total = largest * jnp.abs(rows).max()
     squared = jnp.abs(rows @ rows.T).sum(axis=1).max()
@@ -151,7 +173,7 @@ def penalties(
         anchor: Weight of the mean squared distance to where tuning started, >= 0.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative; when it is used, of an adapter without rows such as `full`.
 
     Example:
         >>> rows = jnp.array([[3.0, 4.0]])  # S S^T = 25

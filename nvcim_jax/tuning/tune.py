@@ -217,6 +217,13 @@ def check_weights(weights: Any, examples: Examples) -> jax.Array:
     return counts
 
 
+def check_examples(examples: Examples, lm: LM) -> None:
+    """Check that every token of some examples is one of the model's; traced ones pass."""
+    lm.config.check_tokens("examples.ids", examples.ids)
+    if checks.is_concrete(examples.targets):
+        lm.config.check_tokens("examples.targets", jnp.maximum(examples.targets, 0))  # negative: to be ignored
+
+
 @jax.jit
 def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, how: How) -> tuple[PyTree, TuneInfo]:
     """Run the loop; the arguments are checked."""
@@ -274,7 +281,8 @@ def tune(
 
     Raises:
         TypeError: If there is no such part.
-        ValueError: If shapes do not fit, weights are negative or missing, or the state is not finite.
+        ValueError: If shapes do not fit, a token is none of the model's, weights are negative or missing, or the state
+            is not finite.
 
     Example:
         >>> from nvcim_jax import models, tuning
@@ -294,5 +302,6 @@ def tune(
     checks.key("key", key)
     for leaf in jax.tree.leaves(state):
         checks.finite("state", leaf)
+    check_examples(examples, lm)
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), state)
     return _tune(key, state, lm, examples, check_weights(weights, examples), make_how(adapter, options, parts))

@@ -36,7 +36,7 @@ class _Around(Weight):
 class LowRank(_Around):
     """w + scale a b, or with magnitudes m of the columns (DoRA): m (w + scale a b) / |w + scale a b|.
 
-    The sizes of the columns |.| count as constants in gradients, as in PEFT.
+    The sizes of the columns |.| count as constants in gradients, as in PEFT. A column of zeros stays one.
 
     Attributes:
         w: The weight ([layers,] inputs, outputs).
@@ -90,10 +90,17 @@ def column_sizes(w: Any, added: jax.Array | None = None) -> jax.Array:
     return jnp.linalg.norm(dense if added is None else dense + added, axis=0)
 
 
+def _ratio(magnitude: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Return what columns of some sizes, taken as constants, are multiplied by for those wanted; 1 for one of zeros."""
+    sizes = lax.stop_gradient(sizes)
+    empty = sizes == 0.0
+    return jnp.where(empty, 1.0, magnitude.astype(jnp.float32) / jnp.where(empty, 1.0, sizes))
+
+
 def _factor(w: LowRank) -> jax.Array | None:
     if w.magnitude is None:
         return None
-    return w.magnitude.astype(jnp.float32) / lax.stop_gradient(column_sizes(w.w, change(w)))
+    return _ratio(w.magnitude, column_sizes(w.w, change(w)))
 
 
 def _times(x: jax.Array, factor: jax.Array | None) -> jax.Array:
@@ -148,5 +155,5 @@ def dense(w: Any, argument: str) -> jax.Array:
         return (base * inputs * outputs).astype(w.w.dtype)
     made = base + change(w)
     if w.magnitude is not None:
-        made = made * (w.magnitude / jnp.linalg.norm(made, axis=-2))[..., None, :]
+        made = made * _ratio(w.magnitude, jnp.linalg.norm(made, axis=-2))[..., None, :]
     return made.astype(w.w.dtype)

@@ -16,7 +16,7 @@ from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter, as_adapter
 from nvcim_jax.tuning.examples import Examples
 from nvcim_jax.tuning.span import adapt, cut_state, join_states, window_lm, with_gain
-from nvcim_jax.tuning.tune import How, Options, Parts, check_weights, make_how, noisy_loss, read_loss
+from nvcim_jax.tuning.tune import How, Options, Parts, check_examples, check_weights, make_how, noisy_loss, read_loss
 from nvcim_jax.types import Key, PyTree
 
 __all__ = ["SCHEDULES", "WindowInfo", "WindowOptions", "Windows", "tune_windows"]
@@ -270,6 +270,7 @@ def tune_windows(
     checks.key("key", key)
     num_windows = _check(lm, window, schedule, options)
     counts = check_weights(weights, examples)
+    check_examples(examples, lm)
     init_key, order_key, tune_key = jax.random.split(checks.key("key", key), 3)
     adapter = as_adapter(adapter)
     make_how(adapter, options.of(options.num_steps), parts)  # refuses what is no part

@@ -53,6 +53,12 @@ def _dense(lm: models.LM) -> models.LM:
     return _with(lm, leaves)
 
 
+def _lowest() -> models.LM:
+    """Return a compressed model with the one code that is no quantiser's."""
+    up = SMALL.params["layers"]["up"]
+    return _with(SMALL, {"up": dataclasses.replace(up, codes=up.codes.at[0, 0, 0].set(-128))})
+
+
 class Heard(Weight):
     """A matrix that tells what it is multiplied with."""
 
@@ -103,6 +109,16 @@ def test_sensitivity_is_the_error_of_each_block_alone(config) -> None:
             error = jnp.square(own(_with(lm, leaves), given)[0] - y).mean()
             np.testing.assert_allclose(getattr(table, part)[i], error, rtol=1e-4)
             np.testing.assert_allclose(getattr(relative, part)[i], error / jnp.square(y).mean(), rtol=1e-4)
+
+
+def test_sensitivity_of_a_model_in_bfloat16_is_that_of_its_weights_in_float32() -> None:
+    """Not of the rounding of its stream, which a block of small weights is far below."""
+    layers = {n: w.at[1].multiply(0.02) if n in NAMES else w for n, w in LM.params["layers"].items()}
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _with(LM, layers).params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    found, wanted = (compression.sensitivity(LM.replace(params=own), TOKENS, bits=7) for own in (narrow, wide))
+    np.testing.assert_allclose(found.quantisation, wanted.quantisation, rtol=1e-3)
+    np.testing.assert_allclose(found.pruning, wanted.pruning, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -281,6 +297,10 @@ def test_memory_counts_what_is_held_and_what_the_policy_takes() -> None:
             "`policy.sparsity` must",
         ),
         (lambda: compression.in_loop(SMALL, POLICY), r"layers.*codes|an array whose values are rounded"),
+        (
+            lambda: compression.pack(_lowest()),
+            r"layers.up` must hold codes from -127 to 127, but holds -128\. Comp",
+        ),
         (lambda: compression.pack(LM), r"must be codes with one scale an output, but is a .*Compress it first\."),
         (lambda: compression.in_loop(LM, POLICY, parts=("norms",)), "`parts` must be one of"),
         (lambda: compression.sensitivity(LM, TOKENS, bits=1), "`bits` must"),

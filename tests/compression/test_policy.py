@@ -65,6 +65,8 @@ def test_the_printed_form_prunes_what_is_sensitive_and_is_refused_beyond_one() -
     np.testing.assert_allclose(printed, [0.25, 0.25, 0.5, 1.0])
     with pytest.raises(ValueError, match=r"`form` must keep .* the block 3 a sparsity of 1.2\. Use form="):
         compression.luc(table, sparsity=0.6, form="printed")
+    with pytest.raises(ValueError, match=r"at most the cap, 0.75, but gives the block 3 a sparsity of 1\. "):
+        compression.luc(table, sparsity=0.5, form="printed", cap=0.75)
     assert compression.luc(table, sparsity=0.6, form="insensitivity").sparsity.max() <= 1.0
 
 

@@ -130,6 +130,9 @@ def test_the_bits_of_each_block_are_its_slices() -> None:
         cost.model(LM, CONFIG, on=CHIP, host=HOST, bits=(4, 4))
     with pytest.raises(ValueError, match="`bits` must be an integer of at least 2"):
         cost.model(LM, CONFIG, on=CHIP, host=HOST, bits=1)
+    for bits in (4.5, (4.0, 4.5, 4.0)):
+        with pytest.raises(ValueError, match=r"`bits` must be an integer of at least 2 and at most 24, but is 4\.5"):
+            cost.model_digital(LM, on=HOST, bits=bits)
     with pytest.raises(ValueError, match="`bits` must be given where config has no weight_bits"):
         cost.model(LM, dataclasses.replace(CONFIG, weight_bits=None), on=CHIP, host=HOST)
     with pytest.raises(ValueError, match="`lm` must be"):
@@ -157,6 +160,9 @@ def test_a_model_on_a_machine_moves_every_weight_once() -> None:
     dense, holes = (cost.model_digital(lm, on=cpu, bits=8, density=d) for d in (1.0, 0.5))
     assert number(holes.latency.products) == pytest.approx(number(dense.latency.products), rel=1e-6)
     assert number(holes.energy.movement) < number(dense.energy.movement)
+    held = machines.level_holding(cpu, moved)  # half of 8 bits, and one that says which half
+    saved = number(dense.energy.movement) - number(holes.energy.movement)
+    assert saved == pytest.approx(3 * weights * 3 / 8 * number(held.energy), rel=1e-3)
 
 
 def test_models_and_layers_are_traced() -> None:

@@ -121,7 +121,7 @@ def test_products_are_those_of_the_compiled_model() -> None:
     assert analysis is not None
     plan = cost.schedule(lm, batch=2, tokens=32, on=EDGE, predicted=32)
     assert analysis["flops"] == pytest.approx(2 * macs(plan), rel=0.1)
-    assert plan.time_s == pytest.approx(sum(i.times * i.tiling.time_s for i in plan.items))
+    assert plan.time_s == pytest.approx(sum(i.time_s for i in plan.items))
 
 
 def test_a_window_runs_what_it_tunes() -> None:
@@ -134,6 +134,19 @@ def test_a_window_runs_what_it_tunes() -> None:
     assert macs(high) - macs(low) == pytest.approx(forward / 2)
     assert low.time_s < high.time_s < whole.time_s
     assert high.stores.activations < 0.6 * whole.stores.activations
+
+
+def test_a_machine_starts_once_for_all_texts_and_heads() -> None:
+    """On a machine that multiplies and moves in no time only starts are left: nine products a block."""
+    idle = cost.machines.get("edge-8GB", macs_8=1e30, call=1.0, dram_bandwidth=1e30)
+    forward, step = (cost.schedule(CONFIG, batch=3, tokens=16, on=idle, window=w) for w in (None, (2, 4)))
+    assert (forward.order, forward.time_s) == (
+        "row",
+        pytest.approx(4 * 9 + 1, rel=1e-5),
+    )  # 7 matrices, scores and values
+    assert step.time_s == pytest.approx(4 * 9 + 2 + 2 * (7 + 4), rel=1e-5)
+    # back, scores and values are two products each
+    assert next(i.times for i in step.items if i.name == "scores'") == 2 * 3 * 4
 
 
 def test_what_bits_and_zeros_are_worth_is_the_machines() -> None:
@@ -176,6 +189,11 @@ def test_what_does_not_fit_comes_from_behind() -> None:
     assert 0 < share < 1
     assert sum(plan.placement["activations"].share) == pytest.approx(1.0)
     assert plan.stored_s == pytest.approx(share * plan.stores.weights / float(EDGE.values["ssd_bandwidth"]))
+    window = cost.schedule(CONFIG, batch=1, tokens=16, on=tight, window=(3, 4))
+    read = [i for i in roomy.items if i.name not in ("scores", "values")]
+    blocks, head = (sum(sizes(i.gemm, True)[1] for i in read if i.block == block) for block in (0, -1))
+    spilled = window.placement["weights"].share[1] * (5 * blocks + 2 * head)  # a block is run back, and the head
+    assert window.stored_s == pytest.approx(spilled / float(EDGE.values["ssd_bandwidth"]))
     with pytest.raises(ValueError, match=r"`on` must hold weights and activations, but edge-8GB has no room"):
         cost.schedule(CONFIG, batch=1, tokens=16, on=cost.machines.get("edge-8GB", dram_size=1e3, ssd_size=1e3))
 
@@ -185,6 +203,8 @@ def test_what_does_not_fit_comes_from_behind() -> None:
     [
         ({"bits": (4, 4)}, "`bits` must be one, or one for each of 4 blocks, but are 2"),
         ({"bits": 32}, "`bits` must lie in"),
+        ({"bits": 4.5}, "`bits` must be whole, but are 4.5"),
+        ({"bits": (4, 4, 4.5, 4)}, "`bits` must be whole, but are 4.5"),
         ({"sparsity": 1.5}, "`sparsity` must lie in"),
         ({"window": (2, 2)}, "`window` must be an integer of at least 3"),
         ({"predicted": 17}, "`predicted` must be an integer of at least 1 and at most 16"),

@@ -325,6 +325,17 @@ def test_machines_search_by_a_roofline() -> None:
     assert float(slow.latency_s) > 10 * float(cost.search_digital(1000, on=machine).latency_s)
 
 
+def test_a_memory_that_holds_no_store_is_named() -> None:
+    machine = machines.get("orin-agx-30W")
+    said = r"`level` must hold the store, 9.6e\+10 B, but the l1 of orin-agx-30W has 5.12e\+05 B. Give a memory farther"
+    with pytest.raises(ValueError, match=said):
+        cost.search_digital(10**9, on=machine, level="l1")
+    assert float(cost.search_digital(5333, on=machine, level="l1").latency_s) > 0  # 512 kB
+    chip, nothing = cost.technology("RRAM-22nm"), machines.get("orin-agx-30W", l1_size=90.0)
+    with pytest.raises(ValueError, match="`level` must hold the store, 96 B, but the l1 of orin-agx-30W has 90 B"):
+        cost.break_even(STACKED, on=chip, machine=nothing, level="l1")
+
+
 def test_break_even_is_where_the_derivation_puts_it() -> None:
     """Without call and caches: N = t BW / (2 V), 6.6k codes at 60 GB/s."""
     machine = machines.get("orin-agx-30W", call=1e-12, dram_bandwidth=60e9, efficiency=100.0)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import crossbar, devices, io, pipeline
+from nvcim_jax import crossbar, devices, io, pipeline, tuning
+from nvcim_jax.cli import run
 
 FINE = crossbar.Config(rows=64, cols=8, weight_bits=16, cell_bits=2, weight_scale="column")
 
@@ -39,6 +40,35 @@ def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path
     room = pipeline.capacity(lm.config, config, FINE)
     num_rows, width = adapter.rows_shape(lm)
     assert room.value_arrays == crossbar.report((num_rows * width, config.capacity), FINE).num_arrays
+
+
+def test_a_bound_is_on_what_is_stored(lm, text, buffers) -> None:
+    """(IA)3's factors are about one, and its rows about zero: bounded, it still begins where the model is."""
+    changes = {"codec": "identity", "capacity": 3, "num_virtual": 2, "tuning": {"num_steps": 30, "batch": None}}
+    preset = pipeline.presets["pretrained"].changed(config={"tunes": "ia3", **changes})
+    losses = {}
+    for bound in (preset.bound, 0.05):
+        config, parts = preset.config, preset.changed(bound=bound).parts(None)
+        buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)
+        state = pipeline.init(jax.random.key(0), lm, config=config, **parts)
+        state, info = pipeline.observe(jax.random.key(1), state, buffer, lm, config=config, **parts)
+        losses[bound] = info.tuned.losses[0]
+        assert float(info.tuned.largest.max()) <= bound + 1e-6
+        assert bound > 1 or float(info.tuned.largest.max()) > 0.9 * bound
+    bare = tuning.answer_loss((), lm, buffer.examples, jnp.ones(len(buffer.examples.ids)), adapter=tuning.frozen())
+    for found in losses.values():
+        np.testing.assert_allclose(found[0], bare, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tunes", ["prefix", "lora", "ia3"])
+@pytest.mark.parametrize("name", ["bundled", "pretrained"])
+def test_a_command_and_a_preset_tune_another_adapter_alike(name, tunes) -> None:
+    found = run.read(["--preset", name, "--adapter", tunes])
+    assert isinstance(found, run.Options)
+    assert found.chosen == pipeline.presets[name].changed(config={"tunes": tunes, "start": "text"})
+    assert (found.chosen.bound, found.chosen.learning_rate) == (float("inf"), pipeline.RATES[name][tunes])
+    own = pipeline.presets[name].changed(bound=0.3, learning_rate=1.0, config={"tunes": tunes})
+    assert (own.bound, own.learning_rate) == (0.3, 1.0)
 
 
 def test_a_prompt_alone_is_its_own_key(config) -> None:

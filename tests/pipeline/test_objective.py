@@ -1,6 +1,7 @@
 """The whole pipeline as one function: its gradients, its stages one by one, its chips, and training by it."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,19 @@ def test_the_objective_is_its_stages_one_by_one(lm, batch, smooth, memory, loss)
         count = float((alone.targets >= 0).sum())
         truth, tokens = truth + weight * count * float(loss_of(prompts[i], alone)), tokens + weight * count
     np.testing.assert_allclose(loss(batch.store.trainable(), 0.03), truth / tokens, rtol=1e-5)
+
+
+def test_what_is_trained_is_answered_at_the_same_temperature(lm, text, batch, smooth, memory):
+    state = pipeline.State(batch.store, pipeline.program_store(jax.random.key(5), batch.store, memory, config=smooth))
+    queries = pipeline.make_queries(["pay"], lm, text, config=smooth, labels=["yes", "no"])
+    shared = {inspect.signature(f).parameters["temperature"].default for f in (pipeline.objective, pipeline.train)}
+    for more, temperature in (({}, shared.pop()), ({"temperature": TEMPERATURE}, TEMPERATURE)):
+        _, info = pipeline.choose(jax.random.key(6), state, queries, lm, config=smooth, memory=memory, **more)
+        wanted = jax.nn.softmax(info.found.scores / temperature, axis=1)
+        np.testing.assert_allclose(info.found.weights, wanted, rtol=1e-5)
+    assert not shared
+    with pytest.raises(ValueError, match="`temperature` must lie in"):
+        pipeline.choose(jax.random.key(6), state, queries, lm, config=smooth, memory=memory, temperature=0.0)
 
 
 def test_another_sigma_and_another_chip_compile_nothing(loss, batch):

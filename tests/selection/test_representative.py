@@ -132,6 +132,15 @@ def test_soft_twins_become_hard_as_the_temperature_goes_to_zero(key: jax.Array) 
     np.testing.assert_allclose(flat, clusters.centroids, rtol=1e-4, atol=1e-4)
 
 
+def test_a_soft_assignment_is_the_same_far_from_the_origin() -> None:
+    x = jnp.array([[10_000.0], [10_001.0]])
+    near = 1.0 / (1.0 + np.exp(-1.0 / 0.1))  # squared distances of 0 and 1
+    np.testing.assert_allclose(selection.assignment_soft(x, x, temperature=0.1), [[near, 1 - near], [1 - near, near]])
+    slope = jax.grad(lambda x, c: selection.assignment_soft(x, c, temperature=1.0)[0, 0], argnums=(0, 1))
+    for far, here in zip(slope(x, x), slope(x - 10_000.0, x - 10_000.0), strict=True):
+        np.testing.assert_allclose(far, here, rtol=1e-5)
+
+
 def test_gradients_are_those_at_the_assignment_found(key: jax.Array) -> None:
     x = jnp.asarray(_blobs())
     clusters = selection.representative(key, x, num=5)[1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nvcim_jax import crossbar, devices, models, tuning
+from nvcim_jax.tuning.weights import LowRank, dense
 
 CONFIG = models.Config(
     vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=48, qkv_bias=True, eos_ids=(2,)
@@ -39,6 +40,13 @@ def far(adapter: tuning.Adapter, lm: models.LM, batch: tuning.Examples) -> jax.A
     return state + 0.1 * jax.random.normal(jax.random.key(2), state.shape)
 
 
+def _nothing_added(up: jax.Array) -> tuple[jax.Array, ...]:
+    """Return a and b of rank 1 that are zero, a scale, and magnitudes."""
+    layers, inputs, outputs = up.shape
+    zeros = (jnp.zeros((layers, inputs, 1)), jnp.zeros((layers, 1, outputs)))
+    return *zeros, jnp.ones(layers), jnp.ones((layers, outputs))
+
+
 def applied(adapter: tuning.Adapter, state, lm: models.LM) -> tuple[models.LM, models.Inputs]:
     return adapter.apply(state, lm, models.Inputs(models.embed(lm, IDS)))
 
@@ -65,6 +73,32 @@ def test_an_adapter_does_what_the_merged_weights_do_and_comes_out_again(lm, batc
         return
     bare = tuning.merge(merged, state, adapter, undo=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), bare.params, lm.params)
+
+
+def test_a_column_of_zeros_has_no_size_to_be_brought_to(lm, batch) -> None:
+    """Of a weight that was pruned by columns: the adapter begins where the model is, and its gradient is finite."""
+    adapter = ADAPTERS["dora"]
+    up = lm.params["layers"]["up"].at[..., 3].set(0.0)
+    pruned = lm.replace(params={**lm.params, "layers": {**lm.params["layers"], "up": up}})
+    state = adapter.init(jax.random.key(1), pruned, batch, None)
+    loss, slope = jax.value_and_grad(tuning.answer_loss)(state, pruned, batch, jnp.ones(3), adapter=adapter)
+    bare = tuning.answer_loss((), pruned, batch, jnp.ones(3), adapter=tuning.frozen())
+    np.testing.assert_allclose(loss, bare, rtol=1e-5)
+    assert jnp.isfinite(slope).all()
+    merged = tuning.merge(pruned, state, adapter)
+    np.testing.assert_allclose(merged.params["layers"]["up"], up, atol=1e-6)
+    through = jax.grad(lambda up: dense(LowRank(up, *_nothing_added(up)), "w").sum())
+    assert jnp.isfinite(through(up)).all()
+
+
+def test_all_weights_are_merged_and_do_not_come_out_again(lm, batch) -> None:
+    adapter = tuning.full()
+    state = jax.tree.map(lambda leaf: leaf + 0.1, adapter.init(jax.random.key(1), lm, batch, None))
+    merged = tuning.merge(lm, state, adapter)
+    jax.tree.map(np.testing.assert_array_equal, merged.params, state.params)
+    for held in (lm, merged):
+        with pytest.raises(ValueError, match="must change weights by what can be taken out, but replaces them"):
+            tuning.merge(held, state, adapter, undo=True)
 
 
 def test_what_cannot_be_merged_is_named(lm, batch) -> None:

@@ -89,6 +89,13 @@ def test_tuning_lowers_the_loss_of_its_own_example_most(lm, batch, start) -> Non
     assert (np.argmin(np.asarray(table), axis=1) == np.arange(3)).all()
 
 
+def test_a_bound_of_rows_asks_for_states_that_are_made_of_them(lm, batch) -> None:
+    adapter = tuning.p_tuning(2)
+    state = adapter.init(jax.random.key(0), lm, batch, None)
+    with pytest.raises(ValueError, match=r"`adapter` must have states that rows give back.*penalties\(largest"):
+        tuning.bounded(0.1, adapter)(state)
+
+
 @pytest.mark.parametrize("size", [None, 2])
 def test_bound_and_seed(lm, batch, start, size) -> None:
     how = {
@@ -197,6 +204,16 @@ def test_bad_input_is_named(lm, batch, start, change, message) -> None:
         tuning.tune(jax.random.key(0), given["state"], lm, batch, given["weights"], adapter=ADAPTER)
 
 
+@pytest.mark.parametrize(("texts", "answer"), [([1, 64], 8), ([1, -3], 8), ([1, 5], 64)])
+def test_a_token_beyond_the_vocabulary_is_named(lm, start, texts, answer) -> None:
+    batch = tuning.examples([texts], [[answer]])
+    said = r"`examples\.(ids|targets)` must lie in \[0, 64\), the rows of the embedding, but holds (64|-3)\. Is the"
+    with pytest.raises(ValueError, match=said):
+        tuning.tune(jax.random.key(0), start, lm, batch, adapter=ADAPTER)
+    with pytest.raises(ValueError, match=said):
+        tuning.tune_windows(jax.random.key(0), lm, batch, adapter=tuning.lora(2), window=1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -210,11 +227,18 @@ def test_bad_input_is_named(lm, batch, start, change, message) -> None:
         (lambda: tuning.prompt(4, "txt"), "Did you mean 'text'"),
         (lambda: tuning.examples([[1, 2, 3]], [[4]], num_tokens=2), "num_tokens"),
         (lambda: tuning.examples([[1]], []), "one answer"),
+        (lambda: tuning.examples([[1], [1]], [[4], [-100, -100]]), "a token of 0 or more each.* but answer 1 has none"),
     ],
 )
 def test_numbers_and_names_without_sense_are_named(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_penalty_is_of_rows(lm, batch) -> None:
+    state = tuning.full().init(jax.random.key(0), lm, batch, None)
+    with pytest.raises(ValueError, match=r"`penalty` must be of rows .* but the adapter has none\. Leave it out\."):
+        tuning.tune(jax.random.key(0), state, lm, batch, adapter=tuning.full(), penalty=tuning.penalties(largest=1.0))
 
 
 def test_unknown_options_are_named(lm, batch, start) -> None:
