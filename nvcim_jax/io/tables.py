@@ -52,7 +52,7 @@ def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list
         The settings and the records of each point.
 
     Raises:
-        ValueError: If the folder holds no points.
+        ValueError: If the folder holds no points, or, where all are read, those of several sweeps.
 
     Example:
         >>> import tempfile
@@ -67,10 +67,11 @@ def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list
         >>> [table.instance.tolist() for _, table in io.read_points(where, [({"sigma": 0.2}, range(1, 3))])]
         [[1, 2]]
     """
-    paths = sorted(path for path in (Path(folder) / "points").glob("*") if (path / "run.json").is_file())
+    paths = records.points_of(Path(folder))
     if not paths:
         checks.fail("folder", "hold the points of a sweep", f"has none: {folder}", "Run `nvcim sweep` into it first.")
     if only is None:
+        records.same_sweep(paths)
         return [(records.read_about(path)["fingerprint"]["config"]["settings"], records.read(path)) for path in paths]
     return [(settings, _part(Path(folder) / "points" / point_name(settings), ids)) for settings, ids in only]
 

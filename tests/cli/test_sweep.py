@@ -56,6 +56,33 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: p
     assert "the setting adc_bits (None there, 8 here)" in capsys.readouterr().err
 
 
+def test_points_of_another_sweep_are_refused_beside_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"sweep {BARE} --set inputs=4 --set outputs=2 --set batch=1 --instances 2 --no-plots"
+    for sigma in ("0.1", "0.2"):  # an axis may grow
+        assert _main(f"{words} --axis sigma={sigma} --out {tmp_path / 'a'}") == 0
+    capsys.readouterr()
+    for other, said in (
+        ("--seed 7", r"the seed (0 there, 7 here)"),
+        ("--device PCM", "the setting device (nothing there, 'PCM' here)"),
+        ("--set inputs=5", "the setting inputs (4 there, 5 here)"),
+    ):
+        assert _main(f"{words} --axis sigma=0.3 {other} --out {tmp_path / 'a'}") == 2
+        err = capsys.readouterr().err
+        assert f"sigma=0.1 differs in {said}. Use another folder" in err
+        assert err.count("\n") == 1
+    assert len(list((tmp_path / "a" / "points").iterdir())) == 2
+    assert _main(f"{words} --axis sigma=0.3 --seed 7 --out {tmp_path / 'b'}") == 0
+    capsys.readouterr()
+    assert _main(f"merge {tmp_path / 'c'} {tmp_path / 'a'} {tmp_path / 'b'}") == 2
+    assert "sigma=0.3 differs in the seed (0 there, 7 here)" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    (tmp_path / "b" / "points" / "sigma=0.3").rename(tmp_path / "a" / "points" / "sigma=0.3")
+    with pytest.raises(ValueError, match=r"must hold the points of the sweep of .*sigma=0.1 alone"):
+        io.read_points(tmp_path / "a")
+
+
 def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _main(f"sweep {AXES} {SMALL} --out {tmp_path / 'whole'} --no-plots")
     for k in (1, 3):
