@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files
+from nvcim_jax import checks, files, io
 from nvcim_jax.cli import matrix
 from nvcim_jax.cli.chip_means import PLACE
 
@@ -68,11 +68,13 @@ def of_sweep(path: Path, metric: str | None = None, **how: Any) -> tuple[Figures
     metric = metric or next(iter(values), "error")
     if not table.source["command"].startswith("nvcim "):  # somebody's own rows: nothing is known that they do not say
         return of_chips(table, metric, **how), table.source
-    named = table.columns["device"].tolist() if "device" in table.columns else ()
-    labels = {"sigma": matrix.sigma_label(named, table.source["command"])}
-    labels |= {"error": "relative error of a product"} if metric == "error" else {}
-    own = labels["sigma"].replace("\n", " ") if "sigma" in table.axes else ""
-    about = "; ".join(part for part in (matrix.common(table.axes, table.source["command"]), own) if part)
+    labels = {"error": "relative error of a product"} if metric == "error" else {}
+    about, fixed = "", io.records_about(path).get("common")
+    if fixed is not None:  # not kept by versions before it
+        named = table.columns["device"].tolist() if "device" in table.columns else ()
+        labels["sigma"] = matrix.sigma_label(named, fixed)
+        own = labels["sigma"].replace("\n", " ") if "sigma" in table.axes else ""
+        about = "; ".join(part for part in (matrix.common(table.axes, fixed), own) if part)
     return of_chips(table._replace(labels=labels, about=about), metric, **how), table.source
 
 

@@ -182,7 +182,7 @@ def finish(out: Path, command: str, plots: bool, only: Sequence[tuple[dict[str, 
     records, summary = io.export(out, command=command, only=only)
     points = io.read_points(out, only)
     devices = [settings["device"] for settings, _ in points if "device" in settings]
-    label = matrix.sigma_label(devices, command).replace("\n", " ")
+    label = matrix.sigma_label(devices, io.records_about(records)["common"]).replace("\n", " ")
     print_table(io.summary(points), title=f"Relative error of a product over chips; {label}")
     if only is not None and (rest := io.left_out(out, only)):
         print(f"left out: {out} also holds {rest}")
