@@ -325,6 +325,7 @@ def test_another_seed_is_refused_by_its_name(tmp_path: Path, capsys: pytest.Capt
     assert _main(f"{words} --seed 1") == 2
     said = capsys.readouterr().err
     assert "differs in the seed (0 there, 1 here)" in said
+    assert json.loads((tmp_path / "sweep.json").read_text())["seed"] == 0
     assert "sha256" not in said
     assert said.count("\n") == 1
 
