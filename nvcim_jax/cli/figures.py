@@ -140,10 +140,12 @@ def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -
     from nvcim_jax import study
 
     noisy = {row["method"] for row in rows if row["device"] != "digital"}
+    several = len({row["kind"] for row in rows}) > 1
     made = []
     for row in rows:
         if row["device"] != "digital" or row["method"] not in noisy:
-            place = {"device": row["device"], "sigma": row["sigma"], "trained_for": row["trained_for"]}
+            place = {name: row[name] for name in PLACE if name != "method"}
             title = row["method"] if row["device"] == "digital" else f"{row['method']}, {row['device']}"
+            title += f", {row['kind']}" if several else ""
             made.append((title, *study.shift_matrix(records, row["method"], **place)))
     return made[:BAR_METHODS]
