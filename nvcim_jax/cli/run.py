@@ -76,7 +76,8 @@ class Options:
     num_users: int = 3
     """Users, or domains, of a stream."""
     domains: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A domain of the JSON lines to take, in this order; may be repeated. None: the first --num-users."""
+    """A domain of the JSON lines to take, in this order; may be repeated. None: the first --num-users, or of a conflict
+    those who disagree most."""
     num_labels: int | None = None
     """Answers kept of each domain of the JSON lines, the first that occur. None: all."""
     own_words: bool = True

@@ -265,6 +265,17 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "HTML lines":
         (tmp / "in" / "rows.jsonl").write_text("<html></html>\n", encoding="utf-8")
         return ["--data", str(tmp / "in" / "rows.jsonl")], "is an HTML page"
+    if name == "domains of LaMP":
+        return [*use, "--domains", "a"], r"`--domains` must be left out with the files of LaMP, but is \('a',\)"
+    if name == "domains without data":
+        return ["--domains", "a"], "`--domains` must be left out without --data"
+    if name == "labels without data":
+        return ["--num-labels", "3"], "`--num-labels` must be left out without --data, but is 3"
+    if name == "split of lines":
+        (tmp / "in" / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+        return ["--data", str(tmp / "in" / "rows.jsonl"), "--split", "dev"], "`--split` must be left out with JSON lines"
+    if name == "conflict of free text":
+        return ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4")), "--kind", "conflict"], "task of free text"
     if name == "no tokenizer":
         return ["--model", str(_without(tiny, tmp / "in" / "model", "tokenizer"))], "`--model` must have a tokenizer"
     if name == "no model":
@@ -296,6 +307,7 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
 BAD = (
     "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
     "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
+    "domains of LaMP", "domains without data", "labels without data", "split of lines", "conflict of free text",
     "too few users", "too many streams", "unknown preset", "wrong option of a preset",
 )  # fmt: skip
 
@@ -344,6 +356,34 @@ def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> Non
     assert made.streams[0].labels == ("c 0", "c 1", "a 0", "a 1")
     with pytest.raises(ValueError, match="`--domains` must be one of a, b, c"):
         read_source(dataclasses.replace(options, domains=("d",)))
+
+
+def test_a_conflict_is_between_users_who_disagree(tmp_path: Path) -> None:
+    from nvcim_jax.cli.source import read_source
+
+    answers = {"a": "yes", "b": "yes", "c": "no"}
+    rows = [
+        data.Record(f"{d}-{s}-{i}", d, "intent", f"ask {i}", answer, s)
+        for d, answer in answers.items()
+        for s in ("train", "test")
+        for i in range(6)
+    ]
+    data.write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = run.Options(data=tmp_path / "rows.jsonl", kind="conflict", num_users=2, buffer_size=4)
+    assert read_source(lines).streams[0].domains == ("a", "c")
+    assert read_source(dataclasses.replace(lines, kind="block")).streams[0].domains == ("a", "b")
+    assert read_source(dataclasses.replace(lines, domains=("b", "a"))).streams[0].domains == ("b", "a")
+    folder = _lamp(tmp_path / "LaMP_2", users=6)
+    questions = json.loads((folder / "dev_questions.json").read_text(encoding="utf-8"))
+    for question in questions[:-2]:  # all but the last user give one answer
+        question["profile"] = [{**item, "tag": "comedy"} for item in question["profile"]]
+    (folder / "dev_questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    for seed in range(3):
+        made = read_source(dataclasses.replace(lines, data=folder, seed=seed)).streams[0]
+        answers = [{row.output for row in block.records} for block in made.blocks]
+        assert {"comedy"} in answers
+        assert len(answers) == 2
+        assert answers != [{"comedy"}, {"comedy"}]
 
 
 @pytest.mark.parametrize("most", [None, 2])
