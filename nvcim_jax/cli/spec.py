@@ -1,5 +1,6 @@
 """A grid as one declarative file (TOML) or as words on the command line."""
 
+import collections
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,12 @@ def read_grid(
     """
     found = _from_file(file) if file is not None else {}
     all_axes = dict(found.get("axes", {}))
-    asked = dict(_pair(word, "--axis") for word in axes)
+    pairs = [_pair(word, "--axis") for word in axes]
+    asked = dict(pairs)
+    for name, count in collections.Counter(name for name, _ in pairs).items():
+        if count > 1:
+            fix = f"Give all values at once: --axis {name}={','.join(text for other, text in pairs if other == name)}."
+            checks.fail("--axis", "name each axis once", f"names {name} {count} times", fix)
     all_axes |= {name: [value_of(part) for part in text.split(",")] for name, text in asked.items()}
     all_fixed = dict(found.get("fixed", {}))
     for word in fixed:

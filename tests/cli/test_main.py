@@ -63,6 +63,10 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis device=FeFET7", "Did you mean 'FeFET6'"),
         ("sweep --axis sigma=0.1 --sigma 0.2", "`--axis` must name what has no other value, but sigma is both"),
         ("sweep --axis sigma=0.1 --set sigma=0.2", "`--axis` must name what has no other value"),
+        (
+            "sweep --axis sigma=0.1 --axis sigma=0.2",
+            "`--axis` must name each axis once, but names sigma 2 times. Give.* sigma=0.1,0.2",
+        ),
         ("sweep --axis sigma=0.1,-0.1", "`sigma` must lie in"),
         ("sweep --axis sigma=0.1,x", "`sigma` must be a number"),
         ("sweep --axis sigma=0.1,0.1", "`axes.sigma` must hold each value once"),
