@@ -314,6 +314,7 @@ def _estimate(options: Options) -> int:
         f"{work.dtype}; {work.queries} query answered",
     )
     print_table(stores, title="The memory of the prompts")
+    print_result(options, {"memory": memory, "stores": stores})
     return 0
 
 

@@ -337,6 +337,11 @@ def test_estimate_prints_memory_and_room_of_the_published_models(
         assert name in said
         assert f"{count:,}" in said
     assert not (tmp_path / "out").exists()
+    code, said, _ = _call(["run", "--estimate", "--json"], capsys)
+    found = json.loads(said)
+    assert code == 0
+    assert "Gemma-2B" in {row["store of"] for row in found["stores"]}
+    assert [row["remat"] for row in found["memory"]] == ["no", "yes"] * len(found["stores"])
 
 
 def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> None:
