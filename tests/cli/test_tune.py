@@ -74,6 +74,8 @@ def test_bad_input_is_one_line(tiny, rows, tmp_path, capsys) -> None:
         (str(other), "--model", str(tiny)): "must have rows of the split train, but other.jsonl has none",
         (str(rows), "--adapter", "lora2"): "`--adapter`",
         (str(rows), "--adapter", "prompt", "--targets", "q"): "`--targets` must be left out with --adapter prompt",
+        (str(rows), "--adapter", "prompt", "--alpha", "3"): "`--alpha` must be left out with --adapter prompt, but is 3",
+        (str(rows), "--adapter", "ia3", "--alpha", "32"): "`--alpha` must be left out with --adapter ia3, but is 32",
         (str(rows), "--domains", "two"): "`--domains`",
         (str(rows), "--num-steps", "0"): "`--num-steps` must be an integer of at least 1",
         (str(rows), "--zeroth-order", "-1"): "`--zeroth-order` must lie in",
