@@ -23,7 +23,7 @@ from nvcim_jax.cli.rates import rate_of
 from nvcim_jax.cli.report import is_sweep, report
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
-from nvcim_jax.cli.voice import SPOKEN, Said, print_result
+from nvcim_jax.cli.voice import SPOKEN, Said, flags, print_result
 from nvcim_jax.progress import progress_bar
 
 __all__ = ["Options", "main", "read"]
@@ -130,7 +130,7 @@ def read(words: Sequence[str]) -> Options | int:
     if isinstance(found, int):
         return found
     if found.file is not None:
-        words = [*words_of(found.file), *words]
+        words = [*words_of(found.file, flags(Options)), *words]
         found = parse(Options, "nvcim run", words)
         if isinstance(found, int):
             return found

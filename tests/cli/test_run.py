@@ -204,7 +204,9 @@ def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: 
     assert (found.sigma, found.buffer_size, found.methods, found.plots) == (0.2, 7, ("frozen",), False)
     assert found.chosen == pipeline.presets["bundled"].changed(config={"keys": "prompt", "tuning": {"num_steps": 7}})
     for text, message in (
-        ("sigm = 0.2\n", "--sigma"),
+        ("sigm = 0.2\n", f"`sigm` must be an option of the command, but stands in {file}. Did you mean 'sigma'?"),
+        ("foo = 3\n", f"`foo` must be an option of the command, but stands in {file}."),
+        ("[config.tuning]\nnum_step = 3\n", "`config.tuning.num_step` must be an option"),
         ("sigma = [[1]]\n", "`FILE` must hold"),
         ("a", "`FILE` must be"),
     ):
