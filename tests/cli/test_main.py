@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from nvcim_jax import cli
 from nvcim_jax.cli import entry
+from nvcim_jax.cli.voice import flags
 
 
 def _call(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -110,8 +112,6 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
 def test_bad_input_gets_one_line_and_code_two(
     words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     code, out, err = _call(words, capsys)
@@ -121,6 +121,20 @@ def test_bad_input_gets_one_line_and_code_two(
     assert err.startswith("nvcim")
     assert re.search(message, err)
     assert not list(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_the_manual_says_which_commands_have_an_option() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1]: re.findall(r"`(\w+)`", row.split("|")[2]) for row in text.splitlines() if "|" in row}
+    made = {name: flags(importlib.import_module(f"nvcim_jax.cli.{name}").Options) for name in cli.COMMANDS}
+    have = lambda option: {name for name, known in made.items() if option in known}  # noqa: E731
+    assert set(rows[" `--seed` "]) == have("--seed")
+    assert set(rows[" `--out` "]) - {"report", "plot"} == have("--out") | {"merge"}
+    assert set(rows[" `--no-plots` "]) == have("--plots")
+    assert have("--json") | set(rows[" `--json` "]) == set(made)
+    assert not have("--json") & set(rows[" `--json` "])
+    assert set(rows[" `--quiet` "]) == have("--quiet")
+    assert set(rows[" `--dry-run` "]) == have("--dry-run")
 
 
 def test_traceback_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
