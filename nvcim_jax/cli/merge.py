@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 

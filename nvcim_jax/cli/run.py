@@ -150,6 +150,7 @@ def read(words: Sequence[str]) -> Options | int:
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
     _check(options)
+    files.folder("--out", options.out, make=False)
     if is_sweep(options.out):
         checks.fail("--out", "be a folder of its own", f"{options.out} holds a sweep", "Use another folder.")
     compared, device = _compared(options), _device(options)
@@ -190,6 +191,9 @@ def _planned(
     """Say how long it would take and what would be written."""
     result: dict[str, Any] = {"out": str(options.out)}
     if source.streams[0].labels:
+        asked = (jax.random.key(options.seed), source.streams, lm, text, [device])
+        how: Any = {"preset": options.chosen, "design": design, "session": study.Session(dry_run=True)}
+        study.run(options.out, *asked, **how)  # refuses what the run itself would
         work = duration.count(source.streams, lm.config, text, options.chosen, design)
         rate = duration.rate(lm.config)
         units = study.plan(source.streams, [device], design)

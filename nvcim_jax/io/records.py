@@ -117,14 +117,14 @@ def same_sweep(folders: Sequence[Path], argument: str = "folder", here: dict[str
         ValueError: If their common settings or their keys differ.
     """
     shared = {folder: _shared(read_about(folder)["fingerprint"]) for folder in folders}
-    first = next(iter(shared.values()), None) if here is None else _shared(here)
+    first = _shared(here) if here is not None else next(iter(shared.values()), {"config": None})
     for folder, found in shared.items():
         differing = difference(first, found) if here is None else difference(found, first)
         if differing:
             wanted = f"hold the points of {'one sweep' if here else f'the sweep of {folders[0]} alone'}"
             fix = "Use another folder, or go back to what it was made with."
             checks.fail(argument, wanted, f"{folder} differs in {'; '.join(differing)}", fix)
-    return None if first is None else first["config"]
+    return first["config"]
 
 
 def _shared(found: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,6 @@ def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
         >>> sorted(point.name for point in (path / "points").iterdir())
         ['sigma=0.1', 'sigma=0.2']
     """
-
     alike = False
 
     def of_point(settings: dict[str, Any]) -> Store:

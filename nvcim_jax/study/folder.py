@@ -256,7 +256,7 @@ def run(
         session: As for `measure`; its `trained` is a folder inside this one unless it names another.
 
     Returns:
-        All records.
+        All records; none where `session.dry_run` asks for nothing but the check of the folder.
 
     Raises:
         ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
@@ -276,11 +276,18 @@ def run(
         >>> len(rows), run(where, jax.random.key(1), [stream], lm, text, [], **chosen) == rows == read(where)
         (2, True)
     """
-    folder = files.folder("folder", folder)
+    folder = files.folder("folder", folder, make=not session.dry_run)
     path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, preset, design)
+    if session.dry_run:
+        if (folder / ABOUT).is_file():
+            _same_study(folder / ABOUT, about)
+        return []
     with io.locked(folder):
         wanted = _numbers(streams, device_list, design)
-        _same_study(folder / ABOUT, about, wanted)
+        if not (folder / ABOUT).is_file():
+            units = [[*unit, number] for unit, number in wanted.items()]
+            files.write_json(folder / ABOUT, {"fingerprint": about, "units": units})
+        _same_study(folder / ABOUT, about)
         done = _finished(path, wanted)
         files.write(path, _lines(done))
         skip = frozenset(_unit(record) for record in done)
@@ -300,9 +307,7 @@ def run(
     return records
 
 
-def _same_study(path: Path, about: Any, wanted: dict[Unit, int]) -> None:
-    if not path.is_file():
-        files.write_json(path, {"fingerprint": about, "units": [[*unit, number] for unit, number in wanted.items()]})
+def _same_study(path: Path, about: Any) -> None:
     differing = io.difference(_about_of(path)["fingerprint"], about)
     if differing:
         found = f"differs in {'; '.join(differing[:6])}: {path.parent}"

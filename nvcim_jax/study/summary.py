@@ -77,8 +77,8 @@ def shift_matrix(records: Sequence[Record], method: str, **place: Any) -> tuple[
         **place: Further fields to choose by, such as `device="FeFET3"`.
 
     Returns:
-        R (blocks, domains), the domain of each block, and the domains; one that is not the same in all streams is called
-        by its place, "domain 1".
+        R (blocks, domains), the domain of each block, and the domains; one that is not the same in all streams is
+        called by its place, "domain 1".
 
     Raises:
         ValueError: If there is no such record, or the streams have another number of domains or come back to others.

@@ -155,9 +155,13 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert code == 0
     assert (out / "records.jsonl").read_bytes() == before
     assert _table(said) == _table(printed)
-    code, said, err = _call([*words, "--sigma", "0.2"], capsys)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "must hold the same study" in err
+    for dry in ([], ["--dry-run"]):
+        code, said, err = _call([*words, "--sigma", "0.2", *dry], capsys)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "must hold the same study" in err
+    there = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert _call([*words, "--dry-run"], capsys)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == there
 
 
 def _table(printed: str) -> list[str]:
@@ -267,6 +271,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "HTML lines":
         (tmp / "in" / "rows.jsonl").write_text("<html></html>\n", encoding="utf-8")
         return ["--data", str(tmp / "in" / "rows.jsonl")], "is an HTML page"
+    if name == "dry run into a file":
+        return ["--dry-run", "--out", str(lamp / "dev_outputs.json")], "`--out` must be a folder, but .* is a file"
     if name == "domains of LaMP":
         return [*use, "--domains", "a"], r"`--domains` must be left out with the files of LaMP, but is \('a',\)"
     if name == "domains without data":
@@ -275,7 +281,12 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
         return ["--num-labels", "3"], "`--num-labels` must be left out without --data, but is 3"
     if name == "split of lines":
         (tmp / "in" / "rows.jsonl").write_text("{}\n", encoding="utf-8")
-        return ["--data", str(tmp / "in" / "rows.jsonl"), "--split", "dev"], "`--split` must be left out with JSON lines"
+        return [
+            "--data",
+            str(tmp / "in" / "rows.jsonl"),
+            "--split",
+            "dev",
+        ], "`--split` must be left out with JSON lines"
     if name == "conflict of free text":
         return ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4")), "--kind", "conflict"], "task of free text"
     if name == "no tokenizer":
@@ -309,7 +320,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
 BAD = (
     "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
     "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
-    "domains of LaMP", "domains without data", "labels without data", "split of lines", "conflict of free text",
+    "dry run into a file", "domains of LaMP", "domains without data", "labels without data", "split of lines",
+    "conflict of free text",
     "too few users", "too many streams", "unknown preset", "wrong option of a preset",
 )  # fmt: skip
 
@@ -321,7 +333,7 @@ def test_bad_input_gets_one_line_and_code_two_and_leaves_nothing(
     words, expected = _bad(name, tiny, tmp_path)
     size = ["--buffer-size", "4"] if "--config.capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
     size += [] if "--num-users" in words or "--num-users" in size else ["--num-users", "2"]
-    code, said, err = _call(["run", *words, *size, "--out", str(tmp_path / "out")], capsys)
+    code, said, err = _call(["run", "--out", str(tmp_path / "out"), *words, *size], capsys)
     assert code == 2
     assert said == ""
     assert err.startswith("nvcim run: ")
