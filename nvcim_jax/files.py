@@ -150,12 +150,13 @@ def csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def folder(argument: str, path: str | Path) -> Path:
+def folder(argument: str, path: str | Path, *, make: bool = True) -> Path:
     """Make a folder, with those above it, and return its path.
 
     Args:
         argument: Name of the argument, as the caller wrote it.
         path: The folder.
+        make: Whether to make it, or only to check that no file stands in its place.
 
     Raises:
         ValueError: If a file stands there, or in place of a folder above it.
@@ -165,6 +166,8 @@ def folder(argument: str, path: str | Path) -> Path:
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             checks.fail(argument, "be a folder", f"{part} is a file", "Name another folder.")
+    if not make:
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ __all__ = ["FILES", "Options", "main"]
 MARKED = {"latency": 120.0, "energy": 60.0}
 """Ratios that NVCiM-PT reports at most, against the CPU of a Jetson Orin."""
 
-NAMES = {"name": "--technology", "machine": "--machine"}
+NAMES = {"name": "--technology"}
 """Options of what the library calls otherwise."""
 
 FILES = ("latency.png", "energy.png", "items.png", "sensitivities.png", "curves.csv", "cost.json")
@@ -106,6 +106,8 @@ def main(options: Options) -> int:
 def _specifications(options: Options) -> tuple[cost.Technology, list[cost.Machine]]:
     """Return the chip and the machines, with the constants that the user replaces."""
     names = options.machine or DEFAULT_MACHINES
+    for name in names:
+        checks.choice("--machine", name, cost.machines.names())
     changes: dict[str, dict[str, float]] = {name: {} for name in ("", *names)}
     for word in options.constant:
         owner, name, value = _constant(word)

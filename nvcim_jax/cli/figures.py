@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nvcim_jax import checks, files
+from nvcim_jax import checks, files, io
 from nvcim_jax.cli import matrix
 from nvcim_jax.cli.chip_means import PLACE
 
@@ -68,11 +68,13 @@ def of_sweep(path: Path, metric: str | None = None, **how: Any) -> tuple[Figures
     metric = metric or next(iter(values), "error")
     if not table.source["command"].startswith("nvcim "):  # somebody's own rows: nothing is known that they do not say
         return of_chips(table, metric, **how), table.source
-    named = table.columns["device"].tolist() if "device" in table.columns else ()
-    labels = {"sigma": matrix.sigma_label(named, table.source["command"])}
-    labels |= {"error": "relative error of a product"} if metric == "error" else {}
-    own = labels["sigma"].replace("\n", " ") if "sigma" in table.axes else ""
-    about = "; ".join(part for part in (matrix.common(table.axes, table.source["command"]), own) if part)
+    labels = {"error": "relative error of a product"} if metric == "error" else {}
+    about, fixed = "", io.records_about(path).get("common")
+    if fixed is not None:  # not kept by versions before it
+        named = table.columns["device"].tolist() if "device" in table.columns else ()
+        labels["sigma"] = matrix.sigma_label(named, fixed)
+        own = labels["sigma"].replace("\n", " ") if "sigma" in table.axes else ""
+        about = "; ".join(part for part in (matrix.common(table.axes, fixed), own) if part)
     return of_chips(table._replace(labels=labels, about=about), metric, **how), table.source
 
 
@@ -138,10 +140,12 @@ def _panels(records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -
     from nvcim_jax import study
 
     noisy = {row["method"] for row in rows if row["device"] != "digital"}
+    several = len({row["kind"] for row in rows}) > 1
     made = []
     for row in rows:
         if row["device"] != "digital" or row["method"] not in noisy:
-            place = {"device": row["device"], "sigma": row["sigma"], "trained_for": row["trained_for"]}
+            place = {name: row[name] for name in PLACE if name != "method"}
             title = row["method"] if row["device"] == "digital" else f"{row['method']}, {row['device']}"
+            title += f", {row['kind']}" if several else ""
             made.append((title, *study.shift_matrix(records, row["method"], **place)))
     return made[:BAR_METHODS]

@@ -5,8 +5,8 @@ What is swept is a device, a number of its physics, an option of the crossbar, o
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import jax
@@ -352,18 +352,18 @@ def named(settings: Settings) -> str:
     return f"{device.name}, {device.sigma_label.replace('sigma', f'sigma {float(device.sigma):g}')}"
 
 
-def sigma_label(named: Iterable[str], command: str = "") -> str:
+def sigma_label(named: Iterable[str], fixed: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Return what sigma is of: a share of g_max for some devices, a multiple of what was measured for others.
 
     Args:
         named: Names of devices, such as the values of an axis.
-        command: The command, which names the device where it is no axis.
+        fixed: Settings of all points, which name the device where it is no axis.
 
     Example:
-        >>> sigma_label(["FeFET3", "FeFET6"]), sigma_label((), "nvcim sweep --set device=PCM")
+        >>> sigma_label(["FeFET3", "FeFET6"]), sigma_label((), {"device": "PCM"})
         ('sigma (share of g_max)', 'sigma (multiple of the measured noise)')
     """
-    given = [*named] or re.findall(r"\bdevice[= ]([^\s'\"]+)", command) or [DEFAULTS["device"]]
+    given = [*named] or [fixed.get("device", DEFAULTS["device"])]
     known = {name: _if_there(name) for name in dict.fromkeys(given)}
     known = {name: device for name, device in known.items() if device is not None}
     labels = {name: device.sigma_label for name, device in known.items()}
@@ -373,20 +373,14 @@ def sigma_label(named: Iterable[str], command: str = "") -> str:
     return f"sigma (share of g_max;\nfor {measured} a multiple of the measured noise)"
 
 
-def common(axes: Sequence[str], command: str) -> str:
-    """Return the device and the noise of a sweep where they are no axis, by the command that made it.
+def common(axes: Sequence[str], fixed: Mapping[str, Any]) -> str:
+    """Return the device and the noise of a sweep where they are no axis, from the settings of all points.
 
     Example:
-        >>> common(["sigma"], "nvcim sweep --axis sigma=0.1,0.2 --device PCM")
-        'PCM'
-        >>> common(["adc_bits"], "nvcim sweep --axis adc_bits=6,8 --set sigma=0.05")
-        'FeFET3, sigma 0.05 (share of g_max)'
+        >>> common(["sigma"], {"device": "PCM"}), common(["adc_bits"], {"sigma": 0.05})
+        ('PCM', 'FeFET3, sigma 0.05 (share of g_max)')
     """
-    fixed = {}
-    for name in ("device", "sigma"):
-        words = re.findall(rf"(?:--{name} |--set {name}=)([^\s'\"]+)", command)
-        if name not in axes and words:
-            fixed[name] = words[-1] if name == "device" else float(words[-1])
+    fixed = {name: fixed[name] for name in ("device", "sigma") if name not in axes and name in fixed}
     name = str(fixed.get("device", DEFAULTS["device"]))
     if "device" in axes:
         return f"sigma {fixed['sigma']:g}" if "sigma" in fixed else ""

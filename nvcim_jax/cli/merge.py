@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from nvcim_jax import checks, io
+from nvcim_jax import checks, files, io
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.sweep import finish
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
@@ -50,17 +51,30 @@ def main(options: Options) -> int:
             print(f"nvcim merge: {name}: chips {gaps} are missing", file=sys.stderr)
         if merged.num_duplicates:
             print(f"{name}: {merged.num_duplicates} chips were there twice, with equal values")
-    commands = " && ".join(about["command"] for about in abouts)
     own = command_line("merge", options, positional=("out", "sources"))
-    finish(options.out, f"{commands} && {own}", options.plots)
+    command = " && ".join([*(about["command"] for about in abouts), own])
+    if abouts:
+        files.write_json(options.out / "sweep.json", {"command": command, **_asked(abouts), "instances": expected})
+    finish(options.out, command, options.plots)
     print_result(options, io.summary(io.read_points(options.out)))
     return 1 if any(merged.gaps for merged in found.values()) else 0
+
+
+def _asked(abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the shards were asked for together: axes with the values of all, and what they have in common."""
+    axes: dict[str, dict[Any, None]] = {}
+    for about in abouts:
+        for name, values in about["axes"].items():
+            axes.setdefault(name, {}).update(dict.fromkeys(values))
+    joined = [[name, list(values)] for name, values in axes.items()]
+    return {"axes": joined, "fixed": [*map(list, abouts[0]["fixed"].items())], "seed": abouts[0]["seed"]}
 
 
 def _about(path: Path) -> dict[str, Any]:
     """Return what was asked for when a shard was made."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"command": str(found["command"]), "instances": int(found["instances"])}
+        asked = {"axes": dict(found["axes"]), "fixed": dict(found["fixed"]), "seed": int(found["seed"])}
+        return {"command": str(found["command"]), "instances": int(found["instances"])} | asked
     except (ValueError, TypeError, KeyError):
         checks.fail("sources", "hold what `nvcim sweep` wrote", f"{path} is damaged", "Run that shard again.")

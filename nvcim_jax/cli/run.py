@@ -22,7 +22,7 @@ from nvcim_jax.cli.options_file import words_of
 from nvcim_jax.cli.report import is_sweep, report
 from nvcim_jax.cli.source import Source, read_source
 from nvcim_jax.cli.tables import print_table
-from nvcim_jax.cli.voice import SPOKEN, Said, print_result
+from nvcim_jax.cli.voice import SPOKEN, Said, flags, print_result
 from nvcim_jax.progress import progress_bar
 
 __all__ = ["Options", "main", "read"]
@@ -75,7 +75,8 @@ class Options:
     num_users: int = 3
     """Users, or domains, of a stream."""
     domains: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A domain of the JSON lines to take, in this order; may be repeated. None: the first --num-users."""
+    """A domain of the JSON lines to take, in this order; may be repeated. None: the first --num-users, or of a conflict
+    those who disagree most."""
     num_labels: int | None = None
     """Answers kept of each domain of the JSON lines, the first that occur. None: all."""
     own_words: bool = True
@@ -128,7 +129,7 @@ def read(words: Sequence[str]) -> Options | int:
     if isinstance(found, int):
         return found
     if found.file is not None:
-        words = [*words_of(found.file), *words]
+        words = [*words_of(found.file, flags(Options)), *words]
         found = parse(Options, "nvcim run", words)
         if isinstance(found, int):
             return found
@@ -146,6 +147,7 @@ def read(words: Sequence[str]) -> Options | int:
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
     _check(options)
+    files.folder("--out", options.out, make=False)
     if is_sweep(options.out):
         checks.fail("--out", "be a folder of its own", f"{options.out} holds a sweep", "Use another folder.")
     compared, device = _compared(options), _device(options)
@@ -186,6 +188,9 @@ def _planned(
     """Say how long it would take and what would be written."""
     result: dict[str, Any] = {"out": str(options.out)}
     if source.streams[0].labels:
+        asked = (jax.random.key(options.seed), source.streams, lm, text, [device])
+        how: Any = {"preset": options.chosen, "design": design, "session": study.Session(dry_run=True)}
+        study.run(options.out, *asked, **how)  # refuses what the run itself would
         work = duration.count(source.streams, lm.config, text, options.chosen, design)
         rate = duration.rate(lm.config)
         units = study.plan(source.streams, [device], design)
@@ -310,6 +315,7 @@ def _estimate(options: Options) -> int:
         f"{work.dtype}; {work.queries} query answered",
     )
     print_table(stores, title="The memory of the prompts")
+    print_result(options, {"memory": memory, "stores": stores})
     return 0
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from nvcim_jax import checks, montecarlo
 from nvcim_jax.cli import matrix
-from nvcim_jax.cli.spec import also_set, read_grid, value_of
+from nvcim_jax.cli.spec import also_set, check_free, pair, read_grid, value_of
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
@@ -50,6 +50,7 @@ def main(options: Options) -> int:
     names = [word.partition("=")[0] for word in properties]
     for name in names:
         checks.choice("--of", name, _DIFFERENTIABLE)
+        check_free(name, options.set, f"For example --of {name}=VALUE.")
     settings, params = _parameters(properties, options)
     relaxed = tuple(name for name in names if name in matrix.BITS)
     metric = matrix.build({name: value for name, value in settings.items() if name not in names}, relaxed)
@@ -86,7 +87,7 @@ def _parameters(properties: Sequence[str], options: Options) -> tuple[dict[str, 
             bits[name] = _bits(name, text)
             words.append(f"{name}={math.ceil(bits[name])}")
         else:
-            words.append(word)
+            words.append("=".join(pair(word, "--of")))
     settings = read_grid(
         None, (), [*also_set(options.set, options.device, None), *words], options.instances, options.seed
     ).settings()[0]

@@ -13,6 +13,8 @@ from nvcim_jax.data import MARKERS
 
 __all__ = ["LABEL_LIMIT", "Source", "read_source"]
 
+_OF_LINES = ("domains", "num_labels")
+
 LABEL_LIMIT = 256
 """Most different answers that are taken for labels to choose from."""
 
@@ -53,19 +55,27 @@ def read_source(options: Any) -> Source:
     """
     seeds = range(options.seed, options.seed + options.streams)
     if options.data is None:
-        for name in ("task", "split"):
-            if getattr(options, name) is not None:
-                checks.fail(f"--{name}", "be left out without --data", f"is {getattr(options, name)!r}")
+        _left_out(options, ("task", "split", *_OF_LINES), "without --data")
         return _builtin(options, seeds)
     path = Path(options.data).expanduser()
     if not path.exists():
         checks.file("--data", path)
     if options.task is None and path.is_file() and path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        _left_out(options, ("split",), "with JSON lines, whose rows name theirs")
         return _lines(options, path, seeds)
     if path.is_file() and not path.name.removesuffix(".gz").endswith(".json"):
         wanted = "name a folder of LaMP, a questions file (.json) or JSON lines (.jsonl), each also .gz"
         checks.fail("--data", wanted, f"is {path.name}")
+    _left_out(options, _OF_LINES, "with the files of LaMP")
     return _lamp(options, path, seeds)
+
+
+def _left_out(options: Any, names: Iterable[str], where: str) -> None:
+    """Refuse options that do nothing."""
+    for name in names:
+        given = getattr(options, name)
+        if given is not None and given != ():
+            checks.fail(f"--{name.replace('_', '-')}", f"be left out {where}", f"is {given!r}")
 
 
 def _builtin(options: Any, seeds: range) -> Source:
@@ -88,7 +98,12 @@ def _builtin(options: Any, seeds: range) -> Source:
     return Source(made, "", f"built-in: {options.num_users} users with opposite tastes, who {told}")
 
 
-def _stream(options: Any, rows: list[data.Record], seed: int, domains: list[str], labels: Any) -> data.Stream:
+def _opposed(options: Any) -> bool:
+    """Return whether the users are chosen such that they answer most differently."""
+    return options.kind == "conflict" and not options.domains
+
+
+def _stream(options: Any, rows: list[data.Record], seed: int, domains: list[str] | None, labels: Any) -> data.Stream:
     config = data.StreamConfig(
         kind=options.kind,
         buffer_size=options.buffer_size,
@@ -107,14 +122,14 @@ def _lines(options: Any, path: Path, seeds: range) -> Source:
     known = list(dict.fromkeys(row.user_or_domain for row in rows))
     for name in options.domains:
         checks.choice("--domains", name, known)
-    names = list(options.domains) or known[: options.num_users]
-    rows = [row for row in rows if row.user_or_domain in names]
-    answers = len({row.output for row in rows})
+    names = None if _opposed(options) else list(options.domains) or known[: options.num_users]
+    rows = [row for row in rows if names is None or row.user_or_domain in names]
+    made = [_stream(options, rows, seed, names, None) for seed in seeds]
+    answers = max(len(stream.labels) for stream in made)
     if answers > LABEL_LIMIT:
         fix = "Free text is answered and scored for the tasks of LaMP."
         checks.fail("--data", f"have at most {LABEL_LIMIT} different answers", f"{path.name} has {answers}", fix)
-    made = [_stream(options, rows, seed, names, None) for seed in seeds]
-    return Source(made, "", f"{path.name}: {', '.join(names)}")
+    return Source(made, "", f"{path.name}: {', '.join(names or made[0].domains)}")
 
 
 def _lamp(options: Any, path: Path, seeds: range) -> Source:
@@ -129,14 +144,17 @@ def _lamp(options: Any, path: Path, seeds: range) -> Source:
         found = f"{len(enough)} of {len(users)} users have"
         fix = "Use fewer users or smaller buffers."
         checks.fail("--num-users", f"be at most the users with {options.buffer_size} profile items", found, fix)
+    if _opposed(options) and task not in metrics.LAMP_LABELS:
+        checks.fail("--kind", "be another for a task of free text", "is 'conflict'", "Users disagree about labels.")
     titles = [str(item["title"]) for user in users.values() for item in user.first.extra["profile"] if "title" in item]
     made = []
     for seed in seeds:
         order = np.random.default_rng([seed, len(enough)]).permutation(len(enough))
-        names = [enough[i] for i in order[: options.num_users]]
+        names = enough if _opposed(options) else [enough[i] for i in order[: options.num_users]]
         rows = [row for name in names for row in _rows(options, name, users[name], task, seed, titles)]
         labels = metrics.LAMP_LABELS.get(task, ())
-        made.append(_stream(options, rows, seed, names, dict.fromkeys(names, labels)))
+        own = None if _opposed(options) else names
+        made.append(_stream(options, rows, seed, own, dict.fromkeys(names, labels)))
     return Source(made, task, f"{task} of {path}: {options.num_users} of {len(enough)} users")
 
 

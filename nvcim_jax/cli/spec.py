@@ -1,5 +1,6 @@
 """A grid as one declarative file (TOML) or as words on the command line."""
 
+import collections
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from nvcim_jax import checks
 from nvcim_jax.cli import matrix
 
-__all__ = ["Grid", "also_set", "read_grid", "value_of"]
+__all__ = ["Grid", "also_set", "check_free", "pair", "read_grid", "value_of"]
 
 
 @checks.frozen_config
@@ -52,11 +53,28 @@ def value_of(word: str) -> Any:
     return word
 
 
-def _pair(word: str, option: str) -> tuple[str, str]:
+def pair(word: str, option: str) -> tuple[str, str]:
+    """Return name and value of a word of an option.
+
+    Example:
+        >>> pair("sigma=0.1", "--set")
+        ('sigma', '0.1')
+    """
     name, equals, text = word.partition("=")
     if not (name and equals and text):
         checks.fail(option, "be name=value", f"is {word!r}", f"For example {option} sigma=0.1.")
     return name, text
+
+
+def check_free(name: str, words: Sequence[str], fix: str) -> None:
+    """Refuse words of --set that give a value, other than none, to what --of names.
+
+    Example:
+        >>> check_free("sigma", ["adc_bits=8"], "Use --low and --high.")
+    """
+    for word in words:
+        if word.partition("=")[0] == name and word.lower() != f"{name}=none":
+            checks.fail("--set", "leave out what --of names", f"is {word}", fix)
 
 
 def also_set(words: Sequence[str], device: str | None, sigma: float | None) -> tuple[str, ...]:
@@ -105,11 +123,16 @@ def read_grid(
     """
     found = _from_file(file) if file is not None else {}
     all_axes = dict(found.get("axes", {}))
-    asked = dict(_pair(word, "--axis") for word in axes)
+    pairs = [pair(word, "--axis") for word in axes]
+    asked = dict(pairs)
+    for name, count in collections.Counter(name for name, _ in pairs).items():
+        if count > 1:
+            fix = f"Give all values at once: --axis {name}={','.join(text for other, text in pairs if other == name)}."
+            checks.fail("--axis", "name each axis once", f"names {name} {count} times", fix)
     all_axes |= {name: [value_of(part) for part in text.split(",")] for name, text in asked.items()}
     all_fixed = dict(found.get("fixed", {}))
     for word in fixed:
-        name, text = _pair(word, "--set")
+        name, text = pair(word, "--set")
         if name in asked:
             checks.fail("--axis", "name what has no other value", f"{name} is both an axis and set to {text}")
         all_fixed[name] = value_of(text)

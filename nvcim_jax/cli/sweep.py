@@ -1,8 +1,9 @@
 """`nvcim sweep`: a grid of settings over device instances."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from nvcim_jax.cli.known import content
 from nvcim_jax.cli.spec import Grid, also_set, read_grid
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
+from nvcim_jax.types import Records, Store, Work
 
 __all__ = ["Options", "main", "run_grid"]
 
@@ -81,7 +83,8 @@ def main(options: Options) -> int:
     if (options.out / "study.json").is_file():
         checks.fail("--out", "be a folder of its own", f"{options.out} holds a run", "Use another folder.")
     command = command_line("sweep", options, positional=("file",))
-    shard = _shard(options.shard)
+    shard = _shard(options.shard, made.instances)
+    _of_jobs(options)
     if options.dry_run:
         return _planned(made, options, shard)
     if options.submit is not None:
@@ -123,13 +126,26 @@ def _planned(made: Grid, options: Options, shard: tuple[int, int]) -> int:
     return 0
 
 
-def _shard(word: str | None) -> tuple[int, int]:
+def _of_jobs(options: Options) -> None:
+    """Refuse options of jobs where none is submitted."""
+    if options.submit is None:
+        for field in dataclasses.fields(Options):
+            if field.name in ("shards", "slurm_partition", "timeout_min"):
+                given = getattr(options, field.name)
+                if given != field.default:
+                    checks.fail(f"--{field.name.replace('_', '-')}", "be left out without --submit", f"is {given!r}")
+
+
+def _shard(word: str | None, num_instances: int) -> tuple[int, int]:
     if word is None:
         return 1, 1
     parts = word.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         checks.fail("--shard", "be k/n", f"is {word!r}", "For example --shard 3/16.")
-    return int(parts[0]), int(parts[1])
+    shard, num_shards = (int(part) for part in parts)
+    checks.integer("--shard", num_shards, high=num_instances, fix="The number behind the / is that of the shards.")
+    checks.integer("--shard", shard, high=num_shards, fix="The number before the / is that of the shard.")
+    return shard, num_shards
 
 
 def run_grid(
@@ -146,7 +162,13 @@ def run_grid(
     axes, fixed = {name: list(values) for name, values in made.axes}, dict(made.fixed)
     precision = None if half_width is None else montecarlo.Precision(half_width=half_width, of="error")
     about = {"command": command, "shard": shard, **dataclasses.asdict(made)}
-    files.write_json(files.folder("--out", out) / "sweep.json", about)
+    points = io.points(
+        files.folder("--out", out, make=False),
+        config={"metric": "relative error of one product", **fixed, **_files(axes, fixed)},
+    )
+
+    def store(settings: dict[str, Any]) -> Store:
+        return _noted(points(settings), out / "sweep.json", about)
 
     def build(settings: dict[str, Any]) -> Any:
         return matrix.build({**fixed, **settings})
@@ -159,15 +181,26 @@ def run_grid(
         traced=tuple(name for name in axes if name in matrix.NUMBERS),
         args=lambda settings: matrix.operands({**fixed, **settings}, made.seed),
         precision=precision,
-        store=io.points(out, config={"metric": "relative error of one product", **fixed, **_files(axes, fixed)}),
+        store=store,
         placement=placement,
         progress=said.progress,
     )
     if said.quiet:
         return found
-    points, programs = len(found.points), found.num_programs
-    print(f"{points} points by {programs} compiled programs, records in {out}", file=sys.stderr)
+    print(f"{len(found.points)} points by {found.num_programs} compiled programs, records in {out}", file=sys.stderr)
     return found
+
+
+def _noted(store: Store, path: Path, about: dict[str, Any]) -> Store:
+    """Return the store of a point that says what was asked for, once the point is known to be of this sweep."""
+
+    @contextlib.contextmanager
+    def opened(work: Work, ids: range) -> Iterator[Records]:
+        with store(work, ids) as found:
+            files.write_json(path, about)
+            yield found
+
+    return opened
 
 
 def _files(axes: dict[str, list[Any]], fixed: dict[str, Any]) -> dict[str, str]:
@@ -182,7 +215,7 @@ def finish(out: Path, command: str, plots: bool, only: Sequence[tuple[dict[str, 
     records, summary = io.export(out, command=command, only=only)
     points = io.read_points(out, only)
     devices = [settings["device"] for settings, _ in points if "device" in settings]
-    label = matrix.sigma_label(devices, command).replace("\n", " ")
+    label = matrix.sigma_label(devices, io.records_about(records)["common"]).replace("\n", " ")
     print_table(io.summary(points), title=f"Relative error of a product over chips; {label}")
     if only is not None and (rest := io.left_out(out, only)):
         print(f"left out: {out} also holds {rest}")

@@ -12,7 +12,7 @@ import tyro
 from nvcim_jax import checks, io, montecarlo
 from nvcim_jax.cli import duration, matrix
 from nvcim_jax.cli.known import content
-from nvcim_jax.cli.spec import also_set, read_grid
+from nvcim_jax.cli.spec import also_set, check_free, read_grid
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 
@@ -31,7 +31,7 @@ class Options:
     """
 
     max_error: float
-    """Largest relative error of a good chip."""
+    """Largest relative error of a good chip, up to 1, that of an output of zero."""
     of: str = "sigma"
     """The property: sigma, d2d_sigma, stuck_on, stuck_off or drift_time_s."""
     share: float = 0.99
@@ -63,6 +63,11 @@ class Options:
 def main(options: Options) -> int:
     """Run the command and return its exit code."""
     checks.choice("--of", options.of, [name for name in matrix.PHYSICS if name != "on_off_ratio"])
+    checks.number("--max-error", options.max_error, low=0.0, high=1.0, fix="An output of zero has an error of 1.")
+    fix = "Its values lie between --low and --high."
+    if options.of == "sigma" and options.sigma is not None:
+        checks.fail("--sigma", "be left out with --of sigma", f"is {options.sigma:g}", fix)
+    check_free(options.of, options.set, fix)
     words = [*also_set(options.set, options.device, options.sigma), f"{options.of}={options.low}"]
     settings = read_grid(None, (), words, options.instances, options.seed).settings()[0]
     matrix.check({**settings, options.of: options.high})

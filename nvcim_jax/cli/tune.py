@@ -131,6 +131,8 @@ def _check(options: Options) -> None:
     for name in ("learning_rate", "zeroth_order", "alpha"):
         if getattr(options, name) is not None:
             checks.number(f"--{name.replace('_', '-')}", getattr(options, name), low=0.0, low_open=True)
+    if options.alpha is not None and options.adapter not in ("lora", "rslora", "dora"):
+        checks.fail("--alpha", f"be left out with --adapter {options.adapter}", f"is {options.alpha:g}")
     if options.targets and options.adapter in ("prompt", "p_tuning", "prefix"):
         checks.fail("--targets", f"be left out with --adapter {options.adapter}", f"are {', '.join(options.targets)}")
 

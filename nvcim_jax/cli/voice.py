@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-__all__ = ["SPOKEN", "Said", "by_option", "print_result", "speaking"]
+__all__ = ["SPOKEN", "Said", "by_option", "flags", "print_result", "speaking"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,17 +127,31 @@ def _given_as(file: str, words: Sequence[str]) -> str | None:
     return next((option for option, word in pairs if option.startswith("--") and Path(word).name == file), None)
 
 
-def _flags(made: Any, prefix: str = "") -> dict[str, str]:
+def flags(made: Any, prefix: str = "") -> list[str]:
+    """Return the options of a class of options, those of nested classes after its own."""
+    return [flag for _, flag in _named_flags(made, prefix)]
+
+
+def _flags(made: Any) -> dict[str, str]:
     """Return the option of each field, those of nested classes by their own names; the outermost counts."""
-    flags: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name, flag in _named_flags(made, ""):
+        found.setdefault(name, flag)
+    return found
+
+
+def _named_flags(made: Any, prefix: str) -> list[tuple[str, str]]:
+    """Return name and option of each field."""
+    own: list[tuple[str, str]] = []
+    nested: list[tuple[str, str]] = []
     hints = typing.get_type_hints(made, include_extras=True)
     for field in dataclasses.fields(made):
         marks = getattr(hints[field.name], "__metadata__", ())
         hint = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
         flag = f"--{prefix}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(hint):
-            own = prefix if any(getattr(mark, "name", None) == "" for mark in marks) else f"{flag[2:]}."
-            flags = _flags(hint, own) | flags
+            hidden = any(getattr(mark, "name", None) == "" for mark in marks)
+            nested += _named_flags(hint, prefix if hidden else f"{flag[2:]}.")
         else:
-            flags[field.name] = field.name.upper() if tyro.conf.Positional in marks else flag
-    return flags
+            own.append((field.name, field.name.upper() if tyro.conf.Positional in marks else flag))
+    return own + nested

@@ -1,5 +1,6 @@
 """Users who disagree: chosen from real ones, or simulated by permuting labels."""
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -48,12 +49,12 @@ def most_opposed(records: Iterable[Record], names: Sequence[str], num_users: int
     """
     checks.integer("num_users", num_users)
     records = check_records("records", records)
-    sizes = {name: sum(row.split == "train" for row in records if row.user_or_domain == name) for name in names}
+    sizes = collections.Counter(row.user_or_domain for row in records if row.split == "train")
     names = [name for name in names if sizes[name] >= min_rows]
     if len(names) < num_users:
         checks.fail("num_users", f"be at most the {len(names)} users with {min_rows} training rows", f"is {num_users}")
     share = _distributions(records, names)
-    distance = np.abs(share[:, None] - share[None]).sum(-1) / 2
+    distance = np.array([np.abs(share - own).sum(-1) / 2 for own in share])
     chosen = [int(i) for i in np.unravel_index(np.argmax(distance), distance.shape)][:num_users]
     if chosen[0] == chosen[-1]:  # nobody disagrees: the order given
         chosen = list(range(min(2, num_users)))

@@ -94,7 +94,7 @@ def merge_points(
         For each point, by the name of its folder, what `merge` found.
 
     Raises:
-        ValueError: As `merge`, or if no source holds points.
+        ValueError: As `merge`, or if no source holds points, or their points are of several sweeps.
 
     Example:
         >>> import tempfile
@@ -112,6 +112,7 @@ def merge_points(
     names = sorted(set().union(*points.values()))
     if not names:
         checks.fail("sources", "hold the points of a sweep", f"have none: {[str(f) for f in folders]}")
+    records.same_sweep([path for folder in (*folders, Path(target)) for path in records.points_of(folder)], "sources")
     return {
         name: merge(
             [folder / "points" / name for folder in folders if name in points[folder]],

@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ __all__ = [
     "locked",
     "missing",
     "open_folder",
+    "points_of",
     "read",
     "read_about",
     "read_range",
+    "same_sweep",
     "write_columns",
 ]
 
@@ -96,6 +98,37 @@ def read_about(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         fix = "Delete the folder and run again, or take the file from a copy."
     return checks.fail("folder", "hold a whole run.json", f"{path} is damaged", fix)
+
+
+def points_of(folder: Path) -> list[Path]:
+    """Return the folders of the points of a sweep, by their names."""
+    return sorted(path for path in (folder / "points").glob("*") if (path / "run.json").is_file())
+
+
+def same_sweep(folders: Sequence[Path], argument: str = "folder", here: dict[str, Any] | None = None) -> Any:
+    """Return the settings that the points of one sweep share, or refuse points of several.
+
+    Args:
+        folders: Folders of points that hold a `run.json`.
+        argument: What the user gave them as.
+        here: Fingerprint of a point that is to join them.
+
+    Raises:
+        ValueError: If their common settings or their keys differ.
+    """
+    shared = {folder: _shared(read_about(folder)["fingerprint"]) for folder in folders}
+    first = _shared(here) if here is not None else next(iter(shared.values()), {"config": None})
+    for folder, found in shared.items():
+        differing = difference(first, found) if here is None else difference(found, first)
+        if differing:
+            wanted = f"hold the points of {'one sweep' if here else f'the sweep of {folders[0]} alone'}"
+            fix = "Use another folder, or go back to what it was made with."
+            checks.fail(argument, wanted, f"{folder} differs in {'; '.join(differing)}", fix)
+    return first["config"]
+
+
+def _shared(found: dict[str, Any]) -> dict[str, Any]:
+    return {"config": found["config"]["common"], "key": found["key"]}
 
 
 def _chunk_files(folder: Path) -> list[tuple[range, Path]]:

@@ -77,7 +77,8 @@ def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
         save_every_s: See `folder`.
 
     Returns:
-        The store of the point with these settings, for `montecarlo.sweep` and `montecarlo.tolerance`.
+        The store of the point with these settings, for `montecarlo.sweep` and `montecarlo.tolerance`. The first one
+        that is opened raises `ValueError` if the folder holds points of another `config` or key.
 
     Example:
         >>> import tempfile
@@ -90,10 +91,22 @@ def points(path: str | Path, *, config: Any = None, save_every_s: float = 10.0) 
         >>> sorted(point.name for point in (path / "points").iterdir())
         ['sigma=0.1', 'sigma=0.2']
     """
+    alike = False
 
     def of_point(settings: dict[str, Any]) -> Store:
         about = {"settings": settings, "common": config}
-        return folder(Path(path) / "points" / point_name(settings), config=about, save_every_s=save_every_s)
+        kept = folder(Path(path) / "points" / point_name(settings), config=about, save_every_s=save_every_s)
+
+        @contextlib.contextmanager
+        def opened(work: Work, ids: range) -> Iterator[Records]:
+            nonlocal alike
+            there = () if alike else records.points_of(Path(path))
+            records.same_sweep(there, here=fingerprint(about, Work(None, work.key, {})))
+            alike = True
+            with kept(work, ids) as found:
+                yield found
+
+        return opened
 
     return of_point
 

@@ -1,8 +1,8 @@
 """Tables of records, of a sweep and a study alike: `records.parquet`, one row a chip; `summary.csv`, one row a point.
 
 What a row was made with are the columns that the metadata name as `axes`; the others are `instance`, the chip, and
-what came out. The metadata also hold the `command`, what the rows are `of` (sweep or study), and `larger_is_better`,
-the values that should be large.
+what came out. The metadata also hold the `command`, what the rows are `of` (sweep or study), `common`, the settings of
+all points of a sweep, and `larger_is_better`, the values that should be large.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list
         The settings and the records of each point.
 
     Raises:
-        ValueError: If the folder holds no points.
+        ValueError: If the folder holds no points, or, where all are read, those of several sweeps.
 
     Example:
         >>> import tempfile
@@ -67,10 +67,11 @@ def read_points(folder: str | Path, only: Sequence[Asked] | None = None) -> list
         >>> [table.instance.tolist() for _, table in io.read_points(where, [({"sigma": 0.2}, range(1, 3))])]
         [[1, 2]]
     """
-    paths = sorted(path for path in (Path(folder) / "points").glob("*") if (path / "run.json").is_file())
+    paths = records.points_of(Path(folder))
     if not paths:
         checks.fail("folder", "hold the points of a sweep", f"has none: {folder}", "Run `nvcim sweep` into it first.")
     if only is None:
+        records.same_sweep(paths)
         return [(records.read_about(path)["fingerprint"]["config"]["settings"], records.read(path)) for path in paths]
     return [(settings, _part(Path(folder) / "points" / point_name(settings), ids)) for settings, ids in only]
 
@@ -186,17 +187,28 @@ def export(
         columns |= {n: a if a.ndim == 1 else list(a.reshape(len(a), -1)) for n, a in table.columns.items()}
         parts.append(pa.table(columns))
     joined = pa.concat_tables(parts, promote_options="permissive")
-    whole = _write(folder, joined, axes, command, "sweep", larger_is_better)
+    common = records.same_sweep([folder / "points" / point_name(settings) for settings, _ in points])
+    whole = _write(folder, joined, axes, command, "sweep", larger_is_better, common)
     return whole, files.write(folder / "summary.csv", files.csv(summary(points)))
 
 
-def _write(folder: Path, table: Any, axes: Sequence[str], command: str, of: str, larger: Sequence[str] | None) -> Path:
+def _write(
+    folder: Path,
+    table: Any,
+    axes: Sequence[str],
+    command: str,
+    of: str,
+    larger: Sequence[str] | None,
+    common: Any = None,
+) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     about = {"axes": json.dumps(list(axes)), "command": command, "of": of}
     if larger is not None:
         about["larger_is_better"] = ", ".join(larger)
+    if common is not None:
+        about["common"] = json.dumps(common)
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(about), sink)
     return files.write(folder / RECORDS, sink.getvalue().to_pybytes())
@@ -283,7 +295,8 @@ def records_about(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        `axes`, `command`, `of`, `larger_is_better`: the last where the file says it, `of` is "sweep" where it does not.
+        `axes`, `command`, `of`, `larger_is_better`, `common`: the last two where the file says them, `of` is "sweep"
+        where it does not.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -305,7 +318,8 @@ def records_about(path: str | Path) -> dict[str, Any]:
         checks.fail("path", "hold records", f"names no axes: {path}", "Give the records.parquet of a run or a sweep.")
     larger = {"larger_is_better": said["larger_is_better"]} if "larger_is_better" in said else {}
     about = {"axes": json.loads(said["axes"]), "command": said.get("command", ""), "of": said.get("of", "sweep")}
-    return about | larger
+    common = {"common": json.loads(said["common"])} if "common" in said else {}
+    return about | larger | common
 
 
 @checked

@@ -2,7 +2,7 @@
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,23 +46,54 @@ def read(folder: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no records, or a line of them is damaged.
+        ValueError: If it holds no records, a line of them is damaged, or folders in it are not parts of one study: two
+            hold the same unit, or what they were made with differs in more than what is compared.
 
     Example:
         >>> import tempfile
         >>> where = Path(tempfile.mkdtemp())
         >>> unit = Unit("block", 0, "digital", 0.0, "", "frozen")._asdict()
-        >>> for part, share in (("b", 0.5), ("a", 0.25)):
+        >>> for part, stream, share in (("b", 0, 0.5), ("a", 1, 0.25)):
         ...     (where / part).mkdir()
-        ...     _ = (where / part / "records.jsonl").write_text(json.dumps(unit | {"accuracy": share}) + "\n")
+        ...     line = json.dumps(unit | {"stream": stream, "accuracy": share})
+        ...     _ = (where / part / "records.jsonl").write_text(f"{line}\n")
         >>> [record["accuracy"] for record in read(where)]
         [0.25, 0.5]
     """
-    found = []
+    parts = {}
     for path in _record_files(folder):
         wanted = _wanted(path)
-        found += _whole_lines(path) if wanted is None else _finished(path, wanted)
-    return found
+        parts[path.parent] = _whole_lines(path) if wanted is None else _finished(path, wanted)
+    _one_study(parts)
+    return [record for part in parts.values() for record in part]
+
+
+def _one_study(parts: Mapping[Path, list[Record]]) -> None:
+    """Refuse folders that were made with other settings, or that hold one unit twice."""
+    fix = "Read each folder alone."
+    known = [path for path in parts if (path / ABOUT).is_file()]
+    alike = [_alike(_about_of(path / ABOUT)["fingerprint"]) for path in known]
+    for path, other in zip(known, alike, strict=True):
+        differing = io.difference(alike[0], other)
+        if differing:
+            found = f"{path} differs from {known[0]} in {'; '.join(differing[:6])}"
+            checks.fail("folder", "hold parts of one study", found, fix)
+    owners: dict[Unit, Path] = {}
+    for path, records in parts.items():
+        for unit in _counts(records):
+            other = owners.setdefault(unit, path)
+            if other != path:
+                found = f"{unit.method} on stream {unit.stream} and {unit.device} stands in {other} and {path}"
+                checks.fail("folder", "hold each unit once", found, fix)
+
+
+def _alike(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return of a fingerprint what parts of one study share: all but streams, with their keys, methods and devices."""
+    config = {name: value for name, value in fingerprint.get("config", {}).items() if name != "streams"}
+    design = config.pop("design", {})
+    config["design"] = {name: value for name, value in design.items() if name not in ("methods", "baselines")}
+    args = {name: value for name, value in fingerprint.get("args", {}).items() if not name.startswith("device ")}
+    return {"config": config, "versions": fingerprint.get("versions"), "args": args}
 
 
 @checked
@@ -225,7 +256,7 @@ def run(
         session: As for `measure`; its `trained` is a folder inside this one unless it names another.
 
     Returns:
-        All records.
+        All records; none where `session.dry_run` asks for nothing but the check of the folder.
 
     Raises:
         ValueError: If the folder holds another study (the message shows what differs) or is in use, or an argument
@@ -245,11 +276,18 @@ def run(
         >>> len(rows), run(where, jax.random.key(1), [stream], lm, text, [], **chosen) == rows == read(where)
         (2, True)
     """
-    folder = files.folder("folder", folder)
+    folder = files.folder("folder", folder, make=not session.dry_run)
     path, about = folder / RECORDS, _about(key, streams, lm, text, device_list, preset, design)
+    if session.dry_run:
+        if (folder / ABOUT).is_file():
+            _same_study(folder / ABOUT, about)
+        return []
     with io.locked(folder):
         wanted = _numbers(streams, device_list, design)
-        _same_study(folder / ABOUT, about, wanted)
+        if not (folder / ABOUT).is_file():
+            units = [[*unit, number] for unit, number in wanted.items()]
+            files.write_json(folder / ABOUT, {"fingerprint": about, "units": units})
+        _same_study(folder / ABOUT, about)
         done = _finished(path, wanted)
         files.write(path, _lines(done))
         skip = frozenset(_unit(record) for record in done)
@@ -269,9 +307,7 @@ def run(
     return records
 
 
-def _same_study(path: Path, about: Any, wanted: dict[Unit, int]) -> None:
-    if not path.is_file():
-        files.write_json(path, {"fingerprint": about, "units": [[*unit, number] for unit, number in wanted.items()]})
+def _same_study(path: Path, about: Any) -> None:
     differing = io.difference(_about_of(path)["fingerprint"], about)
     if differing:
         found = f"differs in {'; '.join(differing[:6])}: {path.parent}"

@@ -69,16 +69,19 @@ def _matrix_of_run(rows: list[Record]) -> tuple[np.ndarray, np.ndarray]:
 def shift_matrix(records: Sequence[Record], method: str, **place: Any) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the mean accuracy R[t, i] on domain i after block t, over streams and chips.
 
+    Domain i of a stream is the i-th that occurs in its records, whatever its name.
+
     Args:
         records: Records of a study with `every_block`.
         method: Name of the method.
         **place: Further fields to choose by, such as `device="FeFET3"`.
 
     Returns:
-        R (blocks, domains), the domain of each block, and the domains.
+        R (blocks, domains), the domain of each block, and the domains; one that is not the same in all streams is
+        called by its place, "domain 1".
 
     Raises:
-        ValueError: If there is no such record.
+        ValueError: If there is no such record, or the streams have another number of domains or come back to others.
 
     Example:
         >>> scores = {0: {"a": 0.9, "b": 0.1}, 1: {"a": 0.7, "b": 0.8}}  # block -> domain -> accuracy
@@ -94,11 +97,30 @@ def shift_matrix(records: Sequence[Record], method: str, **place: Any) -> tuple[
     rows = [r for r in records if r["method"] == method and all(r[name] == value for name, value in place.items())]
     if not rows:
         checks.fail("method", "have records", f"there are none of {method!r} with {place}")
-    names = list(dict.fromkeys(row["domain"] for row in rows))
-    blocks = sorted({row["block"] for row in rows})
-    found = [[[r["accuracy"] for r in rows if (r["block"], r["domain"]) == (t, n)] for n in names] for t in blocks]
-    order = [next(r["current"] for r in rows if r["block"] == t) for t in blocks]
-    return np.array([[np.mean(cell) for cell in row] for row in found]), order, names
+    domains: dict[Any, dict[str, int]] = {}  # of each stream, the places of its domains
+    orders: dict[Any, dict[int, int]] = {}  # of each stream, the place of the domain of each block
+    for row in rows:
+        places = domains.setdefault(_stream(row), {})
+        places.setdefault(row["domain"], len(places))
+    for row in rows:
+        orders.setdefault(_stream(row), {})[row["block"]] = domains[_stream(row)][row["current"]]
+    first = next(iter(domains))
+    for stream, places in domains.items():
+        if (len(places), orders[stream]) != (len(domains[first]), orders[first]):
+            found = f"stream {stream[1]} has another than stream {first[1]}"
+            checks.fail("records", "have one order of domains in all streams", found, "Choose by kind= or stream=.")
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row["block"], domains[_stream(row)][row["domain"]]), []).append(row["accuracy"])
+    names = zip(*domains.values(), strict=True)
+    labels = [own[0] if len(set(own)) == 1 else f"domain {i}" for i, own in enumerate(names, 1)]
+    blocks = sorted(orders[first])
+    R = np.array([[np.mean(cells[block, i]) for i in range(len(labels))] for block in blocks])
+    return R, [labels[orders[first][block]] for block in blocks], labels
+
+
+def _stream(row: Record) -> tuple[Any, Any]:
+    return row.get("kind"), row.get("stream")
 
 
 def _interval(values: np.ndarray, level: float, name: str) -> Record:

@@ -28,11 +28,13 @@ class Session(NamedTuple):
         trained: Folder of trained stores and prompts, which studies, processes and restarts share: what is there is not
             trained again. None keeps none. Files are named by everything that a training depends on.
         skip: Units that are not measured.
+        dry_run: Whether `run` only checks that it would go on in the folder, and writes nothing.
     """
 
     advance: Callable[[int, str], None] = lambda count, note: None
     trained: Path | None = None
     skip: frozenset[Unit] = frozenset()
+    dry_run: bool = False
 
 
 def stream_digest(stream: Any) -> str:

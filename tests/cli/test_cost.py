@@ -60,6 +60,8 @@ def test_constants_are_printed_and_replaced(tmp_path: Path, capsys: pytest.Captu
         (["--machine", "stm32h743", "--stored", "999999999"], "fit into the ssd of stm32h743"),
         (["--adc-bits", "3"], "have adc_bits from 4 to 16, but has 3"),
         (["--lossless"], "hold every sum of 48 rows"),
+        (["--machine", "orin-agx30W"], "`--machine` must be one of"),
+        (["--technology", "FeFET-22"], "`--technology` must be one of"),
         (["--constant", "read_time"], "must be NAME=VALUE"),
         (["--constant", "read_tme=1e-9"], "Did you mean 'read_time'"),
         (["--constant", "cell_area=-1"], "`cell_area` must lie in"),

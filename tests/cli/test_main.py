@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from nvcim_jax import cli
 from nvcim_jax.cli import entry
+from nvcim_jax.cli.voice import flags
 
 
 def _call(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -63,6 +65,10 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis device=FeFET7", "Did you mean 'FeFET6'"),
         ("sweep --axis sigma=0.1 --sigma 0.2", "`--axis` must name what has no other value, but sigma is both"),
         ("sweep --axis sigma=0.1 --set sigma=0.2", "`--axis` must name what has no other value"),
+        (
+            "sweep --axis sigma=0.1 --axis sigma=0.2",
+            "`--axis` must name each axis once, but names sigma 2 times. Give.* sigma=0.1,0.2",
+        ),
         ("sweep --axis sigma=0.1,-0.1", "`sigma` must lie in"),
         ("sweep --axis sigma=0.1,x", "`sigma` must be a number"),
         ("sweep --axis sigma=0.1,0.1", "`axes.sigma` must hold each value once"),
@@ -71,6 +77,11 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("sweep --axis drift_time_s=1.0", "`drift_time_s` must be left out for a device without drift"),
         ("sweep --axis sampling=output_joint --set device=PCM", "`sampling` must be 'device'"),
         ("sweep --axis sigma=0.1 --shard 3-16", "`--shard` must be k/n"),
+        ("sweep --axis sigma=0.1 --shard 0/2", "`--shard` must be an integer of at least 1 and at most 2, but is 0"),
+        ("sweep --axis sigma=0.1 --shard 1/0", "`--shard` must be an integer of at least 1 and at most 1000, but is 0"),
+        ("sweep --axis sigma=0.1 --shard 3/2", "`--shard` must be an integer of at least 1 and at most 2, but is 3"),
+        ("sweep --axis sigma=0.1 --shards 4", "`--shards` must be left out without --submit, but is 4"),
+        ("sweep --axis sigma=0.1 --slurm-partition gpu", "`--slurm-partition` must be left out without --submit"),
         ("sweep --axis sigma=0.1 --instances 0", "`--instances` must be an integer of at least 1"),
         ("sweep no_such_file.toml", "`FILE` must be a TOML file"),
         ("sweep --axis sigma=0.1 --submit cloud", "`--submit` must be one of local, slurm"),
@@ -78,6 +89,12 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
         ("merge no_such_folder", "`SOURCES` must name one folder at least"),
         ("tolerance", "--max-error"),
         ("tolerance --max-error 0.1 --of noise", "`--of` must be one of"),
+        ("tolerance --max-error 1e300", "`--max-error` must lie in .0, 1., but is 1e\\+300. An output of zero"),
+        ("tolerance --max-error 0.1 --sigma 0.2", "`--sigma` must be left out with --of sigma, but is 0.2"),
+        ("tolerance --max-error 0.1 --of stuck_on --set stuck_on=0.2", "`--set` must leave out what --of names"),
+        ("sensitivity --of sigma=0.1 --set sigma=0.3", "`--set` must leave out what --of names, but is sigma=0.3"),
+        ("sensitivity --set sigma=0.3", "For example --of sigma=VALUE"),
+        ("sensitivity --of sigma", "`--of` must be name=value, but is 'sigma'. For example --of sigma=0.1"),
         ("sensitivity --of stuck_on=0.1", "`--of` must be one of"),
         ("sensitivity --of adc_bits=many", "`adc_bits` must be a number"),
         ("sensitivity --of adc_bits=1.5", "`adc_bits` must lie in"),
@@ -95,8 +112,6 @@ def test_every_command_has_options_and_help(name: str, capsys: pytest.CaptureFix
 def test_bad_input_gets_one_line_and_code_two(
     words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     code, out, err = _call(words, capsys)
@@ -106,6 +121,20 @@ def test_bad_input_gets_one_line_and_code_two(
     assert err.startswith("nvcim")
     assert re.search(message, err)
     assert not list(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_the_manual_says_which_commands_have_an_option() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1]: re.findall(r"`(\w+)`", row.split("|")[2]) for row in text.splitlines() if "|" in row}
+    made = {name: flags(importlib.import_module(f"nvcim_jax.cli.{name}").Options) for name in cli.COMMANDS}
+    have = lambda option: {name for name, known in made.items() if option in known}  # noqa: E731
+    assert set(rows[" `--seed` "]) == have("--seed")
+    assert set(rows[" `--out` "]) - {"report", "plot"} == have("--out") | {"merge"}
+    assert set(rows[" `--no-plots` "]) == have("--plots")
+    assert have("--json") | set(rows[" `--json` "]) == set(made)
+    assert not have("--json") & set(rows[" `--json` "])
+    assert set(rows[" `--quiet` "]) == have("--quiet")
+    assert set(rows[" `--dry-run` "]) == have("--dry-run")
 
 
 def test_traceback_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:

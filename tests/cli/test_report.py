@@ -195,3 +195,32 @@ def test_a_damaged_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         said = capsys.readouterr().err
         assert f"line 5 of {path} is damaged. Delete that line" in said
         assert said.count("\n") == 1
+
+
+def test_folders_that_are_not_parts_of_one_study_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def part(name: str, stream: int, rank: int = 1) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        made = [row | {"stream": stream} for row in records(1)]
+        unit = [made[0][field] for field in ("kind", "stream", "device", "sigma", "trained_for", "method")]
+        about = {"fingerprint": {"config": {"preset": {"rank": rank}, "streams": {}}}, "units": [[*unit, len(made)]]}
+        (tmp_path / name / "study.json").write_text(json.dumps(about), encoding="utf-8")
+        lines = "".join(json.dumps(row) + "\n" for row in made)
+        (tmp_path / name / "records.jsonl").write_text(lines, encoding="utf-8")
+
+    words = ["report", str(tmp_path), "--no-plots"]
+    part("a", 0)
+    part("b", 1)
+    assert cli.main(words) == 0
+    assert "2 x 3" in capsys.readouterr().out
+    part("b", 0)
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    found = f"NVCiM-PT on stream 0 and FeFET3 stands in {tmp_path / 'a'} and {tmp_path / 'b'}"
+    assert f"`FOLDER` must hold each unit once, but {found}. Read each" in said
+    part("b", 1, rank=2)
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "must hold parts of one study" in said
+    assert "the setting preset.rank (1 there, 2 here)" in said

@@ -155,9 +155,13 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert code == 0
     assert (out / "records.jsonl").read_bytes() == before
     assert _table(said) == _table(printed)
-    code, said, err = _call([*words, "--sigma", "0.2"], capsys)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "must hold the same study" in err
+    for dry in ([], ["--dry-run"]):
+        code, said, err = _call([*words, "--sigma", "0.2", *dry], capsys)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "must hold the same study" in err
+    there = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert _call([*words, "--dry-run"], capsys)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == there
 
 
 def _table(printed: str) -> list[str]:
@@ -204,7 +208,9 @@ def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: 
     assert (found.sigma, found.buffer_size, found.methods, found.plots) == (0.2, 7, ("frozen",), False)
     assert found.chosen == pipeline.presets["bundled"].changed(config={"keys": "prompt", "tuning": {"num_steps": 7}})
     for text, message in (
-        ("sigm = 0.2\n", "--sigma"),
+        ("sigm = 0.2\n", f"`sigm` must be an option of the command, but stands in {file}. Did you mean 'sigma'?"),
+        ("foo = 3\n", f"`foo` must be an option of the command, but stands in {file}."),
+        ("[config.tuning]\nnum_step = 3\n", "`config.tuning.num_step` must be an option"),
         ("sigma = [[1]]\n", "`FILE` must hold"),
         ("a", "`FILE` must be"),
     ):
@@ -265,6 +271,24 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "HTML lines":
         (tmp / "in" / "rows.jsonl").write_text("<html></html>\n", encoding="utf-8")
         return ["--data", str(tmp / "in" / "rows.jsonl")], "is an HTML page"
+    if name == "dry run into a file":
+        return ["--dry-run", "--out", str(lamp / "dev_outputs.json")], "`--out` must be a folder, but .* is a file"
+    if name == "domains of LaMP":
+        return [*use, "--domains", "a"], r"`--domains` must be left out with the files of LaMP, but is \('a',\)"
+    if name == "domains without data":
+        return ["--domains", "a"], "`--domains` must be left out without --data"
+    if name == "labels without data":
+        return ["--num-labels", "3"], "`--num-labels` must be left out without --data, but is 3"
+    if name == "split of lines":
+        (tmp / "in" / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+        return [
+            "--data",
+            str(tmp / "in" / "rows.jsonl"),
+            "--split",
+            "dev",
+        ], "`--split` must be left out with JSON lines"
+    if name == "conflict of free text":
+        return ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4")), "--kind", "conflict"], "task of free text"
     if name == "no tokenizer":
         return ["--model", str(_without(tiny, tmp / "in" / "model", "tokenizer"))], "`--model` must have a tokenizer"
     if name == "no model":
@@ -296,6 +320,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
 BAD = (
     "no such path", "unknown task", "wrong task", "wrong variant", "missing ids", "HTML page", "HTML lines",
     "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
+    "dry run into a file", "domains of LaMP", "domains without data", "labels without data", "split of lines",
+    "conflict of free text",
     "too few users", "too many streams", "unknown preset", "wrong option of a preset",
 )  # fmt: skip
 
@@ -307,7 +333,7 @@ def test_bad_input_gets_one_line_and_code_two_and_leaves_nothing(
     words, expected = _bad(name, tiny, tmp_path)
     size = ["--buffer-size", "4"] if "--config.capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
     size += [] if "--num-users" in words or "--num-users" in size else ["--num-users", "2"]
-    code, said, err = _call(["run", *words, *size, "--out", str(tmp_path / "out")], capsys)
+    code, said, err = _call(["run", "--out", str(tmp_path / "out"), *words, *size], capsys)
     assert code == 2
     assert said == ""
     assert err.startswith("nvcim run: ")
@@ -325,6 +351,11 @@ def test_estimate_prints_memory_and_room_of_the_published_models(
         assert name in said
         assert f"{count:,}" in said
     assert not (tmp_path / "out").exists()
+    code, said, _ = _call(["run", "--estimate", "--json"], capsys)
+    found = json.loads(said)
+    assert code == 0
+    assert "Gemma-2B" in {row["store of"] for row in found["stores"]}
+    assert [row["remat"] for row in found["memory"]] == ["no", "yes"] * len(found["stores"])
 
 
 def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> None:
@@ -344,6 +375,34 @@ def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> Non
     assert made.streams[0].labels == ("c 0", "c 1", "a 0", "a 1")
     with pytest.raises(ValueError, match="`--domains` must be one of a, b, c"):
         read_source(dataclasses.replace(options, domains=("d",)))
+
+
+def test_a_conflict_is_between_users_who_disagree(tmp_path: Path) -> None:
+    from nvcim_jax.cli.source import read_source
+
+    answers = {"a": "yes", "b": "yes", "c": "no"}
+    rows = [
+        data.Record(f"{d}-{s}-{i}", d, "intent", f"ask {i}", answer, s)
+        for d, answer in answers.items()
+        for s in ("train", "test")
+        for i in range(6)
+    ]
+    data.write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = run.Options(data=tmp_path / "rows.jsonl", kind="conflict", num_users=2, buffer_size=4)
+    assert read_source(lines).streams[0].domains == ("a", "c")
+    assert read_source(dataclasses.replace(lines, kind="block")).streams[0].domains == ("a", "b")
+    assert read_source(dataclasses.replace(lines, domains=("b", "a"))).streams[0].domains == ("b", "a")
+    folder = _lamp(tmp_path / "LaMP_2", users=6)
+    questions = json.loads((folder / "dev_questions.json").read_text(encoding="utf-8"))
+    for question in questions[:-2]:  # all but the last user give one answer
+        question["profile"] = [{**item, "tag": "comedy"} for item in question["profile"]]
+    (folder / "dev_questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    for seed in range(3):
+        made = read_source(dataclasses.replace(lines, data=folder, seed=seed)).streams[0]
+        answers = [{row.output for row in block.records} for block in made.blocks]
+        assert {"comedy"} in answers
+        assert len(answers) == 2
+        assert answers != [{"comedy"}, {"comedy"}]
 
 
 @pytest.mark.parametrize("most", [None, 2])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nvcim_jax import cli, io, montecarlo
-from nvcim_jax.cli import matrix
+from nvcim_jax.cli import figures, matrix
 from nvcim_jax.cli.spec import read_grid
 
 BARE = " ".join(f"--set {name}=none" for name in ("rows", "cols", "weight_bits", "dac_bits", "adc_bits"))
@@ -54,6 +54,53 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert _main(f"sweep --axis sigma=0.1 {SMALL} --set adc_bits=8 --out {tmp_path} --no-plots") == 2
     assert "the setting adc_bits (None there, 8 here)" in capsys.readouterr().err
+
+
+def test_points_of_another_sweep_are_refused_beside_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"sweep {BARE} --set inputs=4 --set outputs=2 --set batch=1 --instances 2 --no-plots"
+    for sigma in ("0.1", "0.2"):  # an axis may grow
+        assert _main(f"{words} --axis sigma={sigma} --out {tmp_path / 'a'}") == 0
+    capsys.readouterr()
+    for other, said in (
+        ("--seed 7", r"the seed (0 there, 7 here)"),
+        ("--device PCM", "the setting device (nothing there, 'PCM' here)"),
+        ("--set inputs=5", "the setting inputs (4 there, 5 here)"),
+    ):
+        assert _main(f"{words} --axis sigma=0.3 {other} --out {tmp_path / 'a'}") == 2
+        err = capsys.readouterr().err
+        assert f"sigma=0.1 differs in {said}. Use another folder" in err
+        assert err.count("\n") == 1
+    assert len(list((tmp_path / "a" / "points").iterdir())) == 2
+    assert _main(f"{words} --axis sigma=0.3 --seed 7 --out {tmp_path / 'b'}") == 0
+    capsys.readouterr()
+    assert _main(f"merge {tmp_path / 'c'} {tmp_path / 'a'} {tmp_path / 'b'}") == 2
+    assert "sigma=0.3 differs in the seed (0 there, 7 here)" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    (tmp_path / "b" / "points" / "sigma=0.3").rename(tmp_path / "a" / "points" / "sigma=0.3")
+    with pytest.raises(ValueError, match=r"must hold the points of the sweep of .*sigma=0.1 alone"):
+        io.read_points(tmp_path / "a")
+
+
+def test_the_device_of_a_file_stands_in_every_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "grid.toml", tmp_path / "out"
+    fixed = 'device = "PCM"\nsigma = 0.5\ninputs = 4\noutputs = 2\nbatch = 1\nweight_bits = 4\n'
+    file.write_text(f"instances = 4\nseed = 3\n[axes]\nadc_bits = [6, 8]\n[fixed]\n{fixed}", encoding="utf-8")
+    for shard in ("1/2", "2/2"):
+        assert _main(f"sweep {file} --shard {shard} --out {out}") == 0
+    capsys.readouterr()
+    assert _main(f"merge {out} --no-plots") == 0
+    assert "over chips; sigma (multiple of the measured noise)" in capsys.readouterr().out
+    drawn = figures.of_sweep(out / "records.parquet")[0]["error_ecdf"]
+    assert drawn.get_suptitle().startswith("PCM, sigma 0.5 (multiple of the measured noise); 4 chips each")
+    merged, shard = (json.loads((path / "sweep.json").read_text()) for path in (out, out / "shard-0001-of-0002"))
+    assert {name: shard[name] for name in ("axes", "fixed", "seed", "instances")}.items() <= merged.items()
+    file.write_text(f"[axes]\nsigma = [0.5, 1.0]\n[fixed]\n{fixed.replace('sigma = 0.5', '')}", encoding="utf-8")
+    assert _main(f"sweep {file} --instances 4 --out {tmp_path / 'sigma'} --no-plots") == 0
+    drawn = figures.of_sweep(tmp_path / "sigma" / "records.parquet")[0]["error_against_sigma"]
+    assert drawn.axes[0].get_xlabel() == "sigma (multiple of the measured noise)"
+    assert drawn.get_suptitle().startswith("PCM; sigma (multiple of the measured noise)")
 
 
 def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +325,7 @@ def test_another_seed_is_refused_by_its_name(tmp_path: Path, capsys: pytest.Capt
     assert _main(f"{words} --seed 1") == 2
     said = capsys.readouterr().err
     assert "differs in the seed (0 there, 1 here)" in said
+    assert json.loads((tmp_path / "sweep.json").read_text())["seed"] == 0
     assert "sha256" not in said
     assert said.count("\n") == 1
 

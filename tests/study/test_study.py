@@ -288,6 +288,27 @@ def test_the_summary_is_the_table_by_hand() -> None:
         study.summarise([r for r in made if (r["stream"], r["instance"]) != (1, 1)])
 
 
+def test_the_matrix_of_streams_with_other_domains_is_aligned_by_their_order() -> None:
+    def stream(seed: int, order: str, names: str) -> list[dict[str, Any]]:
+        return [
+            {"method": "ours", "stream": seed, "block": t, "current": current, "domain": name}
+            | {"accuracy": float(name == current)}
+            for t, current in enumerate(order)
+            for name in names
+        ]
+
+    for other in ("ba", "cd", "bc"):
+        R, blocks, domains = study.shift_matrix([*stream(0, "ab", "ab"), *stream(1, other, other)], "ours")
+        np.testing.assert_array_equal(R, np.eye(2))
+        assert blocks == domains == ["domain 1", "domain 2"]
+    R, blocks, domains = study.shift_matrix([*stream(0, "aba", "abz"), *stream(1, "aca", "acz")], "ours")
+    np.testing.assert_array_equal(R, [[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    assert (blocks, domains) == (["a", "domain 2", "a"], ["a", "domain 2", "z"])
+    for order, names in (("aba", "ab"), ("abc", "abc")):
+        with pytest.raises(ValueError, match="one order of domains in all streams, but stream 1 has another"):
+            study.shift_matrix([*stream(0, "ab", "ab"), *stream(1, order, names)], "ours")
+
+
 def test_the_nearest_text_is_that_of_scikit_learn() -> None:
     text = pytest.importorskip("sklearn.feature_extraction.text", reason="scikit-learn is not installed")
     rng = np.random.default_rng(0)
