@@ -23,6 +23,7 @@ from jax.core import Tracer
 __all__ = [
     "broadcast",
     "choice",
+    "draws_by_batch",
     "fail",
     "file",
     "finite",
