@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import cli, io
 
@@ -51,7 +52,7 @@ def _records(out: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(out.rglob("*.csv"))]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", mostly_slow(COMMANDS, "sweep"))
 def test_a_killed_command_goes_on(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "broken"
     with _start(COMMANDS[name], out) as process:
@@ -122,7 +123,7 @@ def _small_disk(folder: Path) -> Iterator[Callable[[], None] | None]:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs limits on the size of files")
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", mostly_slow(COMMANDS, "sweep"))
 def test_a_full_disk_gets_one_line_and_keeps_what_is_finished(name: str, tmp_path: Path) -> None:
     with _small_disk(tmp_path / "disk") as make_room:
         out = tmp_path / "disk" / "out"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import ShapedArray
+from support.params import mostly_slow
 
 from nvcim_jax import compression, models, tuning
 from nvcim_jax.compression import blocks
@@ -180,7 +181,9 @@ FUNCTIONS: dict[str, Callable[[models.LM], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["some layers, remat", "gradient of the loss", "generate", "tune"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["some layers, remat", "gradient of the loss", "generate", "tune"], "gradient of the loss")
+)
 def test_codes_side_by_side_do_what_bytes_do(name) -> None:
     run = jax.jit(FUNCTIONS[name])
     np.testing.assert_allclose(run(compression.pack(SMALL)), run(SMALL), atol=1e-6, rtol=1e-6)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices
 
@@ -148,7 +149,7 @@ def _closed_form_variance(x: np.ndarray, w: np.ndarray, device: devices.Device, 
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
-@pytest.mark.parametrize("name", devices.names())
+@pytest.mark.parametrize("name", mostly_slow(devices.names(), "FeFET3", "RRAM1", "PCM", "Gaussian"))
 def test_variance_has_its_closed_form_for_every_device_and_mapping(name: str, mapping: str) -> None:
     device = dataclasses.replace(devices.get(name), drift=None, read=None)
     bits = {"RRAM1": 1}.get(name, 2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, models
 from nvcim_jax.crossbar import Config, OnChip
@@ -49,12 +50,12 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", mostly_slow(USES, "forward", "loss", "loss, remat", "hidden"))
 def test_on_ideal_chips_the_decoder_equals_itself(use: str, key: jax.Array) -> None:
     np.testing.assert_allclose(USES[use](_on(key, IDEAL)), USES[use](LM), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", mostly_slow(USES, "forward", "loss", "hidden"))
 def test_on_noisy_chips_it_is_the_decoder_of_what_their_cells_hold(use: str, key: jax.Array) -> None:
     noisy = _on(key, GAUSSIAN)
     fn = jax.jit(USES[use])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, ops
 
@@ -190,7 +191,7 @@ def test_ranges_and_factors_where_there_is_nothing_to_measure(rng: np.random.Gen
 
 
 @pytest.mark.parametrize("sampling", ["device", "pair", "output_joint", "output_marginal", "moment_matched"])
-@pytest.mark.parametrize("effects", [{}, {"d2d_sigma": 0.0}], ids=["plain", "d2d"])
+@pytest.mark.parametrize("effects", mostly_slow([{}, {"d2d_sigma": 0.0}], {}), ids=["plain", "d2d"])
 def test_the_slope_to_sigma_at_no_noise_is_the_draw_itself(
     rng: np.random.Generator, sampling: str, effects: dict[str, Any]
 ) -> None:

@@ -27,11 +27,12 @@ from support.networks import (
     on_chips,
     plain,
 )
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, montecarlo
 from nvcim_jax.crossbar import Config, Converters, OnChip
 
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "linen, convolutional" else name for name in MAKERS]
+NAMES = mostly_slow(MAKERS, "plain", "linen, dense", "a stack, scanned")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,7 +100,9 @@ def test_vmap_over_chips_is_a_loop_over_them(name: str, key: jax.Array) -> None:
     assert len({float(jnp.ravel(v)[0]) for v in y}) == 3
 
 
-@pytest.mark.parametrize("name", ["linen, dense", "linen, convolutional", "equinox", "a stack, scanned"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["linen, dense", "linen, convolutional", "equinox", "a stack, scanned"], "a stack, scanned")
+)
 def test_many_chips_made_before_are_mapped_over_as_a_tree(name: str, key: jax.Array) -> None:
     net = network(name)
     keys = jax.random.split(key, 3)
@@ -231,7 +234,9 @@ def test_what_writes_a_matrix_can_be_given(key: jax.Array) -> None:
     np.testing.assert_array_equal(chips["first"].chip.adc_range, [[[-3.0, 3.0]]])
 
 
-@pytest.mark.parametrize("name", ["linen, dense", "linen, convolutional", "nnx", "linen, scanned"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["linen, dense", "linen, convolutional", "nnx", "linen, scanned"], "linen, dense")
+)
 def test_a_calibrated_network_has_the_ranges_of_what_it_sees(name: str, key: jax.Array) -> None:
     net = network(name)
     run = jax.jit(quax.quaxify(net.apply)) if name.startswith("linen") else quax.quaxify(net.apply)

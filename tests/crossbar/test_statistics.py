@@ -86,7 +86,7 @@ def test_marginal_sampling_is_right_for_one_input_and_wrong_between_inputs() -> 
 
 def test_moment_matched_sampling_has_the_moments_of_clipped_cells() -> None:
     device = devices.get("Gaussian", sigma=0.1, clip=True)
-    config = crossbar.Config(rows=25)
+    config = crossbar.Config(rows=20)
     y, cells = _samples(device, config, sampling="moment_matched"), _samples(device, config, seed=1)
     error = ((y.var(axis=0) + cells.var(axis=0)) / NUM) ** 0.5
     assert (np.abs(y.mean(axis=0) - cells.mean(axis=0)) < 5 * error).all()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.gguf_files import write_gguf
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, models, ops
 from nvcim_jax.models.files import gguf_weight
@@ -135,7 +136,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", mostly_slow(FUNCTIONS, "loss", "slope", "many", "some layers"))
 def test_packed_weights_multiply_as_their_floats_in_every_function(name, wide_file, example) -> None:
     path, run = wide_file(lambda name: "Q8_0" if ".1." in name else "Q4_0"), jax.jit(FUNCTIONS[name])
     ids = jnp.asarray(example[0])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import ShapedArray
+from support.params import mostly_slow
 
 from nvcim_jax import models, tuning
 from nvcim_jax.ops import Weight, register_weight
@@ -123,11 +124,11 @@ EVERY = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 
 
 @EVERY
-@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("names", mostly_slow(NAMES, "blocks and head"))
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_weight_does_what_it_stands_for(name, names, make) -> None:
     run = FUNCTIONS[name]
-    own, merged = _pair(make, names)
+    own, merged = _pair(make, NAMES[names])
     wanted = jax.jit(run)(merged)
     np.testing.assert_allclose(jax.jit(run)(own), wanted, atol=1e-5, rtol=1e-5)
     if "head" in names:

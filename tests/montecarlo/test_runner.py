@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from support.params import mostly_slow
 from support.tracing import count_traces
 
 from nvcim_jax import montecarlo
@@ -262,7 +263,7 @@ print(np.array_equal(small, large) if mapping == "loop" else np.allclose(small, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
-@pytest.mark.parametrize("what", ["outputs", "temporaries"])
+@pytest.mark.parametrize("what", mostly_slow(["outputs", "temporaries"], "outputs"))
 def test_memory_that_the_system_refuses_halves_the_chunk(what: str) -> None:
     # The limit is for buffers: unoptimised code is larger, and what is compiled under the limit might not fit.
     env = os.environ | {"XLA_FLAGS": ""}

@@ -61,7 +61,9 @@ def gradients(loss, batch):
     return jax.grad(loss, argnums=(0, 1))(batch.store.trainable(), 0.03)
 
 
-@pytest.mark.parametrize(("part", "step"), [("prompts", 1e-2), ("codec", 1e-2), ("scale_weights", 2e-2)])
+@pytest.mark.parametrize(
+    ("part", "step"), [pytest.param("prompts", 1e-2, marks=pytest.mark.slow), ("codec", 1e-2), ("scale_weights", 2e-2)]
+)
 def test_gradients_agree_with_finite_differences(loss, batch, gradients, part, step):
     trained = batch.store.trainable()
     leaves, treedef = jax.tree.flatten(getattr(trained, part))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import selection
 from nvcim_jax.selection.search import pool, scores
@@ -15,6 +16,7 @@ SSA = [
     selection.SearchConfig(axis=axis, storage=storage)
     for axis, storage in itertools.product(("tokens", "features"), ("shared", "apart"))
 ]
+COSINE = selection.SearchConfig(measure="cosine")
 
 
 def _pool_numpy(x: np.ndarray, window: int, axis: str) -> np.ndarray:
@@ -81,7 +83,7 @@ def test_pool_tokens_of_nothing_is_zero_with_a_finite_gradient() -> None:
 
 
 @pytest.mark.parametrize("config", SSA, ids=str)
-@pytest.mark.parametrize("shape", [(8, 48), (5, 7), (1, 3)])
+@pytest.mark.parametrize("shape", mostly_slow([(8, 48), (5, 7), (1, 3)], (5, 7)))
 def test_score_is_the_weighted_sum_of_pooled_products(config: selection.SearchConfig, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(3)
     query = rng.normal(size=shape).astype(np.float32)
@@ -146,7 +148,7 @@ def test_scores_go_through_the_injected_product_and_mark_empty_slots() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("config", [*SSA, selection.SearchConfig(measure="cosine")], ids=str)
+@pytest.mark.parametrize("config", mostly_slow([*SSA, COSINE], SSA[3], COSINE), ids=str)
 def test_contracts_of_the_search(config: selection.SearchConfig, key: jax.Array) -> None:
     query_key, stored_key = jax.random.split(key)
     queries = jax.random.normal(query_key, (3, 5, 7))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, models, tuning
 from nvcim_jax.tuning.weights import LowRank, dense
@@ -180,7 +181,7 @@ def test_low_rank_changes_are_tuned_around_noisy_chips(lm, batch) -> None:
 EVERY = {**ADAPTERS, "prefix": tuning.prefix(2), "dept": tuning.dept(2, 2, 8), "p-tuning": tuning.p_tuning(2, 8)}
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", mostly_slow(EVERY, "lora", "dora", "ia3"))
 def test_gradients_are_those_of_finite_differences(lm, batch, name) -> None:
     adapter = EVERY[name]
     state = adapter.init(jax.random.key(1), lm, batch, None)

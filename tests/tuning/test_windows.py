@@ -70,7 +70,12 @@ def truncated(lm: models.LM, start: int, stop: int) -> models.LM:
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [("lora", CONFIG), ("dora", LEARNED), ("ia3", SLIDING)], ids=["llama", "gpt2", "sliding"]
+    ("name", "config"),
+    [
+        pytest.param("lora", CONFIG, id="llama"),
+        pytest.param("dora", LEARNED, id="gpt2", marks=pytest.mark.slow),
+        pytest.param("ia3", SLIDING, id="sliding", marks=pytest.mark.slow),
+    ],
 )
 def test_a_window_is_full_depth_tuning_restricted_to_it(batch, name, config) -> None:
     """With no change outside blocks 2 and 3, the loss at the exit behind 3, and its slope in 2 and 3."""

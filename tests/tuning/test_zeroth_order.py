@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
+from support.params import mostly_slow
 from support.tracing import count_traces
 
 from nvcim_jax import models, tuning
@@ -214,7 +215,7 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", mostly_slow(EVERY, "lora", "prompt", "prefix"))
 def test_it_lowers_the_loss_of_every_adapter_and_compiles_once(lm, batch, name) -> None:
     adapter = EVERY[name]
     state = adapter.init(jax.random.key(1), lm, batch, None)
