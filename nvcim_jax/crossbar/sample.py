@@ -324,7 +324,7 @@ def _check_sampling(sampling: str, target: Target) -> None:
             sampling in ("output_marginal", "moment_matched") and num_planes(config) > 1
         ),
         f"arrays of fewer than {MIN_ROWS_FOR_MOMENTS} used rows, whose clipped cells do not sum to a Gaussian": (
-            sampling == "moment_matched" and last_rows < MIN_ROWS_FOR_MOMENTS
+            sampling == "moment_matched" and device.clip and last_rows < MIN_ROWS_FOR_MOMENTS
         ),
     }
     for reason, present in reasons.items():

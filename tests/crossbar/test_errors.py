@@ -152,6 +152,8 @@ def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
         target = crossbar.encode(np.ones((num_rows, 2), "f4"), clipped.device, config=crossbar.Config(rows=16))
         with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="fewer than 16 used rows"):
             crossbar.sample(jax.random.key(num_rows), jnp.ones(num_rows), target, sampling="moment_matched")
+    whole = crossbar.encode(w, devices.get("Gaussian", sigma=0.1), config=PLAIN)  # sums of what is not cut are Gaussian
+    crossbar.sample(KEY, jnp.ones(3), whole, sampling="moment_matched")
     with pytest.raises(ValueError, match=r"`sampling` must be one of .*Did you mean 'output_joint'"):
         crossbar.sample(KEY, jnp.ones(3), clipped, sampling="output_join")
     offset = crossbar.encode(w, devices.get("Gaussian", sigma=0.1), config=crossbar.Config(mapping="offset"))
