@@ -9,11 +9,11 @@ PRETRAINED = {
     "p_tuning": 3.3e-4,
     "rslora": 6.6e-4,
     "dora": 1.65e-3,
-} | dict(pipeline.RATES["pretrained"])
-"""For Adam, with any checkpoint: found as those of `pipeline.RATES` were."""
+} | dict(pipeline.presets["pretrained"].rates)
+"""For Adam, with any checkpoint: found as those of the preset were."""
 
-BUNDLED = PRETRAINED | {"p_tuning": 1e-3, "rslora": 5e-3, "dora": 1e-2} | dict(pipeline.RATES["bundled"])
-"""For Adam, with the bundled model: those that `pipeline.RATES` has not are usual ones, not searched for."""
+BUNDLED = PRETRAINED | {"p_tuning": 1e-3, "rslora": 5e-3, "dora": 1e-2} | dict(pipeline.presets["bundled"].rates)
+"""For Adam, with the bundled model: those that the preset has not are usual ones, not searched for."""
 
 ZEROTH_ORDER = {"prefix": 2e-3}
 """For SGD on slopes without a backward pass, the best of three with SmolLM2; 2e-4 for the others."""

@@ -12,13 +12,12 @@ from nvcim_jax.pipeline.memory import (
 )
 from nvcim_jax.pipeline.objective import Batch, EndToEnd, objective, train
 from nvcim_jax.pipeline.observe import State, init, observe
-from nvcim_jax.pipeline.presets import RATES, Preset, presets
+from nvcim_jax.pipeline.presets import Preset, presets
 from nvcim_jax.pipeline.retrieval import matrices, program_store, read_prompts, retrieve, search
 from nvcim_jax.pipeline.store import Store, capacity
 from nvcim_jax.pipeline.text import make_buffer, make_queries, stack_buffers
 
 __all__ = [
-    "RATES",
     "Batch",
     "Config",
     "EndToEnd",

@@ -1,6 +1,7 @@
 """Named presets: one place for the defaults that the README, `nvcim run`, the experiments and the notebook use."""
 
 import dataclasses
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,7 @@ from nvcim_jax.pipeline.config import Config, changed
 from nvcim_jax.pipeline.memory import Memory, crossbar_memory, exact_memory, through_memory
 from nvcim_jax.types import Key
 
-__all__ = ["RATES", "Preset", "presets", "training_noise"]
+__all__ = ["Preset", "presets", "training_noise"]
 
 NOISES = ("none", "value", "cell", "censored")
 
@@ -124,11 +125,21 @@ class Preset:
         for name in ("clip_norm", "bound"):
             checks.number(name, getattr(self, name), low=0.0, low_open=True)
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of what may be stored in place of prompts, for the model that the preset is for.
+
+        Example:
+            >>> presets["pretrained"].rates["lora"]
+            0.00165
+        """
+        return RATES["bundled" if self.config.start == "examples" else "pretrained"]  # whose model reads examples
+
     def changed(self, **fields: Any) -> "Preset":
         """Return a copy with some fields replaced; a dictionary replaces fields of a part.
 
         Bound and learning rate are those of a prompt. What comes in its place by `config["tunes"]` has none and one of
-        `RATES`, unless they are given as well.
+        `rates`, unless they are given as well.
 
         Example:
             >>> presets["bundled"].changed(bound=1.0, config={"capacity": 3, "search": {"axis": "tokens"}}).bound
@@ -141,8 +152,7 @@ class Preset:
         tunes = made.config.tunes
         if tunes in ("prompt", self.config.tunes):
             return made
-        rates = RATES["bundled" if self.config.start == "examples" else "pretrained"]  # whose model reads examples
-        own = {"bound": float("inf"), "learning_rate": rates[tunes]}
+        own = {"bound": float("inf"), "learning_rate": self.rates[tunes]}
         return changed(made, **{name: value for name, value in own.items() if name not in fields})
 
     def fitted(self, device: devices.Device | None) -> "Preset":

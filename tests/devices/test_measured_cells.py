@@ -10,7 +10,6 @@ import pytest
 from scipy import special, stats
 
 from nvcim_jax import crossbar, data, devices, io
-from nvcim_jax.devices import four_laws, recorded
 from nvcim_jax.devices.records import Records
 
 LAWS = ("trajectories", "empirical", "student", "gaussian")
@@ -154,26 +153,6 @@ def test_moments_are_exact_on_a_level_and_between(law: str, g: float, fit: Any, 
         assert_moments(cells.g, mean, variance)
 
 
-def test_moments_of_heavy_tails_are_those_of_what_is_drawn(assert_moments: Any) -> None:
-    """Most of the variance lies far out, where a table of equally likely quantiles has no entry."""
-    shares = (np.arange(2000) + 0.5) / 2000
-    g_us = TARGETS_US[:2, None] + np.array([[0.1], [0.2]]) * stats.t.ppf(shares, np.array([[2.2], [2.6]]))
-    records = Records(np.repeat([0, 1], 2000), g_us.ravel(), None, TARGETS_US[:2], ("a", "b"))
-    fit = devices.fit_records(records, g_max_us=11.0)
-    assert four_laws.student_fits(fit)[0][0].freedom < 2.3
-    device = devices.from_records(fit, law="student", t_s=0.0)
-    assert device.programming is not None
-    noise = jax.jit(device.programming.noise)
-    z = np.linspace(-recorded.LAST_KNOT, recorded.LAST_KNOT, 1_000_001)
-    density = np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
-    for g in (2.0 / 11.0, 0.5, 1.0):
-        mean, variance = devices.program_moments(g, device)
-        drawn = np.asarray(noise(jnp.full(z.shape, g), jnp.asarray(z, jnp.float32)), np.float64)
-        np.testing.assert_allclose(variance, np.trapezoid(drawn**2 * density, z), rtol=1e-3)
-        cells = jax.jit(devices.program)(jax.random.key(5), jnp.full(200_000, g), device)
-        assert_moments(cells.g, mean, variance)
-
-
 def test_at_a_time_for_good_is_drifted_there(fit: Any, made: dict[str, devices.Device]) -> None:
     g = jnp.linspace(0.05, 0.95, 5000)
     for law in LAWS:
@@ -270,24 +249,6 @@ def test_irregular_times_are_gathered() -> None:
     assert np.isfinite(found.g_us).all()
     nominal = devices.fit_records(records._replace(t_s=jitter), g_max_us=40.0, times_s=[0.0, 1.0, 100.0, 1e4])
     np.testing.assert_array_equal(nominal.times_s, TIMES_S)
-
-
-def test_reads_soon_after_programming_count_to_the_time_zero() -> None:
-    rng = np.random.default_rng(0)
-    t_s = np.tile([5.0, 3600.0, 86400.0], 40)
-    records = Records(np.zeros(120, int), rng.normal(20.0, 1.0, 120), np.repeat(np.arange(40), 3), None, ("a",), t_s)
-    found = devices.fit_records(records, g_max_us=40.0, times_s=[0.0, 3600.0, 86400.0])
-    assert found.counts.tolist() == [[40, 40, 40]]
-    assert "reads averaged with others of their cell and time" not in found.kept
-
-
-def test_a_level_of_which_no_cell_can_be_followed_is_refused() -> None:
-    records = _measured(0)
-    kept = (records.level != 2) | (records.t_s == 0.0)
-    thinned = records._replace(**{name: getattr(records, name)[kept] for name in ("level", "g_us", "cell", "t_s")})
-    with pytest.raises(ValueError, match=r"known at every time, but hold none of 'c'\. Leave the level out by levels="):
-        devices.fit_records(thinned, g_max_us=40.0)
-    assert devices.fit_records(thinned, g_max_us=40.0, levels=["a", "b", "d"]).labels == ("a", "b", "d")
 
 
 @pytest.mark.parametrize("law", LAWS)

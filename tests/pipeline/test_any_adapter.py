@@ -66,7 +66,7 @@ def test_a_command_and_a_preset_tune_another_adapter_alike(name, tunes) -> None:
     found = run.read(["--preset", name, "--adapter", tunes])
     assert isinstance(found, run.Options)
     assert found.chosen == pipeline.presets[name].changed(config={"tunes": tunes, "start": "text"})
-    assert (found.chosen.bound, found.chosen.learning_rate) == (float("inf"), pipeline.RATES[name][tunes])
+    assert (found.chosen.bound, found.chosen.learning_rate) == (float("inf"), pipeline.presets[name].rates[tunes])
     own = pipeline.presets[name].changed(bound=0.3, learning_rate=1.0, config={"tunes": tunes})
     assert (own.bound, own.learning_rate) == (0.3, 1.0)
 
