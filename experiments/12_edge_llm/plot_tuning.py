@@ -24,8 +24,8 @@ LINES = (
     (("windows",), "mean", "five windows, mean"),
     (("windows", "upper windows"), "max of the upper two", "upper two of five, max"),
     (("windows", "upper windows", "last window"), "last", "last window alone"),
-    (("three windows",), "last", "last of three"),
-    (("two windows",), "last", "last of two"),
+    (("three windows", "last of three"), "last", "last of three"),
+    (("two windows", "last of two"), "last", "last of two"),
     (("windowed prefix",), "mean", "windowed prefix, mean"),
 )
 """Methods, way to read, name of a line."""

@@ -132,7 +132,8 @@ def _writing(task: str, model: str, records: Sequence[Record], chosen: Any) -> l
 def _variant(row: Record) -> str | None:
     """Return under which name the time of an update was taken, with stored streams; None where it was not."""
     small = row["model"] != "as it is"
-    size = {"two windows": "windows of 15, stored", "three windows": "windows of 10, stored"}
+    size = dict.fromkeys(("two windows", "last of two"), "windows of 15, stored")
+    size |= dict.fromkeys(("three windows", "last of three"), "windows of 10, stored")
     if row["method"] == "lora":
         return "lora, 4 bits" if small else "lora"
     if row["method"] in size:

@@ -73,7 +73,10 @@ __all__ = ["CONFIGS", "METHODS", "MODELS", "Config", "measure"]
 
 Record = dict[str, Any]
 
-METHODS = ("lora", "windows", "last window", "upper windows", "windowed prefix", "two windows", "three windows")
+ALONE = {"last window": 1, "upper windows": 2, "last of three": 1, "last of two": 1}
+"""Method -> the last windows that it tunes and no others."""
+
+METHODS = ("lora", "windows", *ALONE, "windowed prefix", "two windows", "three windows")
 MODELS = ("as it is", "uniform", "LUC")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 SENSITIVITY = Path(__file__).parent / "results/luc/sensitivity.jsonl"
@@ -94,6 +97,8 @@ class Config:
         whole: Updates of LoRA at full depth that are looked at.
         more: Those of the last window alone, where it is the only one.
         upper: Those of the last two windows, where they are the only ones.
+        third: Those of the last of three windows.
+        half: Those of the last of two windows.
         rates: Learning rates that are chosen among, of LoRA at full depth, of its windows, of the prefix.
         chosen: Users that rates are chosen on.
         rows: Users that are tuned side by side, for each task.
@@ -111,8 +116,10 @@ class Config:
     steps: int = 60
     stops: tuple[int, ...] = (12, 24, 36, 60)
     whole: tuple[int, ...] = (12, 24, 36, 60)
-    more: tuple[int, ...] = (120, 180)
+    more: tuple[int, ...] = (90, 120, 180)
     upper: tuple[int, ...] = (24, 36)
+    third: tuple[int, ...] = (52,)
+    half: tuple[int, ...] = (36,)
     rates: tuple[tuple[float, ...], ...] = (
         (3e-4, 1e-3, 3e-3, 1e-2),
         (1e-3, 3e-3, 1e-2, 3e-2),
@@ -132,7 +139,7 @@ CONFIGS = {
         name="processor",
         stops=(12,),
         whole=(60,),
-        more=(60,),
+        more=(60, 90),
         rates=((3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3, 1e-2), (1e-2,)),
         upper=(36,),
         rows=(4, 2, 1),
@@ -159,6 +166,8 @@ CONFIGS = {
         whole=(1, 4),
         more=(6,),
         upper=(4,),
+        third=(4,),
+        half=(4,),
         rates=((1e-3,), (3e-3, 1e-2), (1e-1,)),
         chosen=1,
         rows=(4, 4, 4),
@@ -193,16 +202,18 @@ class Job(NamedTuple):
 
 
 def _made(method: str, config: Config, layers: int) -> Made:
-    exits = {"lora": 1, "two windows": 2, "three windows": 3}.get(method, config.exits)
+    of = {"lora": 1, "two windows": 2, "last of two": 2, "three windows": 3, "last of three": 3}
+    exits = of.get(method, config.exits)
     kind = {"lora": 0, "windowed prefix": 2}.get(method, 1)
-    alone = {"last window": 1, "upper windows": 2}.get(method, 0)
+    alone = ALONE.get(method, 0)
     lora = tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS)
     adapter = tuning.prefix(8) if kind == 2 else lora
     if alone:
         names, ways = programs.reads(alone)
         both = [f"{name} of the upper two" for name in names if not name.startswith("exit")]
         only = tuple(range(exits - alone, exits))
-        stops = config.more if alone == 1 else config.upper
+        last = {"upper windows": config.upper, "last of three": config.third, "last of two": config.half}
+        stops = last.get(method, config.more)
         names = [*both, *(f"exit {e}" for e in only)]
         return Made(adapter, layers // exits, only, names, ways, config.rates[kind], stops)
     stops = config.whole if method == "lora" else config.stops

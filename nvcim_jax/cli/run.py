@@ -96,12 +96,12 @@ class Options:
     seed: int = 0
     """Seed of streams, tuning and chips."""
     preset: str | None = None
-    """Where the options of the memory below start from: bundled, pretrained, paper. None: bundled with the
-    bundled model, pretrained with another."""
+    """Where the options of the memory below start from: bundled, users, pretrained, paper. None: with the bundled model
+    users for the built-in users and bundled for --data; pretrained with another model."""
     adapter: str = "prompt"
     """What is tuned and kept in the memory: prompt, prefix, lora, ia3. What is no prompt has bounds and learning rates
     of its own where the preset's were not changed."""
-    chosen: Annotated[pipeline.Preset, tyro.conf.arg(name="")] = pipeline.presets["bundled"]
+    chosen: Annotated[pipeline.Preset, tyro.conf.arg(name="")] = pipeline.presets["users"]
     max_input: int | None = None
     """Tokens of an input that are kept, from its beginning; all of them by default."""
     max_new_tokens: int = 24
@@ -133,7 +133,8 @@ def read(words: Sequence[str]) -> Options | int:
         found = parse(Options, "nvcim run", words)
         if isinstance(found, int):
             return found
-    name = found.preset or ("bundled" if found.model == "bundled" else "pretrained")
+    with_bundled = "users" if found.data is None else "bundled"
+    name = found.preset or (with_bundled if found.model == "bundled" else "pretrained")
     checks.choice("--preset", name, pipeline.presets)
     checks.choice("--adapter", found.adapter, ADAPTERS)
     chosen = pipeline.presets[name]

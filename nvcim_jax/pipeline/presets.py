@@ -210,6 +210,10 @@ BUNDLED = Preset(
     bound=0.4,
 )
 
+USERS = BUNDLED.changed(
+    config={"num_prompts": 1, "num_keys": 5, "features": "last", "cluster_by": "input"},
+)
+
 PRETRAINED = Preset(
     config=Config(
         num_virtual=16,
@@ -234,11 +238,13 @@ PRETRAINED = Preset(
 presets: MappingProxyType[str, Preset] = MappingProxyType(
     {
         "bundled": BUNDLED,
+        "users": USERS,
         "pretrained": PRETRAINED,
         "paper": Preset(noise="value", config=Config(keys="prompt", key_unit=False)),
     }
 )
 """`bundled`: for the bundled model, which was taught to read prompts that hold examples; its numbers are those of the
-experiments. `pretrained`: for any other checkpoint, chosen with SmolLM2-135M on intents that no table reports
-(`experiments/presets`): one prompt of a whole buffer, found by the states after eight blocks. `paper`: what is known of
-the paper, the rest inferred [I]."""
+experiments. `users`: the same where users ask alike and want other answers, as the built-in ones do: one prompt of a
+whole buffer, found by the states of the last token; chosen on streams 100 to 105 of such users. `pretrained`: for any
+other checkpoint, chosen with SmolLM2-135M on intents that no table reports (`experiments/presets`): one prompt of a
+whole buffer, found by the states after eight blocks. `paper`: what is known of the paper, the rest inferred [I]."""

@@ -199,14 +199,16 @@ def test_free_text_is_written_and_scored_officially(
 def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
-        'sigma = 0.2\nbuffer-size = 9\nmethods = ["frozen"]\nplots = false\n[config]\nkeys = "prompt"\n'
+        'sigma = 0.2\nbuffer-size = 9\nmethods = ["frozen"]\nplots = false\n[config]\nkeys = "representative"\n'
         "[config.tuning]\nnum_steps = 7\n",
         encoding="utf-8-sig",
     )
     found = run.read([str(file), "--buffer-size", "7"])
     assert isinstance(found, run.Options)
     assert (found.sigma, found.buffer_size, found.methods, found.plots) == (0.2, 7, ("frozen",), False)
-    assert found.chosen == pipeline.presets["bundled"].changed(config={"keys": "prompt", "tuning": {"num_steps": 7}})
+    assert found.chosen == pipeline.presets["users"].changed(
+        config={"keys": "representative", "tuning": {"num_steps": 7}}
+    )
     for text, message in (
         ("sigm = 0.2\n", f"`sigm` must be an option of the command, but stands in {file}. Did you mean 'sigma'?"),
         ("foo = 3\n", f"`foo` must be an option of the command, but stands in {file}."),
@@ -222,12 +224,17 @@ def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: 
 
 def test_there_is_one_truth_for_defaults() -> None:
     bundled = pipeline.presets["bundled"]
-    assert run.Options().chosen is bundled
+    assert run.Options().chosen is pipeline.presets["users"]
     assert settings.Settings().preset is bundled
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert 'preset = nv.pipeline.presets["bundled"]' in readme
+    assert 'preset = nv.pipeline.presets["users"]' in readme
     assert matrix.Product().arrays is pipeline.Preset().arrays is bundled.arrays
-    for words, name in (([], "bundled"), (["--model", "x"], "pretrained"), (["--preset", "paper"], "paper")):
+    for words, name in (
+        ([], "users"),
+        (["--data", "x.jsonl"], "bundled"),
+        (["--model", "x"], "pretrained"),
+        (["--preset", "paper"], "paper"),
+    ):
         found = run.read(words)
         assert isinstance(found, run.Options)
         assert found.chosen == pipeline.presets[name]
