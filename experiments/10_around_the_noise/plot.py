@@ -74,7 +74,8 @@ def figure(records: Records) -> Any:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(plain)
                 axes.yaxis.set_minor_formatter(plain)
-            axes.set_title(f"{len(rows[0]['chips'])} chips, 95 % intervals")
+            chips = len(rows[0]["chips"])
+            axes.set_title("one chip" if chips == 1 else f"{chips} chips, 95 % intervals")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1, handlelength=4.0)
     return page
 
