@@ -257,12 +257,14 @@ def _choose(config: Config, method: str, own: users.Users, lm: models.LM, path: 
     number = min(config.chosen, len(own.names))
     every = [Job(u, rate, stop) for rate in made.rates for stop in made.stops for u in range(number)]
     jobs = [job for job in every if (method, *job) not in done]
+    names = summary.main_reads(made.names)
+    ways = jax.tree.map(lambda a: a[np.array([made.names.index(name) for name in names])], made.ways)
     for part, windows, who in _tuned(config, made, lm, own, jobs, config.rows[at]):
         test = jax.tree.map(lambda a, who=who: a[who], own.test)
-        found, _ = programs.losses(windows, lm, test, made.ways, size=config.size[at], exits=made.only)
+        found, _ = programs.losses(windows, lm, test, ways, size=config.size[at], exits=made.only)
         counts = np.asarray(test.targets >= 0).sum(axis=(1, 2))
         for i, job in enumerate(part):
-            means = made.kept((found[i].sum(axis=1) / counts[i]).round(5).tolist())
+            means = dict(zip(names, (found[i].sum(axis=1) / counts[i]).round(5).tolist(), strict=True))
             about = {"method": method, "user": job.user, "rate": job.rate, "stop": job.stop}
             _add(path, {**about, "reads": means})
 

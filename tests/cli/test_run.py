@@ -303,8 +303,8 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
     if name == "full store":
         return [
             "--config.capacity",
-            "3",
-        ], "`--config.capacity` must be at least 6, the prompts of all buffers, but is 3"
+            "2",
+        ], "`--config.capacity` must be at least 3, the prompts of all buffers, but is 2"
     if name == "small budget":
         return ["--memory-budget-mb", "1", "--model", str(tiny)], "`--memory-budget-mb` must be at least about"
     if name == "too many streams":
