@@ -8,7 +8,7 @@ Expect:   `results/` (`noise` with LoRA alone, on an H200 and, from 0.02 on for 
           and `choose` were not run in full). Perplexity, 48.8 digital and 29.3 with LoRA: at sigma .01 53.0
           without an adapter, 31.2 tuned digitally, 31.2 with new chips in every update, 30.5 on the chip itself; at
           .02 64.8, 36.7, 37.0 and 33.8; at .04 186, 82.0, 73.7 and 50.8.
-          `results/drift` (LoRA, CHIPS, about an hour of one core a chip): after 20 s 54.7 without an adapter and 32.3
+          `results/drift` (LoRA, one chip, an hour of one core): after 20 s 54.7 without an adapter and 32.3
           with one; after a day 76.9, 41.6 tuned when new and 38.6 tuned again; after 30 days 107, 51.4 and 44.8.
 
 SmolLM2's block matrices lie on chips as in `8_model_on_chips`; the adapter (LoRA, prefix, prompt, (IA)3) stays exact,
