@@ -126,7 +126,7 @@ def test_the_quickstart_runs_from_top_to_bottom(run: Callable[[str], tuple[dict[
     assert len(losses) == 2
     assert all(float(last) < float(first) for first, last in losses), printed
     with_prompts, without = map(float, re.findall(r"with prompts ([\d.]+), without ([\d.]+)", printed)[0])
-    assert with_prompts > without, printed
+    assert with_prompts > 2 * without, printed  # twice: with the wrong preset
     assert set(names["sigmas"]) == {0.0, 0.1, 0.2, 0.3}
     assert all(0 <= value <= 1 for rows in names["curves"].values() for row in rows for value in row)
 

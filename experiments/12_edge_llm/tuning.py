@@ -3,7 +3,7 @@
 Command:  python -m experiments.12_edge_llm.run tuning [--tiny] [--tasks TASK ...] [--methods METHOD ...]
               [--models MODEL ...] [--compressed FOLDER] [--out FOLDER]
 Time:     `--config full`: not run whole; minutes of a GPU for each task, a day of two cores. `--config processor
-          --tasks clinc5`: about 40 minutes of one core (--tiny: a minute).
+          --tasks clinc5`: about two hours of one core, `wikitext2` twice that (--tiny: a minute).
 Expect:   - not measured in this form: `snips_slots`, windows of 10 and 15 blocks, the prefix in windows, five windows
             with more updates, LoRA on compressed weights; of `wikitext2` LoRA and the last window alone (about an hour
             of two cores). What follows first is `clinc5` with eight users
@@ -30,16 +30,16 @@ Expect:   - not measured in this form: `snips_slots`, windows of 10 and 15 block
             last window alone 30.9: .19 [.15, .22] nats above LoRA, 4.5 times as fast. Rates decide more than methods
             do: at 1e-3, three times what both chose, they reach 35 to 42 with LoRA and 31 to 33 with the window, which
             has less to spoil. Five windows with 12 updates each, one of these users: 71.6 by vote of the largest, 66.6
-            by the mean, worse than the model alone; the exit of the last by itself 31.5, as good as after 60.
+            by the mean, worse than the model alone; the exit of the last by itself 31.5 (the last alone, 60: 31.2).
           - a first run by an earlier form of this file (`results/tuning/first.jsonl`; two users, 20 texts): five
             windows of 60 updates each 85 % right where LoRA had 80 %; a prefix in windows 28 %, as without tuning.
 
 A user's records tune LoRA of rank 8 on all matrices of the blocks: at full depth (`lora`), in five windows of six
-blocks (`windows`), in the upper two of these or the last alone, in two or three windows; and a prefix of 8 in five
-windows (`windowed prefix`). N is 60 updates of 5 texts. Windows do not see one another, and rates are constant: so what
-all five have learned in u updates each is at once windows with 5 u updates in turn, and, read at its exit alone, the
-last window tuned for u updates and no other (`exit 4`, partial tuning; `last window` goes on to 3 N). `lora` stopped at
-0 updates is the model alone.
+blocks (`windows`), in the upper two of these or the last alone, in two or three windows or the last of these alone
+(`last of two`: the upper half of the model); and a prefix of 8 in five windows (`windowed prefix`). N is 60 updates of
+5 texts. Windows do not see one another, and rates are constant: so what all five have learned in u updates each is at
+once windows with 5 u updates in turn, and, read at its exit alone, the last window tuned for u updates and no other
+(`exit 4`, partial tuning; `last window` goes on to 3 N). `lora` stopped at 0 updates is the model alone.
 
 - `clinc5`: users are the four domains of three streams, 25 records each; 60 queries, right answers among 20 labels.
 - `snips_slots`: two intents, three draws of 50 records each, 98 queries. `exact`: whether every token of the answer,
@@ -47,9 +47,9 @@ last window tuned for u updates and no other (`exit 4`, partial tuning; `last wi
 - `wikitext2`: three draws of 64 windows of 128 tokens of the validation split; perplexity of 64 windows of the test.
 
 Rates are chosen for each number of updates and way to read, by the loss on other intents (clinc5: intents 6 to 10;
-AddToPlaylist) or on the end of the validation split; on a processor among two, of five windows in the first run, among
-three. `uniform` and `LUC` are the model with 4 bits and half of the weights gone (SparseGPT, nearest code, 16 windows
-of the validation split; LUC by the sensitivities in `results/luc`), tuned with the same rates.
+AddToPlaylist) or on the end of the validation split; `rates.TASK.jsonl` beside the records has which were tried.
+`uniform` and `LUC` are the model with 4 bits and half of the weights gone (SparseGPT, nearest code, 16 windows of the
+validation split; LUC by the sensitivities in `results/luc`), tuned with the same rates.
 """
 
 import argparse

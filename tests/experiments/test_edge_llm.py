@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from nvcim_jax import models, tuning
 
+tuning_part: Any = importlib.import_module("experiments.12_edge_llm.tuning")
 programs: Any = importlib.import_module("experiments.12_edge_llm.programs")
 summary: Any = importlib.import_module("experiments.12_edge_llm.summary")
 CONFIG = models.Config(vocab_size=64, width=32, num_layers=4, num_heads=2, mlp_width=32, eos_ids=(2,))
@@ -142,3 +143,20 @@ def test_the_table_says_what_was_reached_at_what_speed() -> None:
         ("windows", "exit 0", name) for name in ("mean", "interval")
     ]
     assert "| clinc5 | as it is | windows | max | 8 | 1.70 | 1.60 | 87.5 % | +37.5 [" in summary.table(fast)
+
+
+@pytest.mark.parametrize(
+    ("method", "window", "only", "variant"),
+    [
+        ("last of two", 15, (1,), "windows of 15, stored"),
+        ("last of three", 10, (2,), "windows of 10, stored"),
+        ("last window", 6, (4,), "windows, stored"),
+        ("upper windows", 6, (3, 4), "windows, stored"),
+    ],
+)
+def test_a_part_alone_is_the_top_of_the_model_and_its_time_is_that_of_such_windows(
+    method: str, window: int, only: tuple[int, ...], variant: str
+) -> None:
+    made = tuning_part._made(method, tuning_part.CONFIGS["processor"], 30)
+    assert (made.window, made.only) == (window, only)
+    assert summary._variant({"method": method, "model": "as it is"}) == variant
