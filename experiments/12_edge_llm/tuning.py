@@ -4,9 +4,9 @@ Command:  python -m experiments.12_edge_llm.run tuning [--tiny] [--tasks TASK ..
               [--models MODEL ...] [--compressed FOLDER] [--out FOLDER]
 Time:     `--config full`: not run whole; minutes of a GPU for each task, a day of two cores. `--config processor
           --tasks clinc5`: about two hours of one core, `wikitext2` twice that (--tiny: a minute).
-Expect:   - not measured in this form: `snips_slots`, windows of 10 and 15 blocks, the prefix in windows, five windows
-            with more updates, LoRA on compressed weights; of `wikitext2` LoRA and the last window alone (about an hour
-            of two cores). What follows first is `clinc5` with eight users
+Expect:   - not measured in this form: `snips_slots` (ten minutes of a core for each tuning of LoRA), several windows of
+            10 or 15 blocks, the prefix in windows, five windows with more updates, LoRA on compressed weights. What
+            follows first is `clinc5` with eight users
             (`results/tuning`: summary.json, table.md, quality.png): LoRA of `--config full` on a GPU, which had time
             for two of three streams; windows of `--config processor`, each second query, held against LoRA on the same
             ones; points, with 95 % over users and queries; speed in time of processors (`results/cost`).
