@@ -76,10 +76,35 @@ __all__ = ["CONFIGS", "METHODS", "MODELS", "Config", "measure"]
 
 Record = dict[str, Any]
 
-ALONE = {"last window": 1, "upper windows": 2, "last of three": 1, "last of two": 1}
-"""Method -> the last windows that it tunes and no others."""
 
-METHODS = ("lora", "windows", *ALONE, "windowed prefix", "two windows", "three windows")
+class Method(NamedTuple):
+    """Say what a method tunes, in windows of blocks.
+
+    Attributes:
+        stops: Field of `Config` with the updates of a window that are looked at.
+        rates: Place in the rates of `Config`: LoRA at full depth, in windows, a prefix.
+        exits: Windows of the model; 0: as many as `Config` has.
+        alone: How many of the last are tuned, and no others; 0: all.
+    """
+
+    stops: str
+    rates: int = 1
+    exits: int = 0
+    alone: int = 0
+
+
+METHODS = {
+    "lora": Method("whole", rates=0, exits=1),
+    "windows": Method("stops"),
+    "last window": Method("more", alone=1),
+    "upper windows": Method("upper", alone=2),
+    "last of three": Method("third", exits=3, alone=1),
+    "last of two": Method("half", exits=2, alone=1),
+    "windowed prefix": Method("stops", rates=2),
+    "two windows": Method("stops", exits=2),
+    "three windows": Method("stops", exits=3),
+}
+
 MODELS = ("as it is", "uniform", "LUC")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 SENSITIVITY = Path(__file__).parent / "results/luc/sensitivity.jsonl"
@@ -205,22 +230,16 @@ class Job(NamedTuple):
 
 
 def _made(method: str, config: Config, layers: int) -> Made:
-    of = {"lora": 1, "two windows": 2, "last of two": 2, "three windows": 3, "last of three": 3}
-    exits = of.get(method, config.exits)
-    kind = {"lora": 0, "windowed prefix": 2}.get(method, 1)
-    alone = ALONE.get(method, 0)
-    lora = tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS)
-    adapter = tuning.prefix(8) if kind == 2 else lora
-    if alone:
-        names, ways = programs.reads(alone)
+    own = METHODS[method]
+    exits = own.exits or config.exits
+    adapter = tuning.lora(config.rank, 2.0 * config.rank, targets=TARGETS) if own.rates < 2 else tuning.prefix(8)
+    only, (names, ways) = None, programs.reads(own.alone or exits)
+    if own.alone:
+        only = tuple(range(exits - own.alone, exits))
         both = [f"{name} of the upper two" for name in names if not name.startswith("exit")]
-        only = tuple(range(exits - alone, exits))
-        last = {"upper windows": config.upper, "last of three": config.third, "last of two": config.half}
-        stops = last.get(method, config.more)
         names = [*both, *(f"exit {e}" for e in only)]
-        return Made(adapter, layers // exits, only, names, ways, config.rates[kind], stops)
-    stops = config.whole if method == "lora" else config.stops
-    return Made(adapter, layers // exits, None, *programs.reads(exits), config.rates[kind], stops)
+    stops: tuple[int, ...] = getattr(config, own.stops)
+    return Made(adapter, layers // exits, only, names, ways, config.rates[own.rates], stops)
 
 
 def _add(path: Path, record: Record) -> None:
@@ -386,7 +405,7 @@ def _plan(config: Config, options: argparse.Namespace) -> Iterator[tuple[str, st
         return
     for model in options.models or MODELS:
         for task in options.tasks or users.TASKS:
-            yield model, task, options.methods or (METHODS if model == "as it is" else METHODS[:2])
+            yield model, task, options.methods or (tuple(METHODS) if model == "as it is" else ("lora", "windows"))
 
 
 def measure(options: argparse.Namespace, out: Path, config: Config | None = None) -> Record:
