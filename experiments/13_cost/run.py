@@ -10,8 +10,8 @@ Expect:   the records and figures in `results/`, each part with its command besi
             the chip's, and 120 x needs 776,000, 98,000 or 52,000 of them. Both ends are recalled: bandwidth and call.
           - energy at 1,000 prompts: 58 (14-378), 57 (14-366), 730 (178-4,340) times; from 10,000 on 50, 48 and
             620. With the store in a cache of the CPU 26, 26 and 330. Static power and energy of DRAM are recalled.
-          - of a search among codes of 48 values, converters take 57 to 72 % of the energy and 69 to 81 % of the area
-            (stacked); pooled copies stored apart take 1.75 times the cells, and stacked twice the arrays; without a
+          - of a search among codes of 48 values, converters take 57 to 72 % of the energy and 69 to 81 % of the area;
+            pooled copies stored apart take 1.75 times the cells, and stacked twice the arrays; without a
             codec (576 values) it is 12 times both.
           - `space`: 200 stored codes, 72.5 % right in exact memory. 1-bit cells lose nothing (72.2 +- .3 % with
             weights of 4 bits, inputs at once, 4-bit converters, .96 nJ); 2-bit cells lose 2 to 3 points. The

@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.digits.run [--tiny] [--out FOLDER]
           python -m experiments.digits.plot FOLDER
-Time:     3 minutes on two busy cores (--tiny: half a minute of processor time, most of it compiling).
+Time:     a minute and a half on two cores (--tiny: half a minute of processor time, most of it compiling).
 Expect:   accuracy over 1,000 chips, trained plainly and noise-aware (at sigma 0.15):
           - dense, exact 97 and 98 %: at sigma 0.05 95.7 and 97.8 %, at 0.15 66.4 and 97.0 %, at 0.3 26.4 and 91.7 %.
           - convolutional, exact 97 and 96 %: at sigma 0.05 88.0 and 96.1 %, at 0.15 38.8 and 93.9 %, at 0.3 17.0 and
