@@ -5,9 +5,9 @@ Command:  python -m experiments.10_around_the_noise.run [--tiny] [--out FOLDER] 
           python -m experiments.10_around_the_noise.plot FOLDER   (both in the root of the repository)
 Time:     hours on two quiet cores: an update with new chips takes about six seconds (--tiny: a minute).
 Expect:   `results/` (`noise` with LoRA alone, on an H200 and, from 0.02 on for new chips, on two cores; prefix, prompt
-          and `choose` were not run in full; the table alone was kept). Perplexity, 48.8 digital and 29.3 with LoRA: at sigma .01 53.0
-          without an adapter, 31.2 tuned digitally, 31.2 with new chips in every update, 30.5 on the chip itself; at
-          .02 64.8, 36.7, 37.0 and 33.8; at .04 186, 82.0, 73.7 and 50.8.
+          and `choose` were not run in full; the table alone was kept). Perplexity, 48.8 digital and 29.3 with LoRA: at
+          sigma .01 53.0 without an adapter, 31.2 tuned digitally, 31.2 with new chips in every update, 30.5 on the
+          chip itself; at .02 64.8, 36.7, 37.0 and 33.8; at .04 186, 82.0, 73.7 and 50.8.
           `results/drift` (LoRA, one chip, an hour of one core): after 20 s 54.7 without an adapter and 32.3
           with one; after a day 76.9, 41.6 tuned when new and 38.6 tuned again; after 30 days 107, 51.4 and 44.8.
 

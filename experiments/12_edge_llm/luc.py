@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.12_edge_llm.run luc [--tiny] [--also FILE.gguf] [--out FOLDER]
 Expect:   - sensitivity (`results/luc/sensitivity.png`): a few blocks bear nearly all of it. SmolLM2: blocks 11, 28 and
-            29 (from 0) are above the mean at 4 and 5 bits (mean 4.1 and 5.1 bits), two more at 3 bits (3.17); the last block
-            loses most to pruning and keeps all its weights, 25 of 30 blocks get a sparsity of .51 to .53.
+            29 (from 0) are above the mean at 4 and 5 bits (mean 4.1 and 5.1 bits), two more at 3 bits (3.17); the last
+            block loses most to pruning and keeps all its weights, 25 of 30 blocks get a sparsity of .51 to .53.
             Gemma-3-270M: 5 to 7 of 18 blocks, all in the upper half. Two draws of text agree within 15 %. The error
             is absolute, and the residual stream grows with depth: that alone makes late blocks sensitive.
           - perplexity (`results/luc/summary.json`, perplexity.png), 64 windows; as it is 51.2; SparseGPT, nearest

@@ -131,7 +131,7 @@ class Config:
         chosen: Users that rates are chosen on.
         rows: Users that are tuned side by side, for each task.
         size: Texts that are read at once, for each task.
-        writing: Updates of a window after which slots are written.
+        writing: Updates of a window after which slots are written, ten minutes of a core for a user.
         most: Users that are measured on, at most.
         every: Which of their texts are measured on: each second one, if 2.
     """
@@ -172,6 +172,7 @@ CONFIGS = {
         upper=(36,),
         rows=(4, 2, 1),
         size=(10, 14, 1),
+        writing=(),
         most=8,
         every=2,
     ),

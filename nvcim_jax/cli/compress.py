@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import time
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
 from nvcim_jax.progress import progress_bar
 
-__all__ = ["POLICIES", "Options", "main"]
+__all__ = ["POLICIES", "Options", "check_sides", "main"]
 
 POLICIES = ("luc", "uniform", "random")
 METHODS = ("sparsegpt", "wanda", "magnitude")
@@ -76,6 +77,7 @@ def main(options: Options) -> int:
     lm, text = models.load(models.BUNDLED if options.model == "bundled" else options.model)
     if text.tokenizer is None:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
+    check_sides(lm)
     calibration, held = _windows(words, text, options)
     if options.dry_run:
         return _planned(options, lm, calibration, held)
@@ -118,11 +120,19 @@ def _check(options: Options) -> None:
     checks.integer("--seed", options.seed, low=0, high=2**31)
 
 
+def check_sides(lm: models.LM) -> None:
+    """Refuse a model whose codes no file holds, before any work: a word of a file has four of them at least."""
+    for name, leaf in lm.params["layers"].items():
+        if models.is_block_matrix(f"layers/{name}", leaf) and any(side % 4 for side in leaf.shape[-2:]):
+            sides = f"layers.{name} is {leaf.shape[-2:]}"
+            checks.fail("--model", "have matrices whose sides 4 divides", sides, "Use compression.apply in Python.")
+
+
 def _words(path: Path) -> str:
     raw = path.read_bytes()
     try:
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError):
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error):
         checks.fail("text", "be plain text in UTF-8", f"{path.name} is not", "Compressed text ends in .gz.")
 
 

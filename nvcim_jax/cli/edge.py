@@ -13,6 +13,7 @@ import tyro
 
 from nvcim_jax import checks, compression, cost, data, files, models, pipeline, plots, tuning
 from nvcim_jax.cli import duration
+from nvcim_jax.cli.compress import check_sides
 from nvcim_jax.cli.entry import command_line
 from nvcim_jax.cli.tables import print_table
 from nvcim_jax.cli.voice import SPOKEN, Said, print_result
@@ -86,12 +87,14 @@ def main(options: Options) -> int:
         checks.fail("--model", "have a tokenizer", f"{options.model} has none", "Add its tokenizer.json to the folder.")
     window = _window(options, lm.config.num_layers)
     text = text.replace(template=models.Template(max_input=options.max_input))
+    check_sides(lm)
+    plain = _plain(own["train"], text)
     if not options.dry_run:
         files.folder("--out", options.out)
     train, test = (pipeline.make_buffer(own[s], lm, text).examples._replace(words=None) for s in ("train", "test"))
     if options.dry_run:
         return _planned(options, lm, window, train, test)
-    table, policy, small = _compressed(options, lm, _plain(own["train"], text))
+    table, policy, small = _compressed(options, lm, plain)
     models.save(options.out / "model", small, text, keep_codes=True)
     losses, seconds = _tuned(options, lm, small, window, train, test)
     plans = _plans(options, lm, policy, window, machine, train)
@@ -102,7 +105,7 @@ def main(options: Options) -> int:
 
 def _planned(options: Options, lm: models.LM, window: int, train: tuning.Examples, test: tuning.Examples) -> int:
     """Say how long the updates would take and what would be written."""
-    tokens = min(options.batch, len(train.ids)) * train.ids.shape[1]
+    tokens = options.batch * train.ids.shape[1]
     # both are run twice, once to compile; the windows of a quarter of the blocks take less than is counted
     work = duration.updates(lm.config, tokens, 4 * options.num_steps)
     exits = lm.config.num_layers // window
@@ -227,8 +230,8 @@ def _plans(
     train: tuning.Examples,
 ) -> dict[str, dict[str, float]]:
     """Return what an update takes by the schedule: LoRA of the model as it is, windows of the compressed one."""
-    batch, tokens = min(options.batch, len(train.ids)), train.ids.shape[1]
-    given = {"batch": batch, "tokens": tokens, "on": machine, "predicted": min(train.targets.shape[1], tokens)}
+    tokens = train.ids.shape[1]
+    given = {"batch": options.batch, "tokens": tokens, "on": machine, "predicted": min(train.targets.shape[1], tokens)}
     layers, width = lm.config.num_layers, min(16, machine.widths[-1])
     small = {"bits": [int(b) for b in policy.bits], "sparsity": [float(p) for p in policy.sparsity]}
     whole = cost.schedule(lm, window=(0, layers), bits=width, activation_bits=width, **given)

@@ -72,10 +72,10 @@ def _floats(made: Any) -> jax.Array:
     return made[0].astype(jnp.float32) * made[1] if isinstance(made, tuple) else made
 
 
-def _packed(parts: list[Any]) -> Any:
-    """Stack what the blocks have become."""
+def _packed(parts: list[Any], dtype: Any) -> Any:
+    """Stack what the blocks have become, floats in the dtype that the matrix had."""
     if not isinstance(parts[0], tuple):
-        return jnp.stack(parts)
+        return jnp.stack(parts).astype(dtype)
     codes, scales = (jnp.stack(own) for own in zip(*parts, strict=True))
     return Packed(codes, scales, jnp.zeros(codes.shape[:2], jnp.int32))
 
@@ -133,7 +133,7 @@ def apply(
         checks.choice("quantiser", quantiser, QUANTISERS)
     own, names, x = check_policy(policy, lm.config.num_layers), matrices(lm), None
     if tokens is not None:
-        check_tokens(tokens)
+        check_tokens(lm, tokens)
         x = stream(lm, tokens)
     elif method != "magnitude" or quantiser == "gptq":
         checks.fail("tokens", f"be given for {method} and {quantiser}", "is None", "Give some plain text.")
@@ -145,5 +145,5 @@ def apply(
         for name in names:
             made[name].append(parts[name])
         advance(1)
-    stacked = {name: _packed(parts) for name, parts in made.items()}
+    stacked = {name: _packed(parts, lm.params["layers"][name].dtype) for name, parts in made.items()}
     return lm.replace(params={**lm.params, "layers": {**lm.params["layers"], **stacked}})

@@ -42,9 +42,12 @@ def matrices(lm: LM) -> list[str]:
     return found
 
 
-def check_tokens(tokens: Any) -> None:
-    """Refuse tokens that are not sequences of one length."""
+def check_tokens(lm: LM, tokens: Any) -> None:
+    """Refuse tokens that are not sequences of one length, that are none, or that the model does not have."""
     checks.rank("tokens", tokens, 2, "(sequences, tokens)")
+    if 0 in tokens.shape:
+        checks.fail("tokens", "hold a sequence and a token at least", f"have shape {tokens.shape}", "Give more text.")
+    lm.config.check_tokens("tokens", tokens)
 
 
 def stream(lm: LM, tokens: jax.Array) -> jax.Array:

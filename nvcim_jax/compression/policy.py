@@ -35,8 +35,6 @@ def check_policy(policy: Policy, num_layers: int) -> Policy:
     for name, own in (("bits", bits), ("sparsity", sparsity)):
         checks.shape(f"policy.{name}", own, (num_layers,), "(blocks,)", "Make it for this model.")
     check_bits("policy.bits", bits)
-    if (bits != np.round(bits)).any():
-        checks.fail("policy.bits", "be whole numbers", f"are {bits.tolist()}")
     checks.number("policy.sparsity", sparsity, low=0.0, high=1.0)
     return Policy(bits.astype(np.int64), sparsity)
 
@@ -95,7 +93,9 @@ def luc(table: Table, *, bits: int = 4, sparsity: float = 0.5, form: str = "inse
     checks.number("sparsity", sparsity, low=0.0, high=cap)
     to_bits, to_zeros = (np.asarray(s, np.float64) for s in (table.quantisation, table.pruning))
     for name, s in (("quantisation", to_bits), ("pruning", to_zeros)):
+        checks.shape(f"table.{name}", s, (max(to_bits.size, 1),), "(blocks,)", "compression.sensitivity makes it.")
         checks.number(f"table.{name}", s, low=0.0, fix="Sensitivities are mean squared errors.")
+        checks.finite(f"table.{name}", s, "Sensitivities are mean squared errors.")
     wanted = to_bits >= to_bits.mean() * (1.0 - 1e-12)  # equal ones are all at the mean, whatever it is rounded to
     chosen = bits + wanted.astype(np.int64)
     total = sparsity * len(to_zeros)
@@ -106,7 +106,7 @@ def luc(table: Table, *, bits: int = 4, sparsity: float = 0.5, form: str = "inse
             found = f"gives the block {int(printed.argmax())} a sparsity of {printed.max():.3g}"
             fix = 'Use form="insensitivity", or a lower sparsity.'
             checks.fail("form", f"keep sparsities at most the cap, {cap:g}", found, fix)
-        return Policy(chosen, printed)
+        return Policy(chosen, np.minimum(printed, cap))
     reach = to_zeros.max() - to_zeros.min()
     share = np.ones(len(to_zeros)) if reach == 0 else 1.0 - (to_zeros - to_zeros.min()) / reach
     return Policy(chosen, _filled(share, total, cap))
@@ -127,7 +127,7 @@ def uniform(num_layers: int, *, bits: float | int = 4, sparsity: float = 0.5) ->
         Policy(bits=array([5, 4, 5, 4]), sparsity=array([0.5, 0.5, 0.5, 0.5]))
     """
     checks.integer("num_layers", num_layers, high=10**6)
-    check_bits("bits", bits)
+    check_bits("bits", bits, whole=False)
     checks.number("sparsity", sparsity, low=0.0, high=1.0)
     extra = round((bits - int(bits)) * num_layers)
     steps = (2 * np.arange(num_layers + 1) * extra + num_layers) // (2 * num_layers)
@@ -149,6 +149,6 @@ def random(key: Key, policy: Policy) -> Policy:
     """
     checks.key("key", key)
     keys = jax.random.split(key)
-    bits, sparsity = np.asarray(policy.bits), np.asarray(policy.sparsity)
+    bits, sparsity = check_policy(policy, np.size(policy.bits))
     orders = [np.asarray(jax.random.permutation(own, len(bits))) for own in keys]
     return Policy(bits[orders[0]], sparsity[orders[1]])

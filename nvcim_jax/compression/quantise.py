@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
@@ -14,9 +15,11 @@ MOST_BITS = 8
 """Codes are int8."""
 
 
-def check_bits(argument: str, bits: jax.typing.ArrayLike) -> None:
-    """Refuse bits that the quantiser has no levels for, or that codes have no room for."""
+def check_bits(argument: str, bits: jax.typing.ArrayLike, whole: bool = True) -> None:
+    """Refuse bits that the quantiser has no levels for, or that codes have no room for; traced ones pass."""
     checks.number(argument, bits, low=2.0, high=float(MOST_BITS), fix="Codes are signed and at most a byte.")
+    if whole and checks.is_concrete(bits) and (np.asarray(bits) != np.round(bits)).any():
+        checks.fail(argument, "be whole", f"is {checks.shown(bits)}", "compression.uniform spreads a mean over blocks.")
 
 
 def levels(bits: jax.typing.ArrayLike) -> jax.Array:
@@ -27,7 +30,8 @@ def levels(bits: jax.typing.ArrayLike) -> jax.Array:
 def steps(x: jax.Array, bits: jax.typing.ArrayLike, axis: int) -> jax.Array:
     """Return the distance of two values, with `axis` kept: max|x| / levels, and 1 where all of x is 0."""
     largest = jnp.abs(x.astype(jnp.float32)).max(axis, keepdims=True, initial=0.0)
-    return jnp.where(largest > 0, largest / levels(bits), 1.0)
+    step = largest / levels(bits)
+    return jnp.where(step > 0, step, 1.0)  # the step of the smallest floats is 0, too
 
 
 def rounded(x: jax.Array, step: jax.Array, most: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ def sensitivity(
     References:
         Z. Yu et al., "Edge-LLM", arXiv:2406.15758, section 3.1.
     """
-    check_tokens(tokens)
+    check_tokens(lm, tokens)
     check_bits("bits", bits)
     checks.number("sparsity", sparsity, low=0.0, high=1.0)
     layers = lm.params["layers"]

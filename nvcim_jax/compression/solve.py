@@ -34,7 +34,7 @@ def block_counts(shape: tuple[int, ...], sparsity: float) -> Any:
 
 
 def _factor(second: jax.Array) -> jax.Array:
-    """Return the upper triangular U with U^T U = H^-1, H the damped second moment, inputs that are 0 set apart.
+    """Return the upper triangular U with U^T U = H^-1, H the damped second moment, with 1 for inputs that are all 0.
 
     With the order of the inputs reversed, H = R R^T for an upper triangular R, and U is its inverse: one Cholesky and
     no inverse of H itself, which single precision would not stand.
@@ -86,7 +86,7 @@ def solve(
     """
     inputs, outputs = w.shape
     spare = -inputs % BLOCK
-    w = jnp.where(jnp.diagonal(second)[:, None] == 0, 0.0, w)
+    unseen = jnp.pad(jnp.diagonal(second) == 0, (0, spare))
     factor = jnp.pad(_factor(second), ((0, spare), (0, spare))) + jnp.diag(
         (jnp.arange(inputs + spare) >= inputs).astype(w.dtype)
     )
@@ -100,6 +100,7 @@ def solve(
         if known is None:
             assert counts is not None
             scores = jnp.square(part / jnp.diagonal(own)[:, None])
+            scores = jnp.where(lax.dynamic_slice_in_dim(unseen, start, BLOCK)[:, None], 0.0, scores)
             scores = jnp.where((start + jnp.arange(BLOCK) < inputs)[:, None], scores, jnp.inf)
             chosen = smallest(scores.ravel(), counts[j]).reshape(part.shape)
         else:
@@ -115,6 +116,14 @@ def solve(
 _solve = jax.jit(solve)
 
 
+def _solved(made: jax.Array, w: jax.Array) -> jax.Array:
+    """Return what was solved for; refuse a second moment that has no root."""
+    if checks.is_concrete(made) and bool(jnp.isfinite(w).all() & ~jnp.isfinite(made).all()):
+        found, fix = "has a negative eigenvalue or is not finite", "It is x.T @ x of the inputs x."
+        checks.fail("second", "be a second moment, positive semidefinite", found, fix)
+    return made
+
+
 @checked
 def sparsegpt(
     w: Float[Array, "inputs outputs"], second: Float[Array, "..."], sparsity: float
@@ -122,7 +131,8 @@ def sparsegpt(
     """Set weights to zero whose loss the others make up for best, and let them.
 
     In each block of 128 inputs those weights go whose `w^2 / [H^-1]_ii` is smallest, given what went before them; the
-    rest of each output takes over what they did. H = x^T x + 1 % of its mean diagonal.
+    rest of each output takes over what they did. H = x^T x + 1 % of its mean diagonal. Weights of inputs that are 0 in
+    all of x go first, but no more of them than the share (the published code sets all of them to 0).
 
     Args:
         w: The matrix.
@@ -131,6 +141,9 @@ def sparsegpt(
 
     Returns:
         The matrix, and which weights went.
+
+    Raises:
+        ValueError: If a number is out of range, or `second` is no second moment.
 
     Example:
         >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0]])  # two inputs that are one: the weight that stays does both
@@ -141,7 +154,8 @@ def sparsegpt(
         Frantar and Alistarh, "SparseGPT", arXiv:2301.00774, algorithm 1.
     """
     check_matrix(w, second, sparsity)
-    return _solve(w.astype(jnp.float32), second, None, jnp.asarray(block_counts(w.shape, sparsity)))
+    made, gone = _solve(w.astype(jnp.float32), second, None, jnp.asarray(block_counts(w.shape, sparsity)))
+    return _solved(made, w), gone
 
 
 @checked
@@ -158,6 +172,9 @@ def gptq(w: Float[Array, "inputs outputs"], second: Float[Array, "..."], bits: i
     Returns:
         The matrix, every value one of those of its codes.
 
+    Raises:
+        ValueError: If a number is out of range, or `second` is no second moment.
+
     References:
         Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (without groups or order).
 
@@ -171,4 +188,4 @@ def gptq(w: Float[Array, "inputs outputs"], second: Float[Array, "..."], bits: i
     checks.rank("bits", bits, 0, "()", "Use jax.vmap for several.")
     wide = w.astype(jnp.float32)
     none = jnp.zeros(w.shape, bool)
-    return _solve(wide, second, none, None, steps(wide, bits, 0), levels(bits))[0]
+    return _solved(_solve(wide, second, none, None, steps(wide, bits, 0), levels(bits))[0], w)

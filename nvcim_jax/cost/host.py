@@ -73,7 +73,7 @@ def measured() -> Made:
         "static_power": stated(5.0, "W", "a laptop's package", "R", low=1.0, high=15.0),
         "mode_power": stated(28.0, "W", "a laptop's package", "R", low=15.0, high=65.0),
     }
-    return Made(constants, names, (32,))
+    return Made(constants, names, (32,), storage=False)
 
 
 _FOUR = np.ones(4, np.float32)

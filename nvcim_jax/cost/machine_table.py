@@ -27,6 +27,7 @@ class Made(NamedTuple):
     widths: tuple[int, ...]
     scales_with_bits: bool = False
     exploits_sparsity: bool = False
+    storage: bool = True
 
 
 def level_constants(name: str, size: Constant, bandwidth: Constant, energy: Constant) -> dict[str, Constant]:

@@ -67,6 +67,7 @@ class Machine:
         widths: Bits of the operands that it multiplies natively, in order; others run as the next of them.
         scales_with_bits: Whether the rate grows as 64 / (bits of weight x bits of activation) instead.
         exploits_sparsity: Whether weights of zero, in no pattern, take no time.
+        storage: Whether the last memory is storage, from which nothing is multiplied.
     """
 
     values: dict[str, Leaf]
@@ -76,6 +77,7 @@ class Machine:
     widths: tuple[int, ...] = struct.field(pytree_node=False)
     scales_with_bits: bool = struct.field(pytree_node=False, default=False)
     exploits_sparsity: bool = struct.field(pytree_node=False, default=False)
+    storage: bool = struct.field(pytree_node=False, default=True)
 
     def replace(self, **changes: Any) -> "Machine":
         """Return a copy with other values."""

@@ -4,12 +4,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from nvcim_jax import checks, models
 from nvcim_jax.cost.gemm import Gemm, Tiling, best_tiling, sizes
 from nvcim_jax.cost.machines import Machine
 from nvcim_jax.cost.memory import kept_numbers
+from nvcim_jax.ops import Weight
 from nvcim_jax.signature import checked
 
 __all__ = ["Item", "Placement", "Plan", "Stores", "products", "schedule"]
@@ -45,8 +47,8 @@ class Stores(NamedTuple):
 
     Attributes:
         weights: Of the blocks that run, and the head.
-        activations: The stream, and what a window keeps for its backward pass.
-        gradients: Of the stream and of the widest product in the window.
+        activations: The stream, the widest product or the logits, and what a window keeps for its backward pass.
+        gradients: Of the stream and of the widest product in the window, or of the logits.
     """
 
     weights: float
@@ -74,7 +76,7 @@ class Plan(NamedTuple):
         order: "row", block after block for the whole batch, or "column", text after text through all blocks.
         stores: Bytes that the pass needs.
         placement: Where weights, activations and gradients lie.
-        stored_s: Seconds in which weights come from the memory behind the working one, if they do not fit there.
+        stored_s: Seconds in which what does not fit into the working memory goes to the one behind it and comes back.
         time_s: Seconds in all.
         moved_bytes: Bytes between working memory and tiles.
         energy_j: Joules, with what the machine draws at rest.
@@ -98,6 +100,30 @@ def _each(name: str, value: Any, layers: int, low: float, high: float) -> tuple[
     for one in several:
         checks.number(name, one, low=low, high=high)
     return several
+
+
+def _held(lm: models.LM) -> tuple[list[int], list[float]] | None:
+    """Return the bits that the codes of each block need, and their share of zeros; None where no matrix is codes.
+
+    Raises:
+        ValueError: If only some matrices are codes, or they are weights of another kind.
+    """
+    leaves = {n: a for n, a in lm.params["layers"].items() if models.is_block_matrix(f"layers/{n}", a)}
+    coded = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Weight)}
+    if not coded:
+        return None
+    for name, leaf in leaves.items():
+        if name not in coded or not hasattr(leaf, "codes"):
+            kind, fix = f"are floats or a {type(leaf).__name__}", "Give bits and sparsity."
+            checks.fail("bits", f"be given where not all matrices are codes: layers.{name}", kind, fix)
+    bits, zeros = [], []
+    for i in range(lm.config.num_layers):
+        own = [jax.tree.map(lambda a, i=i: a[i], leaf) for leaf in coded.values()]
+        codes = [np.asarray(leaf.codes() if callable(leaf.codes) else leaf.codes) for leaf in own]
+        most = max(max(int(c.max(initial=1)), -int(c.min(initial=0)) - 1) for c in codes)
+        bits.append(most.bit_length() + 1)
+        zeros.append(float(sum((c == 0).sum() for c in codes) / sum(c.size for c in codes)))
+    return bits, zeros
 
 
 def _forward(config: models.Config, block: int, rows: int, texts: int, tokens: int, how: tuple[Any, ...]) -> list[Any]:
@@ -165,16 +191,27 @@ def _weights(name: str, gemm: Gemm, on: Machine) -> float:
 
 def _stores(
     config: models.Config, items: Sequence[Any], texts: int, tokens: int, on: Machine, window: tuple[int, int] | None
-) -> Stores:
-    """Return the bytes that a pass over all texts needs."""
+) -> tuple[Stores, Stores]:
+    """Return the bytes that a pass over some texts needs, and those that it reads and writes of each store.
+
+    Weights are read in every pass over them, forward and back. The stream and its gradient are written and read once a
+    block, each with the widest product of that block; logits, and what a window keeps, once.
+    """
     wide = items[0][2].activation_bits / 8
-    weights = sum(_weights(name, g, on) for name, _, g, _ in items if not name.endswith("'"))
+    once = sum(_weights(name, g, on) for name, _, g, _ in items if not name.endswith("'"))
+    read = sum(_weights(name, g, on) for name, _, g, _ in items)
     rows = texts * tokens
-    widest = max(g.n for name, _, g, _ in items if name != "head")
+    stream = rows * config.width * wide
+    widest = rows * max(g.n for name, _, g, _ in items if name != "head") * wide
+    logits = next(g.m * g.n for name, _, g, _ in items if name == "head") * wide
     if window is None:
-        return Stores(weights, rows * (config.width + widest) * wide, 0.0)
-    kept = (window[1] - window[0]) * rows * kept_numbers(config, tokens) * wide
-    return Stores(weights, kept + rows * config.width * wide, rows * (config.width + widest) * wide)
+        moved = 2 * (config.num_layers * (stream + widest) + logits)
+        return Stores(once, stream + max(widest, logits), 0.0), Stores(read, moved, 0.0)
+    depth = window[1] - window[0]
+    kept = depth * rows * kept_numbers(config, tokens) * wide
+    back = 2 * (depth * (stream + widest) + logits)
+    needed = Stores(once, kept + stream + logits, stream + max(widest, logits))
+    return needed, Stores(read, 2 * (kept + window[1] * stream + logits), back)
 
 
 def _place(stores: Stores, on: Machine, first: int) -> dict[str, Placement]:
@@ -201,13 +238,13 @@ def _place(stores: Stores, on: Machine, first: int) -> dict[str, Placement]:
 
 
 def _first(stores: Stores, on: Machine) -> int:
-    """Return the number of the working memory: the nearest behind one for tiles that holds all, short of the last."""
-    last = max(len(on.levels) - 2, 1)
+    """Return the number of the working memory: the nearest behind one for tiles that holds all, short of storage."""
+    last = max(len(on.levels) - (2 if on.storage else 1), 1)
     fits = [i for i in range(1, last) if sum(stores) <= float(on.values[f"{on.levels[i]}_size"])]
     return fits[0] if fits else last
 
 
-def _plan(order: str, items: Sequence[Any], stores: Stores, on: Machine, repeats: int) -> Plan:
+def _plan(order: str, items: Sequence[Any], stores: Stores, moves: Stores, on: Machine, repeats: int) -> Plan:
     first = _first(stores, on)
     far, call = on.levels[first], float(on.values["call"])
     tiled = functools.cache(lambda gemm: best_tiling(gemm, on, far))
@@ -221,11 +258,12 @@ def _plan(order: str, items: Sequence[Any], stores: Stores, on: Machine, repeats
     time = sum(item.time_s for item in made)
     energy = sum(item.times * item.tiling.energy_j for item in made)
     placement = _place(stores, on, first)
-    stored, weights = 0.0, sum(_weights(item.name, item.gemm, on) for item in made)
-    for name, share in list(zip(*placement["weights"], strict=True))[1:]:
-        # Weights are read again by every pass over them: forward, backward in the window, and text by text by columns.
-        stored += repeats * share * weights / float(on.values[f"{name}_bandwidth"])
-        energy += repeats * share * weights * float(on.values[f"{name}_energy"])
+    stored = 0.0
+    for store, place in placement.items():
+        for name, share in list(zip(*place, strict=True))[1:]:
+            behind = repeats * share * getattr(moves, store)
+            stored += behind / float(on.values[f"{name}_bandwidth"])
+            energy += behind * float(on.values[f"{name}_energy"])
     time = max(time, stored)
     moved = sum(item.times * item.tiling.moved_bytes for item in made)
     energy += float(on.values["static_power"]) * time
@@ -239,9 +277,9 @@ def schedule(
     batch: int,
     tokens: int,
     on: Machine,
-    bits: float | int | Sequence[float | int] = 16,
+    bits: float | int | Sequence[float | int] | None = None,
     activation_bits: int = 16,
-    sparsity: float | Sequence[float] = 0.0,
+    sparsity: float | Sequence[float] | None = None,
     window: tuple[int, int] | None = None,
     predicted: int = 1,
 ) -> Plan:
@@ -254,13 +292,15 @@ def schedule(
     other moves fewer bits alone. Formulas in `nvcim_jax.cost.gemm`; they are inferred, since the paper gives none.
 
     Args:
-        lm: A model, or its `models.Config`; only shapes count.
+        lm: A model, or its `models.Config`; only shapes count, and the codes of a compressed one.
         batch: Texts of a pass.
         tokens: Tokens of a text.
         on: The machine.
-        bits: Bits of the weights, whole, of all blocks or one for each; the head has 16.
+        bits: Bits of the weights, whole, of all blocks or one for each; the head has 16. None: those that the codes of
+            a compressed model need, 16 for floats.
         activation_bits: Bits of activations, gradients, keys and values.
-        sparsity: Share of the weights of a block that are zero, of all blocks or one for each, in [0, 1].
+        sparsity: Share of the weights of a block that are zero, of all blocks or one for each, in [0, 1]. None: the
+            share of codes that are 0, pruned or rounded to it; 0 for floats.
         window: First block of a window that is tuned, and one past its last; None: a forward pass of all blocks. Full
             tuning of an adapter is (0, blocks).
         predicted: Tokens of a text whose logits are computed.
@@ -269,7 +309,8 @@ def schedule(
         The plan, with every product.
 
     Raises:
-        ValueError: If something is out of range, the machine does not multiply so many bits, or has no room.
+        ValueError: If something is out of range, the machine does not multiply so many bits, or has no room; if the
+            model is packed in a way whose bits are not known, and none are given.
 
     Example:
         >>> from nvcim_jax import cost, models
@@ -293,6 +334,11 @@ def schedule(
         checks.integer("window", window[0], low=0, high=layers - 1)
         checks.integer("window", window[1], low=window[0] + 1, high=layers)
     widest = on.widths[-1]
+    held = _held(lm) if isinstance(lm, models.LM) and (bits is None or sparsity is None) else None
+    if bits is None:
+        bits = 16 if held is None else held[0]
+    if sparsity is None:
+        sparsity = 0.0 if held is None else held[1]
     each = _each("bits", bits, layers, 1.0, float(widest))
     for one in each:
         if int(one) != one:
@@ -305,6 +351,6 @@ def schedule(
     for order, texts, repeats in (("row", batch, 1), ("column", 1, batch)):
         items = products(config, texts=texts, **given)
         # Text by text, no more than one is under way.
-        stores = _stores(config, items, texts, tokens, on, window)
-        plans.append(_plan(order, items, stores, on, repeats))
+        stores, moves = _stores(config, items, texts, tokens, on, window)
+        plans.append(_plan(order, items, stores, moves, on, repeats))
     return min(plans, key=lambda plan: plan.time_s)

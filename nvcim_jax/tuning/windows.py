@@ -241,7 +241,8 @@ def tune_windows(
             text in the window alone.
         window: Blocks of a window; it divides those of the model.
         schedule: Windows one after another in `blocks` of updates, in turn (`cyclic`), or in an order drawn at `random`
-            in which each has its share; or the window of every update by number, where some are not tuned at all.
+            in which each has its share; or the window of every update by number. One that is never named keeps its
+            start, which for a prefix is the keys of a text: leave its exit out of `vote(exits=...)`.
         options: Number of steps and the like.
         **parts: As of `tune`: `optimiser`, `gradient`, `perturb`, `penalty`, `project`.
 

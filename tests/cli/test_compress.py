@@ -1,5 +1,6 @@
 """`nvcim compress` as a user meets it: a checkpoint that opens with its codes, a table, and one line for bad input."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -66,9 +67,12 @@ def test_a_checkpoint_is_written_that_opens_with_its_codes(tiny, text, tmp_path,
 def test_bad_input_is_one_line(tiny, text, tmp_path, capsys) -> None:
     binary = tmp_path / "text.txt"
     binary.write_bytes(b"\xff\xfe\x00")
+    damaged, whole = tmp_path / "damaged.txt.gz", gzip.compress(WORDS.encode())
+    damaged.write_bytes(whole[:20] + b"\xff\xff\xff" + whole[23:])
     for words, said in {
         (str(tmp_path / "none.txt"),): "has no 'none.txt'",
         (str(binary),): "must be plain text in UTF-8, but text.txt is not",
+        (str(damaged),): "must be plain text in UTF-8, but damaged.txt.gz is not",
         (str(text),): "must hold 33 windows of ",
         (str(text), "--policy", "lucky"): "`--policy` must be one of luc, random, uniform",
         (str(text), "--method", "sparse"): "`--method` must be one of",
@@ -81,3 +85,21 @@ def test_bad_input_is_one_line(tiny, text, tmp_path, capsys) -> None:
         assert said in err
         assert len(err.splitlines()) == 1
         assert not (tmp_path / "bad").exists()
+
+
+def test_sides_that_no_file_holds_are_refused_before_any_work(tiny, text, tmp_path, capsys) -> None:
+    """Eight codes of 4 bits fill a word, or four of 8: what neither fits is said before the blocks are calibrated."""
+    for width in (34, 36):
+        folder = tmp_path / str(width)
+        config = dataclasses.replace(TINY, mlp_width=width)
+        models.save(folder, models.init(jax.random.key(0), config=config, scale=0.2))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(BUNDLED / name, folder / name)
+        words = [str(text), "--model", str(folder), "--num-windows", "4", "--num-tokens", "16", "--bits", "3"]
+        code, said, err = _call([*words, "--out", str(tmp_path / f"out{width}"), "--method", "magnitude"], capsys)
+        if width == 34:
+            assert (code, said) == (2, "")
+            assert "`--model` must have matrices whose sides 4 divides, but layers.up is (32, 34)." in err
+        else:
+            assert code == 0, err
+            assert isinstance(models.load(tmp_path / "out36")[0].params["layers"]["down"], models.Packed)

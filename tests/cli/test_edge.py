@@ -64,8 +64,11 @@ def test_a_model_is_compressed_tuned_asked_and_scheduled(tiny, rows, tmp_path, c
 def test_bad_input_is_one_line(tiny, rows, tmp_path, capsys) -> None:
     bare = tmp_path / "bare.jsonl"
     data.write_jsonl(bare, [data.Record("0", "user", "topic", "pay", "bank", "train")])
+    short = tmp_path / "short.jsonl"
+    data.write_jsonl(short, [data.Record(s, "user", "topic", "pay", "bank", s) for s in ("train", "test")])
     for words, said in {
         (str(tmp_path / "none.jsonl"),): "has no 'none.jsonl'",
+        (str(short), "--dry-run"): "must have 32 tokens in its train rows",
         (str(bare),): "must have test rows, each with an output",
         (str(rows), "--window", "3"): "`--window` must divide the 2 blocks of the model, but is 3. Use one of 1, 2.",
         (str(rows), "--machine", "edge"): "`--machine` must be one of",

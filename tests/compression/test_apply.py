@@ -307,11 +307,20 @@ def test_memory_counts_what_is_held_and_what_the_policy_takes() -> None:
         (lambda: compression.pack(LM), r"must be codes with one scale an output, but is a .*Compress it first\."),
         (lambda: compression.in_loop(LM, POLICY, parts=("norms",)), "`parts` must be one of"),
         (lambda: compression.sensitivity(LM, TOKENS, bits=1), "`bits` must"),
+        (lambda: compression.sensitivity(LM, TOKENS.at[0, 0].set(-100)), r"`tokens` must lie in .*holds -100"),
+        (lambda: compression.sensitivity(LM, TOKENS[:0]), "`tokens` must hold a sequence and a token at least"),
+        (lambda: compression.apply(LM, POLICY, TOKENS[:, :0]), "`tokens` must hold a sequence and a token at least"),
     ],
 )
 def test_wrong_use_is_refused(call, said) -> None:
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_without_a_quantiser_the_dtype_is_kept() -> None:
+    narrow = LM.replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), LM.params))
+    pruned = compression.apply(narrow, POLICY, method="magnitude", quantiser=None)
+    assert pruned.params["layers"]["up"].dtype == jnp.bfloat16
 
 
 def test_an_adapter_is_merged_before_its_model_is_compressed() -> None:

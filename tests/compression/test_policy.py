@@ -82,3 +82,22 @@ def test_the_printed_form_prunes_what_is_sensitive_and_is_refused_beyond_one() -
 def test_wrong_use_is_refused(given, said) -> None:
     with pytest.raises(ValueError, match=said):
         compression.luc(_table(np.ones(3), np.ones(3)), **given)
+
+
+@pytest.mark.parametrize("pruning", [np.ones(4), np.array([1.0, np.inf, 2.0]), np.array([1.0, np.nan, 2.0])])
+def test_a_table_that_is_no_table_is_refused(pruning) -> None:
+    with pytest.raises(ValueError, match=r"`table\.pruning` must"):
+        compression.luc(_table(np.ones(3), pruning))
+
+
+def test_what_has_no_blocks_or_parts_of_unlike_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`table\.quantisation` must have shape"):
+        compression.luc(_table(np.ones(0), np.ones(0)))
+    with pytest.raises(ValueError, match=r"`policy\.sparsity` must have shape"):
+        compression.random(jax.random.key(0), compression.Policy(np.full(3, 4), np.full(4, 0.5)))
+
+
+@pytest.mark.parametrize("num", range(3, 40))
+def test_equal_blocks_reach_the_cap_and_not_beyond(num) -> None:
+    equal = np.full(num, 1.0 / 3.0)
+    assert compression.luc(_table(equal, equal), sparsity=1.0, form="printed").sparsity.max() <= 1.0

@@ -25,12 +25,12 @@ SECOND = X.T @ X
 
 
 def twin(w: np.ndarray, second: np.ndarray, sparsity: float, gone: Any = None, bits: int = 0) -> tuple[Any, Any]:
-    """Run algorithm 1 of SparseGPT and GPTQ as printed, with the inverse itself, in float64."""
+    """Run algorithm 1 of SparseGPT and GPTQ, with the inverse itself, in float64; inputs that are all 0 go first."""
     w, second = w.astype(np.float64).copy(), second.astype(np.float64).copy()
     inputs = len(w)
     step = None if not bits else np.abs(w).max(0) / (2 ** (bits - 1) - 1)
     dead = np.diag(second) == 0
-    second[dead, dead], w[dead] = 1.0, 0.0
+    second[dead, dead] = 1.0
     second += DAMP * np.diag(second).mean() * np.eye(inputs)
     upper = np.linalg.cholesky(np.linalg.inv(second)).T
     mask = np.zeros(w.shape, bool)
@@ -38,6 +38,7 @@ def twin(w: np.ndarray, second: np.ndarray, sparsity: float, gone: Any = None, b
         stop = min(start + BLOCK, inputs)
         if gone is None:
             scores = w[start:stop] ** 2 / np.diag(upper)[start:stop, None] ** 2
+            scores[dead[start:stop]] = 0.0
             count = int(sparsity * w[:stop].size + 1e-9) - int(sparsity * w[:start].size + 1e-9)
             mask[start:stop].flat[np.argsort(scores, axis=None, kind="stable")[:count]] = True
         else:
@@ -101,6 +102,17 @@ def test_sparsegpt_beats_wanda_beats_magnitude_on_correlated_inputs(sparsity) ->
     assert middle < 0.7 * worst
 
 
+def test_inputs_that_are_never_there_go_first_and_no_further() -> None:
+    """ReLU networks have many: to set all of them to 0 would exceed the budget, and err on other text."""
+    second = jnp.diag(jnp.array([1.0, 0.0, 1.0]))
+    w = jnp.array([[3.0, 2.0], [9.0, 8.0], [1.0, 4.0]])
+    for sparsity, wanted in ((0.0, w), (1 / 6, w.at[1, 0].set(0.0)), (0.5, w.at[1].set(0.0).at[2, 0].set(0.0))):
+        made, gone = compression.sparsegpt(w, second, sparsity)
+        np.testing.assert_allclose(made, wanted, rtol=1e-6)
+        assert int(gone.sum()) == round(6 * sparsity)
+    np.testing.assert_allclose(compression.gptq(w, second, 8), compression.quantise(w, 8, axis=0), rtol=1e-6)
+
+
 def test_gptq_beats_the_nearest_value() -> None:
     codes, scales = compression.to_codes(jnp.asarray(W), 3)
     nearest = codes.astype(jnp.float32) * scales
@@ -112,3 +124,8 @@ def test_a_second_moment_of_another_matrix_is_refused() -> None:
         compression.wanda(jnp.ones((3, 2)), jnp.ones((2, 2)), 0.5)
     with pytest.raises(ValueError, match="`sparsity` must"):
         compression.magnitude(jnp.ones((3, 2)), 1.5)
+    for second in (-jnp.eye(3), jnp.eye(3).at[0, 0].set(jnp.nan)):
+        with pytest.raises(ValueError, match="`second` must be a second moment, positive semidefinite"):
+            compression.sparsegpt(jnp.ones((3, 2)), second, 0.5)
+        with pytest.raises(ValueError, match="`second` must be a second moment, positive semidefinite"):
+            compression.gptq(jnp.ones((3, 2)), second, 4)

@@ -51,7 +51,13 @@ def test_the_gradient_is_one_and_ends_where_it_is_clipped() -> None:
     np.testing.assert_array_equal(slope(x, 2.0), jnp.array([0.0, 1.0, 2.0, 3.0, 0.0]))
 
 
-@pytest.mark.parametrize("bits", [1, 9])
+def test_numbers_whose_step_is_no_float_are_zero() -> None:
+    x = jnp.array([1e-38, 0.0, 3e-39])
+    np.testing.assert_allclose(compression.quantise(x, 8), x, atol=2e-38)
+    np.testing.assert_array_equal(compression.to_codes(jnp.zeros((3, 1)).at[0].set(1e-44), 8)[0], 0)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 4.5])
 def test_bits_without_levels_or_room_are_refused(bits) -> None:
     with pytest.raises(ValueError, match=r"Argument `bits` must .* but"):
         compression.quantise(jnp.ones(3), bits)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import cost, models
+from nvcim_jax import compression, cost, models
 from nvcim_jax.cost.gemm import STATIONARY, Gemm, best_tiling, sizes, tile_bytes, traffic
 
 CONFIG = models.Config(vocab_size=256, width=64, num_layers=4, num_heads=4, num_kv_heads=2, mlp_width=128)
@@ -196,6 +196,85 @@ def test_what_does_not_fit_comes_from_behind() -> None:
     assert window.stored_s == pytest.approx(spilled / float(EDGE.values["ssd_bandwidth"]))
     with pytest.raises(ValueError, match=r"`on` must hold weights and activations, but edge-8GB has no room"):
         cost.schedule(CONFIG, batch=1, tokens=16, on=cost.machines.get("edge-8GB", dram_size=1e3, ssd_size=1e3))
+
+
+def test_activations_that_do_not_fit_are_written_and_read_again() -> None:
+    """Nine tenths of what a window keeps lie on the SSD, whose bandwidth then decides; with room nothing does."""
+    given: dict[str, Any] = {"batch": 1, "tokens": 2048, "window": (0, 4)}
+    roomy = cost.schedule(CONFIG, on=EDGE, **given)
+    assert roomy.stored_s == 0
+    tight = cost.machines.get("edge-8GB", dram_size=0.1 * sum(roomy.stores), ssd_bandwidth=1e8)
+    plan = cost.schedule(CONFIG, on=tight, **given)
+    share = plan.placement["activations"].share[1]
+    stream, logits = 2 * 2048 * 64, 2 * 256
+    kept = plan.stores.activations - stream - logits
+    behind = 2 * share * (kept + 4 * stream + logits)
+    assert share > 0.8
+    assert plan.stored_s == pytest.approx(behind / 1e8 + weights_behind(plan) / 1e8, rel=1e-6)
+    assert plan.time_s == plan.stored_s
+    slower = cost.schedule(CONFIG, on=cost.machines.get("edge-8GB", dram_size=0.1 * sum(roomy.stores)), **given)
+    assert slower.time_s < plan.time_s
+
+
+def weights_behind(plan: Any) -> float:
+    """Return the bytes of weights of a window over all blocks that come from behind, read forward and back."""
+    return plan.placement["weights"].share[1] * sum(
+        sizes(i.gemm, True)[1] for i in plan.items if i.name.rstrip("'") not in ("scores", "values")
+    )
+
+
+def test_a_machine_without_storage_works_in_its_last_memory() -> None:
+    given = {f"cache{n}k_bandwidth": 1e11 for n in (16, 128, 1024, 8192)} | {"dram_bandwidth": 1e9, "call": 1e-9}
+    host = cost.machines.get("this-host", macs_32=1e12, **given)
+    plan = cost.schedule(CONFIG, batch=8, tokens=512, on=host, window=(0, 4))
+    assert plan.placement["activations"] == (("dram",), (1.0,))
+    wanted = sum(i.times * best_tiling(i.gemm, host, "dram").time_s for i in plan.items)
+    assert plan.time_s == pytest.approx(wanted, rel=1e-3)  # a product of all heads is started once
+    assert cost.schedule(CONFIG, batch=1, tokens=8, on=host).placement["weights"].level[0] == "cache1024k"
+
+
+def test_logits_are_held_and_their_gradients() -> None:
+    """The difference that predicted tokens make is XLA's, of a step whose logits are its greatest array."""
+    config = dataclasses.replace(CONFIG, vocab_size=8192, width=32, num_layers=2, mlp_width=32)
+    lm = models.init(jax.random.key(0), config=config)
+
+    def loss(lm: models.LM, ids: jax.Array, at: jax.Array) -> jax.Array:
+        x = models.hidden(lm, models.embed(lm, ids), at=at)[0]
+        return models.token_losses(models.head(lm, x), jnp.zeros(at.shape, jnp.int32)).sum()
+
+    found = []
+    for predicted in (1, 63):
+        ids, at = jnp.ones((8, 63), jnp.int32), jnp.tile(jnp.arange(predicted), (8, 1))
+        run = jax.jit(jax.grad(loss)).lower(lm, ids, at).compile()
+        analysis = run.memory_analysis()
+        assert analysis is not None
+        stores = cost.schedule(lm, batch=8, tokens=63, on=EDGE, window=(0, 2), predicted=predicted).stores
+        found.append((analysis.temp_size_in_bytes, stores.activations + stores.gradients))
+    (temporaries, stored), more = found[0], found[1]
+    logits = 8 * 62 * 8192
+    assert more[1] - stored == pytest.approx(2 * 2 * logits, rel=0.2)  # at 2 bytes a number
+    assert 0.5 < (more[0] - temporaries) / (2 * (more[1] - stored)) < 2.0  # XLA's have 4
+
+
+def test_a_compressed_model_brings_its_bits_and_zeros() -> None:
+    lm = models.init(jax.random.key(0), config=CONFIG)
+    policy = compression.Policy(np.array([4, 5, 3, 4]), np.array([0.5, 0.25, 0.5, 0.75]))
+    small = compression.apply(lm, policy, method="magnitude")
+    given: dict[str, Any] = {"batch": 1, "tokens": 16, "on": EDGE}
+    wanted = [(int(b), p) for b, p in zip(*policy, strict=True)]
+    for own in (small, compression.pack(small)):
+        found = {i.block: i.gemm for i in cost.schedule(own, **given).items if i.name == "up"}
+        for block, (bits, zeros) in enumerate(wanted):
+            assert found[block].weight_bits == bits
+            assert zeros <= found[block].sparsity < zeros + 0.2  # some more are rounded to zero
+    told = cost.schedule(small, bits=[b for b, _ in wanted], sparsity=[p for _, p in wanted], **given)
+    assert {i.block: i.gemm.sparsity for i in told.items if i.name == "up"} == {i: p for i, (_, p) in enumerate(wanted)}
+    assert cost.schedule(lm, **given).stores == cost.schedule(CONFIG, **given).stores
+    mixed = small.replace(
+        params={**small.params, "layers": {**small.params["layers"], "up": lm.params["layers"]["up"]}}
+    )
+    with pytest.raises(ValueError, match=r"`bits` must be given where not all matrices are codes: layers\.up"):
+        cost.schedule(mixed, **given)
 
 
 @pytest.mark.parametrize(

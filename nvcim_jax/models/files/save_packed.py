@@ -16,9 +16,10 @@ Plan = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def container_bits(leaves: Iterable[Packed]) -> int:
-    """Return how many bits of a file hold all codes: 4 or 8."""
-    spans = [(int(np.asarray(leaf.codes).min()), int(np.asarray(leaf.codes).max())) for leaf in leaves]
-    return 4 if all(low >= -8 and high <= 7 for low, high in spans) else 8
+    """Return how many bits of a file hold all codes: 4 or 8; a word of 4 bits holds eight, which sides must fill."""
+    found = [np.asarray(leaf.codes) for leaf in leaves]
+    small = all(codes.min() >= -8 and codes.max() <= 7 for codes in found)
+    return 4 if small and not any(side % 8 for codes in found for side in codes.shape[-2:]) else 8
 
 
 def quantisation(bits: int) -> dict[str, Any]:
