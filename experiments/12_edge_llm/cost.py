@@ -12,7 +12,7 @@ Expect:   - `results/cost/cost.json`, 5 texts of 48 tokens, floats: temporaries 
             times less at .95: most of the memory is saved without windows, the speed is theirs.
           - the streams of 25 texts, once, take as long as four updates of a window (by the clock, six).
           - `results/cost/schedule.json`: on Edge-LLM's accelerator 2.4 times as fast by depth alone, 6.1 by 4 bits
-            and half of the weights alone, 12.9 by both, 22.2 with activations of 8 bits; memory 1.5, 1.6, 3.4 and 4.0
+            and half of the weights alone, 12.9 by both, 22.2 with activations of 8 bits; memory 1.5, 1.6, 3.3 and 4.0
             times less. On a CPU that gains nothing from zeros and odd widths 2.4, 1.0 and 2.4, and 4.6.
 
 Every variant is timed after every other, round after round, by the clock and by the time of its processors, which other

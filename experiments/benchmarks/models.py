@@ -10,9 +10,9 @@ file.
 The model is a random Llama of 10 M parameters: 6 layers, width 320, 5 heads, feed-forward 880, vocabulary 8192, tied.
 Batch 8 of 128 tokens, 20 virtual tokens before them. Expect (results/models.json, two cores of an EPYC): forward
 1.9, soft-prompt step 1.5 to 1.7, greedy decoding of 64 tokens 2.7 (2.6 to 3.2) at batch 1 and 1.9 at batch 8, short of
-the five that were aimed at: `products_alone` is the time of the bare products with the weights, which no float32 decoder
-can do without, and its ratio, 3.6 and 3.1, is the most that could be had. Compilation at 24 layers .3 s forward,
-1.3 s with gradients; bf16 slower than float32; remat a fifth of the memory at no measurable time.
+the five that were aimed at: `products_alone` is the time of the bare products with the weights, which no float32
+decoder can do without, and its ratio, 3.6 and 3.1, is the most that could be had. Compilation at 24 layers .3 s
+forward, 1.3 s with gradients; bf16 slower than float32; remat a fifth of the memory at no measurable time.
 """
 
 # pyright: reportMissingImports=false
