@@ -102,6 +102,9 @@ def main(options: Options) -> int:
     started = time.perf_counter()
     state = _tuned(tune_key, state, lm, batches["train"], adapter, options)
     seconds = time.perf_counter() - started
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
+        after = f"made numbers that are not finite in {options.num_steps} updates"
+        checks.fail("--learning-rate", "let the loss fall", after, "Lower it.")
     found = [
         {"split": split, "rows": len(rows[split]), "before": before[split], "after": _loss(state, lm, own, adapter)}
         for split, own in batches.items()
@@ -113,7 +116,7 @@ def main(options: Options) -> int:
 
 def _planned(options: Options, lm: models.LM, train: tuning.Examples, num: int) -> int:
     """Say how long the updates would take and what would be written."""
-    tokens = min(options.batch, len(train.ids)) * train.ids.shape[1]
+    tokens = options.batch * train.ids.shape[1]
     each = 4.0 if options.zeroth_order else 8.0 if options.remat else 6.0  # for a weight and a token
     work = duration.updates(lm.config, tokens, options.num_steps, of_update=each)
     seconds = work / duration.rate(lm.config)
@@ -182,7 +185,7 @@ def _tuned(
             "gradient": tuning.zeroth_order(options.zeroth_order),
         }
     how = tuning.Options(num_steps=options.num_steps, batch=options.batch, remat=options.remat)
-    with progress_bar(options.num_steps + 1, options.said.progress, "updates", lines=True) as advance:
+    with progress_bar(options.num_steps + 2, options.said.progress, "updates", lines=True) as advance:
 
         def told(state: Any) -> Any:
             jax.debug.callback(lambda: advance(1))

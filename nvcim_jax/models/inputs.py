@@ -37,6 +37,8 @@ class Inputs(NamedTuple):
         prefix: Keys and values that stand before the first token, per layer, at positions 0, 1, ...: (layers, [batch,]
             kv_heads, prefix tokens, head_dim), the keys as after their rotary embedding (transformers'
             `past_key_values`).
+        num_text: How many tokens of each are text (batch,), before an answer whose tokens are predicted; for adapters
+            that change the text alone. None: all.
 
     All without the batch axis for one sequence.
     """
@@ -45,6 +47,7 @@ class Inputs(NamedTuple):
     mask: jax.Array | None = None
     positions: jax.Array | None = None
     prefix: KeysValues | None = None
+    num_text: jax.Array | None = None
 
 
 def as_inputs(x: Inputs | jax.Array) -> Inputs:
@@ -69,7 +72,7 @@ def check_inputs(inputs: Inputs, config: Config) -> Inputs:
     Raises:
         ValueError: If a shape does not fit.
     """
-    x, mask, positions, prefix = inputs
+    x, mask, positions, prefix, _ = inputs
     checks.rank("x", x, (2, 3), "(tokens, width) or (batch, tokens, width)")
     if x.shape[-1] != config.width:
         checks.fail("x", f"have width {config.width}", f"has shape {x.shape}", "Call models.embed on token ids first.")

@@ -13,6 +13,7 @@ from nvcim_jax.models import LM, Inputs, Text
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.observe import Chosen, Parts, State, complete
 from nvcim_jax.pipeline.retrieval import Retrieved, retrieve
+from nvcim_jax.pipeline.store import check_rows
 from nvcim_jax.pipeline.text import Queries, make_queries
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
@@ -217,6 +218,7 @@ def choose(
         ((1, 3), (1,))
     """
     chosen = complete(config, parts)
+    check_rows(state.store, chosen.adapter, lm)
     rows, found, state = _retrieve(key, queries.features, state, config, chosen)
     logs = rank(rows, queries, lm, adapter=chosen.adapter)
     return logs, AnswerInfo(found, logs, state)
@@ -267,6 +269,7 @@ def answer(
     texts = [query] if isinstance(query, str) else list(query)
     queries = make_queries(texts, lm, text, config=config, labels=labels)
     chosen = complete(config, parts)
+    check_rows(state.store, chosen.adapter, lm)
     found_key, text_key = jax.random.split(key)
     rows, found, state = _retrieve(found_key, queries.features, state, config, chosen)
     adapter = chosen.adapter if bool(state.store.filled.any()) else tuning.frozen()

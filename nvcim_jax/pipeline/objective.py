@@ -14,7 +14,7 @@ from nvcim_jax.ops import as_partial, descend, draw_batch
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.pipeline.memory import Memory, as_memory
 from nvcim_jax.pipeline.retrieval import TEMPERATURE, program_store, retrieve
-from nvcim_jax.pipeline.store import Store, Trainable
+from nvcim_jax.pipeline.store import Store, Trainable, check_rows
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key, Scalar
@@ -133,6 +133,7 @@ def objective(
     width = batch.store.features.shape[-1]
     checks.shape("batch.features", batch.features, (len(batch.examples.ids), config.search_tokens, width))
     adapter = tuning.as_adapter(config.adapter() if adapter is None else adapter)
+    check_rows(batch.store, adapter, lm)
     return _objective(key, trained, batch, lm, as_memory(memory), config, adapter, temperature)
 
 
@@ -147,12 +148,12 @@ class _Fixed(NamedTuple):
     temperature: jax.Array
     optimiser: Partial
     project: Partial
+    adapter: Adapter
 
 
 @jax.jit
 def _train(key: Key, trained: Trainable, fixed: _Fixed) -> tuple[Trainable, jax.Array]:
-    options, batch = fixed.options, fixed.batch
-    adapter = tuning.as_adapter(fixed.config.adapter())
+    options, batch, adapter = fixed.options, fixed.batch, fixed.adapter
 
     def loss(trained: Trainable, key: Key, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         del step
@@ -180,6 +181,7 @@ def train(
     memory: Memory,
     *,
     config: Config,
+    adapter: Adapter | None = None,
     options: EndToEnd = EndToEnd(),  # noqa: B008  # frozen
     optimiser: Any = None,
     project: Any = None,
@@ -195,6 +197,7 @@ def train(
         lm: The language model.
         memory: What holds the store.
         config: Options of the pipeline; its pick should be `soft` or `straight_through`.
+        adapter: What the rows belong to; None: that of the config.
         options: Number of steps and examples a step.
         optimiser: As for `tuning.tune`; None: Adam whose learning rate falls to zero.
         project: Holds the prompts, as for `tuning.tune`; None: nothing does.
@@ -204,7 +207,7 @@ def train(
         The store as trained, and the loss before every update.
 
     Raises:
-        ValueError: If the pick is hard.
+        ValueError: If the pick is hard, or the store holds rows of another adapter.
 
     Example:
         >>> from nvcim_jax import models, pipeline
@@ -235,6 +238,8 @@ def train(
         jnp.asarray(temperature, jnp.float32),
         as_partial(optimiser),
         as_partial(project),
+        tuning.as_adapter(config.adapter() if adapter is None else adapter),
     )
+    check_rows(batch.store, fixed.adapter, lm)
     trained, losses = _train(key, batch.store.trainable(), fixed)
     return batch.store.with_trained(trained), losses

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nvcim_jax import checks, crossbar, models, selection
+from nvcim_jax import checks, crossbar, models, selection, tuning
 from nvcim_jax.ops import Moments, moments_init
 from nvcim_jax.pipeline.config import Config
 from nvcim_jax.signature import checked
@@ -18,6 +18,7 @@ __all__ = [
     "Trainable",
     "capacity",
     "check_room",
+    "check_rows",
     "empty_store",
     "insert",
 ]
@@ -70,6 +71,18 @@ class Store(NamedTuple):
         """Return the store with its trainable parts replaced; empty slots stay empty."""
         prompts = jnp.where(self.filled[:, None, None], trained.prompts, 0.0)
         return self._replace(prompts=prompts, codec=trained.codec, scale_weights=trained.scale_weights)
+
+
+def check_rows(store: Store, adapter: tuning.Adapter, lm: models.LM) -> None:
+    """Refuse an adapter whose rows the store does not hold.
+
+    Raises:
+        ValueError: If the rows have another shape.
+    """
+    own, held = adapter.rows_shape(lm), store.prompts.shape[1:]
+    if own != held:
+        fix = "Pass adapter= to every function of this store, as to `init`."
+        checks.fail("adapter", f"have the rows of the store, {held}", f"has {own}", fix)
 
 
 class Inserted(NamedTuple):

@@ -67,6 +67,8 @@ def _apply(options: DeptOptions, alpha: jax.Array, state: DeptState, lm: LM, inp
         added = change[None, :tokens]
     else:
         added = change[jnp.maximum(jnp.cumsum(inputs.mask.astype(jnp.int32), axis=-1) - 1, 0)]
+    if inputs.num_text is not None:
+        added = jnp.where(jnp.arange(tokens)[None] < inputs.num_text[:, None], 1.0, 0.0)[..., None] * added
     return lm, models.prepend(state.prompt, inputs._replace(x=x + added.astype(x.dtype)))
 
 
@@ -97,7 +99,8 @@ def dept(
     `[S; emb(x)_i + alpha / sqrt(rank) (A B)_i]`, i counted from a text's first token; A ~ N(0, 0.02^2) and B = 0 at the
     start. It stores `num_virtual x width + rank (max_tokens + width)` values, less than a prompt of more tokens. The
     published form has two learning rates: `optax.multi_transform` over a `DeptState` of labels. The change covers the
-    texts that the adapter is applied to; tokens that `rank` and `generate` put behind them have none.
+    text alone, as an encoder's input in the paper: tokens of an answer have none, whether `answer_loss`, `rank` or
+    `generate` put them behind it. Of plain text, every token of which is predicted, that is the first one.
 
     Args:
         num_virtual: Virtual tokens.

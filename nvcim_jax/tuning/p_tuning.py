@@ -11,6 +11,7 @@ from nvcim_jax.models import LM, Inputs
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter
 from nvcim_jax.tuning.examples import Examples
+from nvcim_jax.tuning.prompt import check_virtual
 from nvcim_jax.types import Key
 
 __all__ = ["Encoder", "PTuningOptions", "p_tuning"]
@@ -72,8 +73,9 @@ def _rows(state: Encoder | jax.Array) -> jax.Array:
 
 
 def _apply(options: PTuningOptions, state: Encoder | jax.Array, lm: LM, inputs: Inputs) -> tuple[LM, Inputs]:
-    del options
-    return lm, models.prepend(_rows(state), inputs)
+    rows = _rows(state)
+    check_virtual(options.num_virtual, rows)
+    return lm, models.prepend(rows, inputs)
 
 
 def _as_prompt(rows: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from nvcim_jax.tuning.rows import itself
 from nvcim_jax.tuning.starts import STARTS
 from nvcim_jax.types import Key
 
-__all__ = ["prompt"]
+__all__ = ["check_virtual", "prompt"]
 
 
 @checks.frozen_config
@@ -32,13 +32,20 @@ class _Size:
         checks.integer("num_virtual", self.num_virtual)
 
 
+def check_virtual(num_virtual: int, prompt: jax.Array) -> None:
+    """Refuse rows of something else, such as another adapter's, which would pass for virtual tokens."""
+    if prompt.shape[-2] != num_virtual:
+        found = f"has {prompt.shape[-2]}"
+        checks.fail("state", f"have {num_virtual} virtual tokens", found, "Is it the adapter that it was tuned with?")
+
+
 def _init(size: _Size, start: Any, key: Key, lm: LM, examples: Examples, weights: Any = None) -> jax.Array:
     counts = jnp.ones(len(examples.ids), jnp.float32) if weights is None else weights
     return start(key, lm, examples, counts, size.num_virtual).astype(jnp.float32)
 
 
 def _apply(size: _Size, state: jax.Array, lm: LM, inputs: Inputs) -> tuple[LM, Inputs]:
-    del size
+    check_virtual(size.num_virtual, state)
     return lm, models.prepend(state, inputs)
 
 

@@ -116,10 +116,10 @@ def answer_loss(
         4.16
     """
     weights = weights.astype(jnp.float32)
-    text = models.embed(lm, batch.ids)
-    adapted, inputs = adapter.apply(state, lm, Inputs(text))
+    before = batch.where[:, 0] + 1
+    adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(lm, batch.ids), num_text=before))
     if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
-        adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids)))
+        adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids), num_text=before))
     return read_loss(adapted, inputs, batch, weights, remat=remat)
 
 
@@ -212,6 +212,7 @@ def check_weights(weights: Any, examples: Examples) -> jax.Array:
     counts = jnp.ones(len(examples.ids), jnp.float32) if weights is None else weights
     checks.shape("weights", counts, (len(examples.ids),), "(examples,)", "Use jax.vmap for many states.")
     checks.number("weights", counts, low=0.0)
+    checks.finite("weights", counts)
     if checks.is_concrete(counts) and not bool((jnp.asarray(counts) > 0).any()):
         checks.fail("weights", "give the state at least one example", "are all zero")
     return counts
@@ -227,7 +228,7 @@ def check_examples(examples: Examples, lm: LM) -> None:
 @jax.jit
 def _tune(key: Key, state: PyTree, lm: LM, batch: Examples, weights: jax.Array, how: How) -> tuple[PyTree, TuneInfo]:
     """Run the loop; the arguments are checked."""
-    data = (batch._replace(words=None), weights, how.adapter.rows(state))
+    data = (batch._replace(words=None), weights, how.adapter.rows(how.project(state)))
 
     def measure(state: PyTree, batch: Examples, weights: jax.Array) -> jax.Array:
         return answer_loss(state, lm, batch, weights, adapter=how.adapter, remat=how.options.remat)

@@ -161,7 +161,7 @@ def _tune_window(
     """Tune one window; `start`, its first block, is 0 where the streams are stored: then all share a program."""
     key, times = keys
     examples, weights = data
-    rows = how.adapter.rows(params[0])
+    rows = how.adapter.rows(how.project(params[0]))
 
     def measure(gain: Any, state: PyTree, drawn: tuple[Examples, Any], weights: jax.Array) -> jax.Array:
         batch, x = drawn

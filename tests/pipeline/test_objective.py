@@ -186,6 +186,29 @@ def test_training_lowers_the_loss_and_leaves_empty_slots_empty(lm, batch, smooth
     assert not jnp.array_equal(store.codec.encoder[0][0], batch.store.codec.encoder[0][0])
 
 
+def test_an_adapter_of_ones_own_is_trained_as_that(lm) -> None:
+    """Without an update the loss is the objective's; without the adapter its rows would pass for a prompt."""
+    config, adapter = pipeline.Config(capacity=2, codec="identity", pick="straight_through"), tuning.lora(4)
+    examples = tuning.examples([[1, 5, 6]], [[8, 2]])
+    state = adapter.init(jax.random.key(3), lm, examples) + 0.05
+    store = pipeline.init(jax.random.key(1), lm, config=config, adapter=adapter).store
+    store = store._replace(prompts=jnp.stack([state, state]), filled=jnp.ones(2, bool))
+    store = store._replace(features=jnp.ones_like(store.features))
+    batch = pipeline.Batch(examples, jnp.ones((1, 1, lm.config.width)), store, jnp.ones(1))
+    key, exact = jax.random.key(5), pipeline.exact_memory()
+    how = {"config": config, "adapter": adapter}
+    options, still = pipeline.EndToEnd(num_steps=1, batch=1), tuning.adam(1e-12)
+    _, losses = pipeline.train(key, batch, lm, exact, options=options, optimiser=still, **how)
+    value = pipeline.objective(key, store.trainable(), batch, lm, exact, **how)
+    np.testing.assert_allclose(losses, [value], rtol=1e-6)
+    for call in (
+        lambda: pipeline.train(key, batch, lm, exact, config=config),
+        lambda: pipeline.objective(key, store.trainable(), batch, lm, exact, config=config),
+    ):
+        with pytest.raises(ValueError, match=r"`adapter` must have the rows of the store, .* Pass adapter= to every"):
+            call()
+
+
 def test_what_cannot_be_trained_is_named(lm, batch, smooth, memory):
     config = dataclasses.replace(smooth, pick="hard")
     with pytest.raises(ValueError, match="passes no gradient"):

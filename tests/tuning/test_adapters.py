@@ -20,11 +20,13 @@ def _zeros(key, lm, examples, weights=None):
 
 
 def _shift(state, lm, inputs):
-    return lm, inputs._replace(x=inputs.x + state["shift"][None, None])
+    places = jnp.arange(inputs.x.shape[1])[None]
+    text = jnp.ones_like(places, bool) if inputs.num_text is None else places < inputs.num_text[:, None]
+    return lm, inputs._replace(x=inputs.x + jnp.where(text[..., None], state["shift"][None, None], 0.0))
 
 
 def shift() -> tuning.Adapter:
-    """An adapter of one's own: a vector that is added to every embedding."""
+    """An adapter of one's own: a vector that is added to every embedding of a text."""
     return tuning.Adapter(_zeros, _shift, lambda state: state["shift"][None], lambda rows: {"shift": rows[0]})
 
 
@@ -89,6 +91,23 @@ def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
         equal(again, state, 0.0)
 
 
+def test_the_loss_is_that_of_ranking(lm, adapter) -> None:
+    """What is tuned on is what is asked: the log-probability of an answer of several tokens, behind a padded text."""
+    texts, answers = [[1, 5, 6], [1, 7], [1, 9, 10]], [[8, 3], [9], [12, 4, 5]]
+    both = tuning.examples(texts, [[*own, 2] for own in answers])
+    state = adapter.init(jax.random.key(1), lm, both)
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [a + 0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    state = jax.tree.unflatten(tree, moved)
+    ids, mask = jnp.array([[1, 5, 6], [0, 1, 7], [1, 9, 10]]), jnp.array([[1, 1, 1], [0, 1, 1], [1, 1, 1]], bool)
+    adapted, inputs = adapter.apply(state, lm, models.Inputs(models.embed(lm, ids), mask))
+    found = models.rank(adapted, inputs, models.candidates(answers, end=2))
+    for i, own in enumerate(answers):
+        loss = tuning.answer_loss(state, lm, both, jnp.eye(3)[i], adapter=adapter)
+        assert float(found[i, i]) == pytest.approx(-float(loss) * (len(own) + 1), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_jit_equals_eager_and_vmap_equals_a_loop(lm, batch, adapter) -> None:
     adapter = tuning.as_adapter(adapter)
@@ -143,6 +162,13 @@ def test_an_adapter_that_is_made_again_compiles_nothing(lm, batch) -> None:
 def test_the_frozen_adapter_is_the_model_itself(lm, batch) -> None:
     adapter = tuning.frozen()
     found = tuning.answer_loss((), lm, batch, jnp.ones(3), adapter=adapter)
-    none = tuning.answer_loss(jnp.zeros((0, 32)), lm, batch, jnp.ones(3), adapter=tuning.prompt(1))
-    np.testing.assert_array_equal(found, none)
+    states, _ = models.hidden(lm, models.embed(lm, batch.ids), at=batch.where)
+    losses = models.token_losses(models.head(lm, states), batch.targets)
+    np.testing.assert_allclose(found, losses.mean(), rtol=1e-6)  # each answer has two tokens
     assert adapter.apply((), lm, models.Inputs(jnp.ones((1, 2, 32))))[0] is lm
+
+
+@pytest.mark.parametrize("adapter", [tuning.prompt(4), tuning.p_tuning(4, 16)], ids=["prompt", "p-tuning"])
+def test_rows_of_something_else_are_no_virtual_tokens(lm, batch, adapter) -> None:
+    with pytest.raises(ValueError, match=r"`state` must have 4 virtual tokens, but has 28\. Is it the adapter"):
+        tuning.answer_loss(jnp.ones((28, lm.config.width)), lm, batch, jnp.ones(3), adapter=adapter)

@@ -208,7 +208,8 @@ def test_dept_is_its_published_form(pair) -> None:
 
     def loss() -> Any:
         x = model.get_input_embeddings()(given["input_ids"])
-        x = x + (a @ b)[None, : x.shape[1]] * (2.0 / 3**0.5)
+        text = ((given["labels"] != -100).cumsum(1) == 0)[..., None]
+        x = x + text * (a @ b)[None, : x.shape[1]] * (2.0 / 3**0.5)
         x = torch.cat([prompt[None].expand(len(x), -1, -1), x], dim=1)
         ones, ignored = torch.ones((len(x), 2), dtype=torch.int64), torch.full((len(x), 2), -100)
         mask = torch.cat([ones, given["attention_mask"]], dim=1)

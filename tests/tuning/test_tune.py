@@ -110,6 +110,14 @@ def test_bound_and_seed(lm, batch, start, size) -> None:
     assert not jnp.array_equal(first, tuned(lm, batch, start, seed=1, **how)[0])
 
 
+def test_an_anchor_holds_where_the_bound_lets_tuning_start(lm, batch, start) -> None:
+    parts = {"project": tuning.bounded(0.2), "penalty": tuning.penalties(anchor=50.0), "optimiser": tuning.adam(0.05)}
+    how = {"adapter": tuning.prompt(len(start)), "options": tuning.Options(num_steps=5), **parts}
+    far, near = jnp.ones_like(start), jnp.full_like(start, 0.2)
+    found = [tuning.tune(jax.random.key(0), own, lm, batch, **how)[0] for own in (far, near)]
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_penalty_on_the_largest_entry_shrinks_it_and_an_anchor_holds(lm, batch, start) -> None:
     def found(**weights) -> jax.Array:
         how = {"penalty": tuning.penalties(**weights)} if weights else {}
