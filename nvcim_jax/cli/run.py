@@ -98,9 +98,9 @@ class Options:
     preset: str | None = None
     """Where the options of the memory below start from: bundled, users, pretrained, paper. None: with the bundled model
     users for the built-in users and bundled for --data; pretrained with another model."""
-    adapter: str = "prompt"
+    adapter: str | None = None
     """What is tuned and kept in the memory: prompt, prefix, lora, ia3. What is no prompt has bounds and learning rates
-    of its own where the preset's were not changed."""
+    of its own where the preset's were not changed. None: what --config.tunes says."""
     chosen: Annotated[pipeline.Preset, tyro.conf.arg(name="")] = pipeline.presets["users"]
     max_input: int | None = None
     """Tokens of an input that are kept, from its beginning; all of them by default."""
@@ -136,13 +136,26 @@ def read(words: Sequence[str]) -> Options | int:
     with_bundled = "users" if found.data is None else "bundled"
     name = found.preset or (with_bundled if found.model == "bundled" else "pretrained")
     checks.choice("--preset", name, pipeline.presets)
-    checks.choice("--adapter", found.adapter, ADAPTERS)
-    chosen = pipeline.presets[name]
-    if found.adapter != "prompt":
-        chosen = chosen.changed(config={"tunes": found.adapter, "start": "text"})
+    chosen = _adapted(pipeline.presets[name], found, words)
     if chosen == Options().chosen:
         return found
     return parse(Options, "nvcim run", words, default=Options(chosen=chosen))
+
+
+def _adapted(preset: pipeline.Preset, found: Options, words: Sequence[str]) -> pipeline.Preset:
+    """Return the preset with the numbers of what is stored, by --adapter or --config.tunes, and of --made-for."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    config = found.chosen.config
+    tunes = config.tunes if found.adapter is None else found.adapter
+    checks.choice("--adapter", tunes, ADAPTERS)
+    if "--config.tunes" in given and config.tunes != tunes:
+        wanted = f"be that of --config.tunes, {config.tunes!r}"
+        checks.fail("--adapter", wanted, f"is {tunes!r}", "Give one of the two.")
+    fields: dict[str, Any] = {"made_for": found.chosen.made_for} if "--made-for" in given else {}
+    if tunes != "prompt":
+        keys = {"keys": config.keys} if "--config.keys" in given else {}
+        fields["config"] = {"tunes": tunes, "start": "text", **keys}
+    return preset.changed(**fields)
 
 
 def main(options: Options) -> int:

@@ -36,6 +36,15 @@ prompts are tuned (`experiments.9_what_to_store.run --config rates`); with any c
 records of one domain, the best of four of which each is three times the one before
 (`experiments.11_memory_and_accuracy.run --config rates`)."""
 
+PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "any": MappingProxyType({"bound": float("inf"), "learning_rate": 1e-2}),
+        "bundled": MappingProxyType({"bound": 0.4, "learning_rate": 5e-2}),
+        "pretrained": MappingProxyType({"bound": 0.2, "learning_rate": 3e-2}),
+    }
+)
+"""Bound and learning rate of a prompt, by what a preset is made for."""
+
 
 def _nothing(key: Key, rows: Any) -> Any:
     del key
@@ -99,6 +108,8 @@ class Preset:
         anchor: Weight of the distance to where a prompt started, for anchored keys.
         lipschitz: Weight of the excess of a prompt's Lipschitz constant, see `tuning.penalties`.
         lipschitz_limit: See there.
+        made_for: Whose bounds and learning rates `changed` takes for what is stored: those found with the `bundled`
+            model, with a `pretrained` one, or, for `any`, no bound and the usual rate of a prompt.
 
     Raises:
         ValueError: If an option has no such value, or a number is negative.
@@ -116,10 +127,12 @@ class Preset:
     anchor: float = 0.0
     lipschitz: float = 0.0
     lipschitz_limit: float = 1.0
+    made_for: str = "any"
 
     def __post_init__(self) -> None:
         """Check the name and the numbers."""
         checks.choice("noise", self.noise, NOISES)
+        checks.choice("made_for", self.made_for, PROMPTS)
         for name in ("learning_rate", "largest", "anchor", "lipschitz", "lipschitz_limit"):
             checks.number(name, getattr(self, name), low=0.0)
         for name in ("clip_norm", "bound"):
@@ -133,13 +146,13 @@ class Preset:
             >>> presets["pretrained"].rates["lora"]
             0.00165
         """
-        return RATES["bundled" if self.config.start == "examples" else "pretrained"]  # whose model reads examples
+        return RATES["bundled" if self.made_for == "bundled" else "pretrained"]
 
     def changed(self, **fields: Any) -> "Preset":
         """Return a copy with some fields replaced; a dictionary replaces fields of a part.
 
-        Bound and learning rate are those of a prompt. What comes in its place by `config["tunes"]` has none and one of
-        `rates`, unless they are given as well.
+        With what is stored, `config["tunes"]`, bound and learning rate change: a prompt has its own, what comes in its
+        place no bound and one of `rates`. A bound or rate that is another than the preset's, or given, is kept.
 
         Example:
             >>> presets["bundled"].changed(bound=1.0, config={"capacity": 3, "search": {"axis": "tokens"}}).bound
@@ -147,13 +160,19 @@ class Preset:
             >>> other = presets["pretrained"].changed(config={"tunes": "ia3"})
             >>> other.bound, other.learning_rate
             (inf, 0.02)
+            >>> other.changed(config={"tunes": "prompt"}) == presets["pretrained"]
+            True
         """
         made = changed(self, **fields)
-        tunes = made.config.tunes
-        if tunes in ("prompt", self.config.tunes):
-            return made
-        own = {"bound": float("inf"), "learning_rate": self.rates[tunes]}
-        return changed(made, **{name: value for name, value in own.items() if name not in fields})
+        old, new = self._of_stored(), made._of_stored()
+        follow = {name: new[name] for name in old if name not in fields and getattr(self, name) == old[name]}
+        return dataclasses.replace(made, **follow)
+
+    def _of_stored(self) -> Mapping[str, Any]:
+        """Return bound and learning rate of what is stored, as this preset has them unless they are set."""
+        if self.config.tunes == "prompt":
+            return PROMPTS[self.made_for]
+        return {"bound": float("inf"), "learning_rate": self.rates[self.config.tunes]}
 
     def fitted(self, device: devices.Device | None) -> "Preset":
         """Return the preset with as many bits in a cell as the device has levels; analog cells keep the options.
@@ -206,8 +225,8 @@ BUNDLED = Preset(
         capacity=40,
     ),
     noise="value",
-    learning_rate=5e-2,
-    bound=0.4,
+    made_for="bundled",
+    **PROMPTS["bundled"],
 )
 
 USERS = BUNDLED.changed(
@@ -231,8 +250,8 @@ PRETRAINED = Preset(
         capacity=40,
     ),
     noise="value",
-    learning_rate=3e-2,
-    bound=0.2,
+    made_for="pretrained",
+    **PROMPTS["pretrained"],
 )
 
 presets: MappingProxyType[str, Preset] = MappingProxyType(

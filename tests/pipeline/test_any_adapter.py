@@ -1,6 +1,7 @@
 """Any adapter's rows in the memory: coded, programmed, searched, read back, and the model adapted by what is read."""
 
 import dataclasses
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from nvcim_jax import crossbar, devices, io, pipeline, tuning
-from nvcim_jax.cli import run
+from nvcim_jax.cli import entry, run
 
 FINE = crossbar.Config(rows=64, cols=8, weight_bits=16, cell_bits=2, weight_scale="column")
 
@@ -69,6 +70,51 @@ def test_a_command_and_a_preset_tune_another_adapter_alike(name, tunes) -> None:
     assert (found.chosen.bound, found.chosen.learning_rate) == (float("inf"), pipeline.presets[name].rates[tunes])
     own = pipeline.presets[name].changed(bound=0.3, learning_rate=1.0, config={"tunes": tunes})
     assert (own.bound, own.learning_rate) == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("words", [["--config.tunes", "ia3"], ["--config.tunes=ia3"], ["ia3.toml"]])
+def test_both_options_of_an_adapter_are_the_same(words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ia3.toml").write_text('[config]\ntunes = "ia3"\n', encoding="utf-8")
+    found, wanted = run.read(words), run.read(["--adapter", "ia3"])
+    assert isinstance(found, run.Options)
+    assert isinstance(wanted, run.Options)
+    assert found.chosen == wanted.chosen
+    assert (found.chosen.bound, found.chosen.learning_rate) == (float("inf"), 0.03)
+    found = dataclasses.replace(found, file=None)
+    assert run.read(shlex.split(entry.command_line("run", found))[2:]) == found
+
+
+def test_two_adapters_are_refused() -> None:
+    for one, other in (("lora", "prompt"), ("prompt", "lora")):
+        with pytest.raises(ValueError, match=f"`--adapter` must be that of --config.tunes, '{other}', but is '{one}'"):
+            run.read(["--adapter", one, "--config.tunes", other])
+
+
+def test_keys_that_are_given_with_an_adapter_count() -> None:
+    for option in ("--adapter", "--config.tunes"):
+        found = run.read(["--preset", "paper", option, "lora", "--config.keys", "centroid"])
+        assert isinstance(found, run.Options)
+        assert (found.chosen.config.keys, found.chosen.learning_rate) == ("centroid", 1.65e-3)
+
+
+@pytest.mark.parametrize("name", [*pipeline.presets])
+def test_a_preset_finds_its_numbers_again_in_every_direction(name) -> None:
+    preset = pipeline.presets[name].changed(config={"keys": "centroid"})
+    for first in ("prefix", "lora", "ia3"):
+        other = preset.changed(config={"tunes": first, "start": "text"})
+        for tunes in ("prompt", "prefix", "lora", "ia3"):
+            found = other.changed(config={"tunes": tunes, "start": preset.config.start})
+            assert found == preset.changed(config={"tunes": tunes})
+        assert other.changed(bound=0.3, learning_rate=1.0, config={"tunes": "prompt"}).bound == 0.3
+        own = other.changed(bound=0.3, learning_rate=1.0).changed(config={"tunes": "prompt"})
+        assert (own.bound, own.learning_rate) == (0.3, 1.0)
+
+
+def test_the_paper_takes_the_rates_of_the_model_that_it_is_made_for() -> None:
+    found = run.read(["--preset", "paper", "--made-for", "bundled", "--adapter", "lora", "--config.keys", "centroid"])
+    assert isinstance(found, run.Options)
+    assert found.chosen.learning_rate == pipeline.presets["bundled"].rates["lora"]
 
 
 def test_a_prompt_alone_is_its_own_key(config) -> None:
