@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ SPLITS = ("train", "val", "test")
 
 FIELDS = ("id", "user_or_domain", "task", "input", "output", "split")
 """The fields every line must have; all others go to `extra`."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a pair that stands for one character: no encoding can write it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,8 @@ def _parse(line: str, where: str) -> Record:
     for name in FIELDS:
         if text_of(row[name]) is None:
             checks.fail("path", "hold texts or numbers", f"{where} has {name} {row[name]!r}")
+        if _HALF.search(str(row[name])):
+            checks.fail("path", "hold whole characters", f"{where} has half of one in {name}: {row[name]!r}")
     extra = {name: value for name, value in row.items() if name not in FIELDS}
     return Record(*(str(row[name]) for name in FIELDS), extra=extra)
 
@@ -115,8 +121,8 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: If there is no such file; the message names the nearest.
-        ValueError: If a line is no JSON object, lacks a field, has an unknown split or repeats an id (the message
-            gives the line), or if the file is no text: binary, in another encoding, a web page, cut short.
+        ValueError: If a line is no JSON object, lacks a field, has an unknown split, half a character or repeats an id
+            (the message gives the line), or if the file is no text: binary, in another encoding, a web page, cut short.
 
     Example:
         >>> import tempfile

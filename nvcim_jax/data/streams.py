@@ -5,6 +5,7 @@ The name of the current domain is there for scoring only.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -229,21 +230,22 @@ def _previous(order: Sequence[str], block: int) -> tuple[str, ...]:
 
 
 def _check_ids(blocks: Sequence[Block], test: Mapping[str, tuple[Record, ...]]) -> None:
-    """Check that no row is in two buffers, and that no test row (nor the row it was made from) is in a buffer."""
+    """Check that each row comes once, and that no test row (nor the row it was made from) is in a buffer."""
 
     def source(row: Record) -> str:
         return row.extra.get("source_id", row.id)
 
     rows = [row for block in blocks for row in block.records]
-    ids = [row.id for row in rows]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        checks.fail("records", "have each id once", f"{twice!r} came into two buffers")
-    seen = set(ids) | {source(row) for row in rows}
-    for own in test.values():
-        leaked = next((row.id for row in own if row.id in seen or source(row) in seen), None)
-        if leaked is not None:
-            checks.fail("records", "keep test rows out of the buffers", f"{leaked!r} is in one")
+    tested = [row for own in test.values() for row in own]
+    for part, where in ((rows, "the buffers"), (tested, "the test rows")):
+        ids = [row.id for row in part]
+        twice = next((name for name, number in Counter(ids).items() if number > 1), None)
+        if twice is not None:
+            checks.fail("records", "have each id once", f"{twice!r} is twice in {where}")
+    seen = {row.id for row in rows} | {source(row) for row in rows}
+    leaked = next((row.id for row in tested if row.id in seen or source(row) in seen), None)
+    if leaked is not None:
+        checks.fail("records", "keep test rows out of the buffers", f"{leaked!r} is in one")
 
 
 def _named(records: Sequence[Record], domains: Sequence[str] | None, unseen: str | None) -> tuple[str, ...]:
@@ -285,7 +287,7 @@ def stream(
         The stream.
 
     Raises:
-        ValueError: If a name is unknown, rows do not suffice, or a test row would come into a buffer.
+        ValueError: If a name is unknown, rows do not suffice, an id comes twice, or a test row comes into a buffer.
 
     Example:
         >>> rows = [Record(f"{d}{s}{i}", d, "t", f"x {i}", f"{d} {i % 2}", s)

@@ -41,6 +41,10 @@ def test_reads_as_it_goes(tmp_path: Path) -> None:
             "line 2 of rows.jsonl has split 'trian'.*Did you mean 'train'",
         ),
         (json.dumps({**ROW, "id": "b", "input": None}), "line 2 of rows.jsonl has input None"),
+        (
+            json.dumps({**ROW, "id": "b", "input": "a\ud800b"}),
+            r"line 2 of rows.jsonl has half of one in input: 'a\\ud800b'",
+        ),
         ("[1]", "line 2 of rows.jsonl is a list"),
     ],
 )

@@ -59,6 +59,17 @@ def test_every_kind_keeps_test_rows_out_and_is_the_same_again(kind: str) -> None
     assert [b.records for b in other.blocks] != [b.records for b in made.blocks]
 
 
+def test_a_row_that_comes_twice_is_named() -> None:
+    train, tested = _rows("a", train=4, test=0), _rows("ab", train=0, test=2)
+    with pytest.raises(ValueError, match="`records` must have each id once, but 'a-test-0' is twice in the test rows"):
+        stream([*train, *tested, tested[0]], seed=0, config=StreamConfig(buffer_size=4), domains=["a"])
+    other = dataclasses.replace(tested[0], user_or_domain="b")
+    with pytest.raises(ValueError, match="'a-test-0' is twice in the test rows"):
+        stream([*train, *tested, other], seed=0, config=StreamConfig(buffer_size=4), domains=["a"], unseen="b")
+    with pytest.raises(ValueError, match="'a-train-3' is twice in the buffers"):
+        stream([*train, train[3], *tested], seed=0, config=StreamConfig(buffer_size=5), domains=["a"])
+
+
 def test_block_order_previous_domains_and_columns() -> None:
     made = stream(ROWS, seed=0, config=StreamConfig(buffer_size=10, num_blocks=5))
     assert _domains(made) == ["a", "b", "c", "d", "a"]
