@@ -148,7 +148,7 @@ def make_queries(
         The queries.
 
     Raises:
-        ValueError: If there is no text or no label, or the model has no tokenizer.
+        ValueError: If there is no text or no label, two labels have the same tokens, or the model has no tokenizer.
 
     Example:
         >>> from nvcim_jax import pipeline
@@ -167,8 +167,19 @@ def make_queries(
     if labels is not None:
         rows = [answer_ids(label, text) for label in labels]
         lm.config.check_tokens("text.tokenizer", [token for row in rows for token in row])
+        _check_different(labels, rows)
         answers = models.candidates(rows, end=end_id(lm))
     return Queries(ids, mask, text_features(lm, ids, mask, config=config), answers)
+
+
+def _check_different(labels: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Refuse labels that the model cannot tell apart."""
+    owners: dict[tuple[int, ...], str] = {}
+    for label, row in zip(labels, rows, strict=True):
+        if tuple(row) in owners:
+            found = f"{owners[tuple(row)]!r} and {label!r} have the same"
+            checks.fail("labels", "have tokens of their own each", found, "Merge them or reword one.")
+        owners[tuple(row)] = label
 
 
 def _examples(records: Sequence[Any], lm: LM, text: Text) -> tuning.Examples:

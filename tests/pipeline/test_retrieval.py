@@ -272,3 +272,11 @@ def test_every_kind_of_key_takes_in_a_buffer_and_answers(lm, text, buffers, conf
     if kind == "anchored":
         pooled = pipeline.make_buffer(buffers[0], lm, text, config=config).features[info.representatives]
         assert float(jnp.abs(state.store.prompts[:2] - pooled).max()) < 4 * 1e-2 + 1e-5  # 4 steps of at most 1e-2
+
+
+@pytest.mark.parametrize("labels", [["yes", "polish", "Polish"], ["yes", "polish", "polish"]])
+def test_labels_of_the_same_tokens_are_named(lm, labels):
+    text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+    found = f"`labels` must have tokens of their own each, but 'polish' and {labels[2]!r} have the same"
+    with pytest.raises(ValueError, match=found):
+        pipeline.make_queries(["pay"], lm, text, labels=labels)
