@@ -83,6 +83,9 @@ def macro_f1(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence
         preds: Predictions, (rows,); a text outside the labels is never a hit.
         labels: The full list of labels.
 
+    Raises:
+        ValueError: If a right answer is no label, or a label stands twice.
+
     Example:
         >>> macro_f1(["a", "a", "b"], ["a", "b", "b"], ["a", "b"])  # both have 2 / 3
         0.6666666666666666
@@ -90,6 +93,9 @@ def macro_f1(golds: Sequence[str], preds: Sequence[str | None], labels: Sequence
     _pair(golds, preds)
     if len(set(labels)) < len(labels) or not labels:
         checks.fail("labels", "name each label once", f"is {list(labels)}")
+    other = next((gold for gold in golds if gold not in labels), None)
+    if other is not None:
+        checks.fail("labels", "name every right answer", f"lacks {other!r}", "Add it, or leave such rows out.")
     return macro_f1_of_counts(label_counts(golds, preds, labels).sum(1))
 
 

@@ -126,6 +126,9 @@ def hit_rate(found: np.ndarray | Sequence[Any], truth: np.ndarray | Sequence[Any
     Returns:
         The share, in [0, 1].
 
+    Raises:
+        ValueError: If the shapes do not fit, or one holds names and the other numbers.
+
     Example:
         >>> hit_rate([0, 1, 2, 2], [0, 1, 1, 2]), hit_rate(["a"], ["b"])  # 3 of 4; 0 of 1
         (0.75, 0.0)
@@ -137,5 +140,8 @@ def hit_rate(found: np.ndarray | Sequence[Any], truth: np.ndarray | Sequence[Any
     picked = np.asarray(found)
     checks.rank("found", picked, (1, 2), "(queries,) or (queries, k)")
     checks.shape("found", picked[..., 0] if picked.ndim == 2 else picked, right.shape, "(queries,)")
+    kinds = ["names" if array.dtype.kind == "U" else "numbers" for array in (picked, right) if array.dtype != object]
+    if len(set(kinds)) > 1:
+        checks.fail("found", f"hold {kinds[1]} as `truth` does", f"holds {kinds[0]}", "Write both alike.")
     picked = picked.reshape(len(picked), -1)
     return float((picked == right[:, None]).any(1).mean())

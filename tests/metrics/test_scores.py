@@ -74,3 +74,5 @@ def test_wrong_columns_are_named() -> None:
         metrics.mean_absolute_error([], [])
     with pytest.raises(ValueError, match="`labels` must name each label once"):
         metrics.macro_f1(["a"], ["a"], ["a", "a"])
+    with pytest.raises(ValueError, match="`labels` must name every right answer, but lacks 'c'"):
+        metrics.macro_f1(["a", "c"], ["a", "a"], ["a", "b"])

@@ -102,3 +102,6 @@ def test_hit_rate_at_k_and_at_chance() -> None:
     assert abs(metrics.hit_rate(found, truth) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 10_000)
     with pytest.raises(ValueError, match="`found`"):
         metrics.hit_rate([1, 2], [1, 2, 3])
+    for found, message in ((["1", "2"], "hold numbers as `truth` does, but holds names"), ([[1], [2]], "hold names")):
+        with pytest.raises(ValueError, match=f"`found` must {message}"):
+            metrics.hit_rate(found, [1, 2] if found[0] == "1" else ["1", "2"])
