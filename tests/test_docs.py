@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from nvcim_jax import tuning
+
 WORDS = {"command_line", "design", "papers", "results", "results_bundled", "other_simulators"}
 """Pages without a line of Python."""
 
@@ -23,3 +25,12 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.debug_key_reuse(False):
         for block in blocks:
             exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_kinds_that_the_page_on_adapters_names_are_there() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if 'kind="' in line)
+    names = re.findall(r'"(\w+)"', line)
+    assert len(names) > 1
+    for kind in names:
+        tuning.zeroth_order(eps=1e-2, kind=kind)
