@@ -50,7 +50,7 @@ def predict(
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(key, stream.seed), 4)
     method = study.METHODS[MAIN_METHOD]
     fitted = preset.fitted(device)
-    own = fitted.changed(config=study.method_config(fitted.config, method))
+    own = fitted.changed(lipschitz=0.0, config=study.method_config(fitted.config, method))  # as it is trained there
     observed = study.observe_stream(learn_key, stream, lm, text, device, preset=own, advance=advance)
     rows = [record for name in stream.domains for record in stream.test[name]]
     questions = study.make_questions(_labelled(stream), lm, text, preset=own)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import tyro
 
 import nvcim_jax
-from nvcim_jax import checks, cost, data, devices, files, io, models, pipeline, selection, study
-from nvcim_jax.cli import duration, estimate, official
+from nvcim_jax import checks, cost, data, devices, files, io, models, pipeline, study
+from nvcim_jax.cli import before, duration, estimate, official
 from nvcim_jax.cli.chip_means import table
 from nvcim_jax.cli.entry import command_line, parse
 from nvcim_jax.cli.known import known_device
@@ -36,9 +36,6 @@ ADAPTERS = ("prompt", "prefix", "lora", "ia3")
 
 NAMES = {"path": "--data", "name": "--device", "folder": "--out"}
 """Options of what the library calls otherwise."""
-
-TYPICAL_INPUT = 32
-"""Tokens of an input that an estimate without data assumes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,9 +165,10 @@ def main(options: Options) -> int:
     if options.estimate:
         return _estimate(options)
     source = read_source(options)
-    _check_capacity(options, source)
+    before.check_capacity(options, source)
     lm, text = _load(options)
-    _check_memory(options, source, lm, text)
+    before.check_memory(options, source, lm, text)
+    before.check_answers(options, source, lm, text)
     _announce(options, source, lm, text, device)
     design = study.Design(*compared, num_instances=options.instances, every_block=options.every_block)
     if options.dry_run:
@@ -210,9 +208,10 @@ def _planned(
         units = study.plan(source.streams, [device], design)
         print(f"{len(units)} rows of the table. {duration.said(work, rate)}")
         result |= {"rows": len(units), "seconds": sum(work) / rate}
-    tables = [io.RECORDS, "summary.csv"] if source.streams[0].labels else []
-    written = ["records.jsonl", *tables, "study.json", "config.json", *(["*.png"] if options.plots else [])]
-    print(duration.nothing_done(options.out, [*written, *(["official.json"] if source.task else [])]))
+    written = ["records.jsonl", "study.json", io.RECORDS, "summary.csv"] if source.streams[0].labels else []
+    written += ["golds_*.json", "predictions_*.json", "official.json"] if source.task else []
+    written += ["config.json", *(["*.png"] if source.streams[0].labels and options.plots else [])]
+    print(duration.nothing_done(options.out, written))
     print_result(options, result)
     return 0
 
@@ -240,6 +239,8 @@ def _check(options: Options) -> None:
     for name in ("max_input", "num_test", "num_labels"):
         if getattr(options, name) is not None:
             checks.integer(f"--{name.replace('_', '-')}", getattr(options, name), high=MOST_ROWS)
+    if options.memory_budget_mb is not None:
+        checks.number("--memory-budget-mb", options.memory_budget_mb, low=0.0, low_open=True)
     checks.integer("--seed", options.seed, low=0, high=2**31)
     checks.choice("--kind", options.kind, data.KINDS)
     checks.choice("--dtype", options.dtype, ("float32", "bfloat16", "float16"))
@@ -262,56 +263,6 @@ def _load(options: Options) -> Any:
     return lm, text.replace(template=dataclasses.replace(options.chosen.template, **cut))
 
 
-def _check_capacity(options: Options, source: Source) -> None:
-    """Say before anything is tuned that the prompts will not fit."""
-    config = options.chosen.config
-    each = selection.num_representatives(options.buffer_size) if config.num_prompts is None else config.num_prompts
-    needed = max(each * len(stream.blocks) for stream in source.streams)
-    if config.when_full == "refuse" and needed > config.capacity:
-        fix = "Raise it, or let --config.when-full oldest or least_used replace prompts."
-        found = f"is {config.capacity}"
-        checks.fail("--config.capacity", f"be at least {needed}, the prompts of all buffers", found, fix)
-
-
-def _work(options: Options, longest: int = TYPICAL_INPUT) -> cost.Work:
-    """Return what is computed at once, for inputs of at most so many tokens."""
-    config = options.chosen.config
-    return cost.Work(
-        prompts=selection.num_representatives(options.buffer_size),
-        batch=config.tuning.batch or options.buffer_size,
-        virtual=config.num_virtual,
-        text=16 * -(-((options.max_input or longest) + 8) // 16),
-        new_tokens=options.max_new_tokens,
-        remat=config.tuning.remat,
-        dtype=options.dtype,
-        on_cpu=estimate.default_backend_is_cpu(),
-    )
-
-
-def _inputs(source: Any) -> list[str]:
-    """Return all inputs of all streams."""
-    return [
-        record.input
-        for stream in source.streams
-        for records in (*(block.records for block in stream.blocks), *stream.test.values())
-        for record in records
-    ]
-
-
-def _check_memory(options: Options, source: Source, lm: models.LM, text: models.Text) -> None:
-    """Refuse a run that cannot stay inside the budget."""
-    longest = max(len(text.encode_input(words)) for words in _inputs(source))
-    packed = any(isinstance(leaf, models.Packed) for leaf in lm.params["layers"].values())
-    found = cost.memory(lm.config, _work(options, longest), packed=packed)
-    needed = max(found.tuning_peak, found.answering_peak) / 2**20
-    budget = options.memory_budget_mb or estimate.memory_of_the_machine() / 2**20
-    if needed > budget:
-        spare = "a smaller --config.tuning.batch, or a smaller model."
-        fix = f"Use {'' if options.chosen.config.tuning.remat else '--config.tuning.remat, '}{spare}"
-        wanted = f"be at least about {needed:.0f}, what {options.model} needs"
-        checks.fail("--memory-budget-mb", wanted, f"is {budget:.0f}", fix)
-
-
 def _estimate(options: Options) -> int:
     """Print memory and room without computing anything."""
     wanted = {options.model: models.load_config(_folder(options))}
@@ -321,7 +272,7 @@ def _estimate(options: Options) -> int:
     if options.model == "bundled":
         wanted |= cost.PUBLISHED
         packed |= {name for name in wanted if estimate.PACKED in name}
-    work = _work(options)
+    work = before.work(options)
     memory, stores = estimate.rows(wanted, options.chosen, work, frozenset(packed))
     print_table(
         memory,
@@ -339,7 +290,7 @@ def _announce(options: Options, source: Source, lm: models.LM, text: models.Text
     print(f"Model {options.model}: {lm.config.num_params:,} parameters.")
     print(f"Data {source.about}; {options.streams} stream(s), kind {options.kind}, buffers of {options.buffer_size}.")
     if options.max_input is not None:
-        inputs = _inputs(source)
+        inputs = before.inputs(source)
         cut = sum(len(text.encode(words)) > options.max_input for words in inputs)
         print(f"{cut} of {len(inputs)} inputs are cut to their first {options.max_input} tokens, for every method.")
     arrays = room.value_arrays + room.key_arrays

@@ -13,7 +13,7 @@ from nvcim_jax.data import MARKERS
 
 __all__ = ["LABEL_LIMIT", "Source", "read_source"]
 
-_OF_LINES = ("domains", "num_labels")
+_OF_LINES, _OF_LAMP = ("domains", "num_labels"), ("instruction", "predictions")
 
 LABEL_LIMIT = 256
 """Most different answers that are taken for labels to choose from."""
@@ -55,13 +55,15 @@ def read_source(options: Any) -> Source:
     """
     seeds = range(options.seed, options.seed + options.streams)
     if options.data is None:
-        _left_out(options, ("task", "split", *_OF_LINES), "without --data")
+        _left_out(options, ("task", "split", *_OF_LINES, *_OF_LAMP, "max_new_tokens"), "without --data")
         return _builtin(options, seeds)
+    _left_out(options, ("own_words",), "with --data")
     path = Path(options.data).expanduser()
     if not path.exists():
         checks.file("--data", path)
     if options.task is None and path.is_file() and path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         _left_out(options, ("split",), "with JSON lines, whose rows name theirs")
+        _left_out(options, (*_OF_LAMP, "max_new_tokens"), "with JSON lines")
         return _lines(options, path, seeds)
     if path.is_file() and not path.name.removesuffix(".gz").endswith(".json"):
         wanted = "name a folder of LaMP, a questions file (.json) or JSON lines (.jsonl), each also .gz"
@@ -72,10 +74,12 @@ def read_source(options: Any) -> Source:
 
 def _left_out(options: Any, names: Iterable[str], where: str) -> None:
     """Refuse options that do nothing."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in names:
         given = getattr(options, name)
-        if given is not None and given != ():
-            checks.fail(f"--{name.replace('_', '-')}", f"be left out {where}", f"is {given!r}")
+        if given != defaults[name]:
+            no, found = ("no-", "is given") if given is False else ("", f"is {given!r}")
+            checks.fail(f"--{no}{name.replace('_', '-')}", f"be left out {where}", found)
 
 
 def _builtin(options: Any, seeds: range) -> Source:
@@ -124,6 +128,9 @@ def _lines(options: Any, path: Path, seeds: range) -> Source:
         checks.choice("--domains", name, known)
     names = None if _opposed(options) else list(options.domains) or known[: options.num_users]
     rows = [row for row in rows if names is None or row.user_or_domain in names]
+    empty = next((row.id for row in rows if not row.output), None)
+    if empty is not None:
+        checks.fail("--data", "have an output in each row", f"row {empty!r} of {path.name} has none")
     made = [_stream(options, rows, seed, names, None) for seed in seeds]
     answers = max(len(stream.labels) for stream in made)
     if answers > LABEL_LIMIT:
@@ -139,6 +146,10 @@ def _lamp(options: Any, path: Path, seeds: range) -> Source:
     task = next(iter(users.values())).first.task
     if any(not question.output for user in users.values() for question in user.questions):
         checks.fail("--split", "have public outputs", f"questions of {path.name} have none", "Use train or dev.")
+    if task in metrics.LAMP_LABELS:
+        _left_out(options, ("max_new_tokens",), f"with {task}, whose answers are chosen")
+    else:
+        _left_out(options, ("methods", "instances", "every_block"), f"with {task}, whose answers are written")
     enough = [name for name, user in users.items() if len(user.first.extra["profile"]) >= options.buffer_size]
     if len(enough) < options.num_users:
         found = f"{len(enough)} of {len(users)} users have"

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax
 import pytest
 
 from experiments.shift import settings
-from nvcim_jax import cli, data, metrics, models, pipeline
-from nvcim_jax.cli import entry, matrix, run
+from nvcim_jax import cli, data, devices, metrics, models, pipeline, study
+from nvcim_jax.cli import before, entry, matrix, official, run
 from nvcim_jax.io import read_records
 
 BUNDLED = Path(models.__file__).parent / "bundled"
@@ -123,6 +124,27 @@ def test_official_predictions_are_those_of_the_very_chips_of_the_records(done: t
         assert row["accuracy"] == pytest.approx(sum(r["accuracy"] for r in own) / 2)
 
 
+def test_official_prompts_are_tuned_as_those_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    def observe(*_: Any, preset: pipeline.Preset, **__: Any) -> None:
+        assert preset.lipschitz == 0.0
+        raise KeyError("tuned")
+
+    monkeypatch.setattr(study, "observe_stream", observe)
+    stream = data.builtin_users(0, num_users=1, buffer_size=4, num_topics=1, num_train=4, num_test=2)
+    preset = pipeline.presets["users"].changed(lipschitz=0.5)
+    how: Any = {"preset": preset, "num_chips": 1, "max_new_tokens": 2, "advance": lambda done, note: None}
+    lm, text = models.load(models.BUNDLED)
+    with pytest.raises(KeyError, match="tuned"):
+        official.predict(jax.random.key(0), stream, lm, text, devices.get("FeFET3"), **how)
+
+
+def test_memory_counts_the_prompts_that_are_tuned() -> None:
+    for words, num in ((["--preset", "pretrained"], 1), (["--preset", "bundled"], 5)):
+        options = run.read([*words, "--buffer-size", "25"])
+        assert isinstance(options, run.Options)
+        assert before.work(options).prompts == num
+
+
 @pytest.mark.slow
 def test_other_adapters_are_kept_in_the_memory(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
@@ -187,9 +209,15 @@ def test_free_text_is_written_and_scored_officially(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lamp = _lamp(tmp_path / "LaMP_4", "LaMP_4")
-    words = ["run", "--data", str(lamp), "--model", str(tiny), *SMALL.split(), "--max-new-tokens", "3"]
+    size = SMALL.replace("--instances 2 ", "").split()
+    words = ["run", "--data", str(lamp), "--model", str(tiny), *size, "--max-new-tokens", "3"]
+    code, said, err = _call([*words, "--out", str(tmp_path / "out"), "--dry-run"], capsys)
+    planned = said.rstrip(".\n").split(": ")[-1].split(", ")
     code, said, err = _call([*words, "--out", str(tmp_path / "out")], capsys)
     assert code == 0, err
+    there = [path.name for path in (tmp_path / "out").iterdir() if path.name != "lock"]
+    assert all(any(fnmatch(name, pattern) for pattern in planned) for name in there)
+    assert all(any(fnmatch(name, pattern) for name in there) for pattern in planned)
     assert "rouge-1" in said
     preds = json.loads((tmp_path / "out" / "predictions_0_chip_0.json").read_text(encoding="utf-8"))
     assert preds["task"] == "LaMP_4"
@@ -319,6 +347,45 @@ def _bad(name: str, tiny: Path, tmp: Path) -> tuple[list[str], str]:
         return ["--methods", "NVCiM"], "Did you mean 'NVCiM-PT'"
     if name == "unknown device":
         return ["--device", "FeFET7"], "Did you mean 'FeFET6'"
+    if name == "methods of free text":
+        free = ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4"))]
+        return [*free, "--methods", "frozen"], r"`--methods` must be left out with LaMP_4, whose answers are written"
+    if name == "chips of free text":
+        free = ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4"))]
+        return [*free, "--instances", "2"], "`--instances` must be left out with LaMP_4"
+    if name == "blocks of free text":
+        free = ["--data", str(_lamp(tmp / "in" / "LaMP_4", "LaMP_4"))]
+        return [*free, "--every-block"], "`--every-block` must be left out with LaMP_4"
+    if name == "tokens of labels":
+        return [*use, "--max-new-tokens", "3"], "`--max-new-tokens` must be left out with LaMP_2M, .* are chosen"
+    if name == "words of LaMP":
+        return [*use, "--no-own-words"], "`--no-own-words` must be left out with --data, but is given"
+    if name.endswith(" of built-in users"):
+        word, *number = name.removesuffix(" of built-in users").split()
+        return [f"--{word}", *number], f"`--{word}` must be left out without --data"
+    if name.endswith(" of lines"):
+        word, *number = name.removesuffix(" of lines").split()
+        rows = [
+            data.Record(f"{s}{i}", "u", "t", f"ask {i}", "yn"[i % 2], s) for s in ("train", "test") for i in range(4)
+        ]
+        data.write_jsonl(tmp / "in" / "rows.jsonl", rows)
+        return ["--data", str(tmp / "in" / "rows.jsonl"), f"--{word}", *number], f"`--{word}` must be left out with"
+    if name in ("no output", "labels alike"):
+        answers = ("yes", "") if name == "no output" else ("polish", "Polish")
+        rows = [
+            data.Record(f"{s}{i}", "u", "t", f"ask {i}", a, s)
+            for s in ("train", "test")
+            for i, a in enumerate(answers * 2)
+        ]
+        data.write_jsonl(tmp / "in" / "rows.jsonl", rows)
+        found = "have an output in each row, but row 'train1' of rows.jsonl has none"
+        alike = "`labels` must have tokens of their own each, but 'polish' and 'Polish' have the same. Merge them"
+        return ["--data", str(tmp / "in" / "rows.jsonl")], found if name == "no output" else alike
+    if name == "wide code":
+        return ["--config.codec", "autoencoder", "--config.code", "4000"], "`--config.code` must be .* at most 256"
+    if name.startswith("budget of "):
+        number = name.removeprefix("budget of ")
+        return ["--memory-budget-mb", number], rf"`--memory-budget-mb` must lie in \(0, inf\], but is {number}"
     if name == "too few users":
         return [*use, "--num-users", "5"], "must be at most the users with 4 profile items, but 2 of 2 users have"
     raise AssertionError(name)
@@ -329,6 +396,10 @@ BAD = (
     "no tokenizer", "no model", "full store", "small budget", "huge number", "unknown method", "unknown device",
     "dry run into a file", "domains of LaMP", "domains without data", "labels without data", "split of lines",
     "conflict of free text",
+    "methods of free text", "chips of free text", "blocks of free text", "tokens of labels", "words of LaMP",
+    "instruction of built-in users", "predictions 7 of built-in users", "max-new-tokens 3 of built-in users",
+    "instruction of lines", "predictions 7 of lines", "max-new-tokens 3 of lines", "no-own-words of lines",
+    "no output", "labels alike", "wide code", "budget of 0", "budget of nan",
     "too few users", "too many streams", "unknown preset", "wrong option of a preset",
 )  # fmt: skip
 
@@ -340,13 +411,14 @@ def test_bad_input_gets_one_line_and_code_two_and_leaves_nothing(
     words, expected = _bad(name, tiny, tmp_path)
     size = ["--buffer-size", "4"] if "--config.capacity" not in words else ["--buffer-size", "4", "--num-users", "3"]
     size += [] if "--num-users" in words or "--num-users" in size else ["--num-users", "2"]
-    code, said, err = _call(["run", "--out", str(tmp_path / "out"), *words, *size], capsys)
-    assert code == 2
-    assert said == ""
-    assert err.startswith("nvcim run: ")
-    assert err.count("\n") == 1
-    assert re.search(expected, err), err
-    assert not (tmp_path / "out").exists()
+    for dry in ([], ["--dry-run"]):
+        code, said, err = _call(["run", "--out", str(tmp_path / "out"), *words, *size, *dry], capsys)
+        assert code == 2
+        assert said == ""
+        assert err.startswith("nvcim run: ")
+        assert err.count("\n") == 1
+        assert re.search(expected, err), err
+        assert not (tmp_path / "out").exists()
 
 
 def test_estimate_prints_memory_and_room_of_the_published_models(
@@ -363,6 +435,18 @@ def test_estimate_prints_memory_and_room_of_the_published_models(
     assert code == 0
     assert "Gemma-2B" in {row["store of"] for row in found["stores"]}
     assert [row["remat"] for row in found["memory"]] == ["no", "yes"] * len(found["stores"])
+
+
+def test_the_command_of_the_page_on_prompts_reads_the_file_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+    assert all("extra" not in row.extra for row in data.read_jsonl("mine.jsonl"))
+    words = re.findall(r"`nvcim (run --data mine.jsonl.*?)`", page)[0].split()
+    code, _, err = _call([*words, "--dry-run"], capsys)
+    assert code == 0, err
 
 
 def test_streams_of_lines_take_the_domains_that_are_named(tmp_path: Path) -> None:
@@ -414,12 +498,11 @@ def test_a_conflict_is_between_users_who_disagree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most", [None, 2])
 def test_what_is_cut_of_inputs_is_counted_and_said(most: int | None, tiny: Path, capsys: Any) -> None:
-    from nvcim_jax.cli import run
     from nvcim_jax.cli.source import read_source
 
     options = run.Options(model=str(tiny), max_input=most, buffer_size=4)
     source = read_source(options)
     run._announce(options, source, *run._load(options), run._device(options))
-    every = len(run._inputs(source))
+    every = len(before.inputs(source))
     cut = f"{every} of {every} inputs are cut to their first 2 tokens, for every method."
     assert (cut in capsys.readouterr().out) is (most is not None)
