@@ -58,7 +58,7 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
 
     Args:
         folder: Where to; it is made if it is not there.
-        state: State of the adapter, or the rows that a memory gave.
+        state: State of the adapter; rows that a memory gave become one by `adapter.from_rows(rows)`.
         adapter: Out of `tuning.prompt`, `p_tuning`, `prefix`, `lora` (also `rs`, `dora`) and `ia3`.
         lm: The model that it was tuned for; its family says what PEFT calls each weight.
         base: Name or folder of the model, for PEFT's `AutoPeftModel`; None: not said.

@@ -74,6 +74,16 @@ def test_an_adapter_comes_back_and_does_the_same(lm, tmp_path: Path, name: str) 
     ]
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_rows_of_a_memory_come_back_as_the_state_that_they_are_of(tmp_path: Path, name: str) -> None:
+    adapter, lm = ADAPTERS[name], llama()
+    state = moved(adapter, lm)
+    rows = adapter.rows(state)
+    found, loaded = io.load_peft(io.save_peft(tmp_path, adapter.from_rows(rows), adapter, lm), lm)
+    np.testing.assert_allclose(found, rows if name == "p_tuning" else state, atol=1e-6)
+    np.testing.assert_allclose(loaded.rows(found), rows, atol=1e-6)
+
+
 def test_tensors_have_the_names_and_shapes_of_peft(tmp_path: Path) -> None:
     wanted = {
         "llama": ("model.layers.1.self_attn.v_proj", (16, 2), ["q_proj", "v_proj"]),
