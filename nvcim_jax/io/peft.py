@@ -54,7 +54,9 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, base: str | None = None) -> Path:
     """Write an adapter so that PEFT opens it: adapter_config.json and adapter_model.safetensors.
 
-    A P-tuned prompt is written without the network that made it, as PEFT does.
+    A P-tuned prompt is written without the network that made it, as PEFT does. The configuration of an older adapter in
+    the folder goes before its weights do, and the new one comes last: what a killed process leaves is the older adapter,
+    or a folder that `load_peft` refuses.
 
     Args:
         folder: Where to; it is made if it is not there.
@@ -95,6 +97,7 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
     path = files.folder("folder", folder)
     with files.replacing(path / WEIGHTS) as part:
         save_file({n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}, part, {"format": "pt"})
+        (path / CONFIG).unlink(missing_ok=True)
     files.write(path / CONFIG, json.dumps(about | {"inference_mode": True} | fields, indent=2) + "\n")
     return path
 

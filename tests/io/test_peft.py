@@ -145,6 +145,31 @@ def test_what_peft_cannot_keep_is_named(tmp_path: Path) -> None:
         io.save_peft(tmp_path, state, adapter, llama())
 
 
+def test_a_killed_save_leaves_the_older_adapter_or_what_is_refused(folder: Path, monkeypatch) -> None:
+    lm, adapter = llama(), tuning.lora(2, 32.0)
+    state = moved(adapter, lm) + 1.0
+
+    def die(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nvcim_jax.io.peft.save_file", die)
+        with pytest.raises(KeyboardInterrupt):
+            io.save_peft(folder, state, adapter, lm)
+    older, loaded = io.load_peft(folder, lm)
+    np.testing.assert_allclose(older, moved(ADAPTERS["lora"], lm), atol=1e-6)
+    assert float(loaded.details[1]) == 6.0
+    with monkeypatch.context() as patched:
+        patched.setattr("nvcim_jax.files.write", die)
+        with pytest.raises(KeyboardInterrupt):
+            io.save_peft(folder, state, adapter, lm)
+    with pytest.raises(ValueError, match="must hold an adapter of PEFT, with adapter_config.json, but .* has none"):
+        io.load_peft(folder, lm)
+    newer, loaded = io.load_peft(io.save_peft(folder, state, adapter, lm), lm)
+    np.testing.assert_allclose(newer, state, atol=1e-6)
+    assert float(loaded.details[1]) == 32.0
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return io.save_peft(tmp_path / "lora", moved(ADAPTERS["lora"], llama()), ADAPTERS["lora"], llama())
