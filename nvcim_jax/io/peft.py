@@ -55,8 +55,8 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
     """Write an adapter so that PEFT opens it: adapter_config.json and adapter_model.safetensors.
 
     A P-tuned prompt is written without the network that made it, as PEFT does. The configuration of an older adapter in
-    the folder goes before its weights do, and the new one comes last: what a killed process leaves is the older adapter,
-    or a folder that `load_peft` refuses.
+    the folder goes before its weights do, and the new one comes last: a killed process leaves the older adapter, or a
+    folder that `load_peft` refuses.
 
     Args:
         folder: Where to; it is made if it is not there.
@@ -69,7 +69,7 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
         The folder.
 
     Raises:
-        ValueError: If PEFT has no such adapter, or cannot keep it for this family.
+        ValueError: If PEFT has no such adapter or cannot keep it for this family, or the state is not finite.
 
     Example:
         >>> import tempfile
@@ -87,6 +87,8 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
     if kind not in TYPES:
         found = f"is {kind or 'one of your own'}"
         checks.fail("adapter", f"be one that PEFT keeps: {', '.join(TYPES)}", found, "Keep its rows yourself.")
+    state = adapter.rows(state) if kind == "p_tuning" else state
+    checks.finite("state", state, "Tune it again with a lower learning rate.")
     fields, tensors = _WRITERS[kind](state, adapter, lm)
     about = {
         "peft_type": TYPES[kind],
@@ -113,11 +115,10 @@ def _prompt_fields(config: Config, num: int) -> dict[str, Any]:
 
 
 def _write_prompt(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows = adapter.rows(state)
-    fields = _prompt_fields(lm.config, len(rows))
+    fields = _prompt_fields(lm.config, len(state))
     if adapter.details[0].kind == "p_tuning":
         fields["encoder_hidden_size"] = adapter.details[0].hidden or lm.config.width
-    return fields, {PROMPT: rows}
+    return fields, {PROMPT: state}
 
 
 def _write_prefix(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,6 +206,8 @@ def load_peft(folder: str | Path, lm: LM) -> tuple[PyTree, Adapter]:
         checks.fail("folder", f"hold an adapter of peft_type {', '.join(kinds)}", found)
     _check_fields(raw, kind)
     tensors = _tensors(path)
+    for name, tensor in tensors.items():
+        checks.finite(name, tensor, "Tune the adapter again with a lower learning rate.")
     return _READERS[kinds[kind]](raw, tensors, lm)
 
 

@@ -163,11 +163,21 @@ def test_a_killed_save_leaves_the_older_adapter_or_what_is_refused(folder: Path,
         patched.setattr("nvcim_jax.files.write", die)
         with pytest.raises(KeyboardInterrupt):
             io.save_peft(folder, state, adapter, lm)
-    with pytest.raises(ValueError, match="must hold an adapter of PEFT, with adapter_config.json, but .* has none"):
+    with pytest.raises(ValueError, match=r"must hold an adapter of PEFT, with adapter_config\.json, but .* has none"):
         io.load_peft(folder, lm)
     newer, loaded = io.load_peft(io.save_peft(folder, state, adapter, lm), lm)
     np.testing.assert_allclose(newer, state, atol=1e-6)
     assert float(loaded.details[1]) == 32.0
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, name: str) -> None:
+    adapter, lm = ADAPTERS[name], llama()
+    for bad in (jnp.nan, jnp.inf):
+        state = jax.tree.map(lambda a, bad=bad: a.at[..., 0].set(bad), moved(adapter, lm))
+        with pytest.raises(ValueError, match="^Argument `state` must be finite, but has [0-9]+ NaN or infinite"):
+            io.save_peft(tmp_path, state, adapter, lm)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -248,6 +258,13 @@ def _other_tensors(folder: Path, **changes: Any) -> None:
         else:
             tensors[key] = change(tensors[key])
     save_file(tensors, path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_is_named(folder: Path, bad: float) -> None:
+    _other_tensors(folder, lora_B=lambda b: np.where(np.arange(2) == 0, np.float32(bad), b))
+    with pytest.raises(ValueError, match=r"^Argument `base_model.*lora_B.weight` must be finite, but has [0-9]+ NaN"):
+        io.load_peft(folder, llama())
 
 
 def test_a_damaged_or_foreign_folder_is_named_in_one_line(folder: Path, tmp_path: Path) -> None:
