@@ -31,7 +31,7 @@ ABOUT = (
     *("peft_version", "num_transformer_submodules", "num_attention_heads", "num_layers", "token_dim"),
     *("num_virtual_tokens", "target_modules", "fan_in_fan_out", "exclude_modules"),
 )
-"""Fields that say what the tensors show, or nothing about what an adapter computes."""
+"""Fields that say what the tensors show (prompts are held against them), or nothing of what an adapter computes."""
 
 TRAINING = {
     "PROMPT_TUNING": "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs",
@@ -104,12 +104,13 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
     return path
 
 
-def _prompt_fields(config: Config, num: int) -> dict[str, Any]:
+def _prompt_fields(config: Config, num: int, *, prefix: bool = False) -> dict[str, Any]:
+    """Return what PEFT says of a prompt; of a prefix it counts the heads of keys and values, and their channels."""
     return {
         "num_virtual_tokens": num,
-        "token_dim": config.width,
+        "token_dim": config.kv_heads * config.head_width if prefix else config.width,
         "num_transformer_submodules": 1,
-        "num_attention_heads": config.num_heads,
+        "num_attention_heads": config.kv_heads if prefix else config.num_heads,
         "num_layers": config.num_layers,
     }
 
@@ -125,12 +126,8 @@ def _write_prefix(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, An
     config, parts = lm.config, adapter.parts(state, lm)
     both = np.stack([parts["keys"], parts["values"]], axis=1)  # (layers, 2, heads, tokens, channels)
     tokens = both.shape[3]
-    fields = _prompt_fields(config, tokens) | {
-        "token_dim": config.kv_heads * config.head_width,
-        "num_attention_heads": config.kv_heads,
-        "encoder_hidden_size": config.kv_heads * config.head_width,
-        "prefix_projection": False,
-    }
+    fields = _prompt_fields(config, tokens, prefix=True)
+    fields |= {"encoder_hidden_size": fields["token_dim"], "prefix_projection": False}
     return fields, {PROMPT: both.transpose(3, 0, 1, 2, 4).reshape(tokens, -1)}
 
 
@@ -242,29 +239,34 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     _broken(path, f"is not ({reason})")
 
 
-def _prompt_rows(tensors: Mapping[str, np.ndarray], width: int) -> np.ndarray:
+def _prompt_rows(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: LM) -> np.ndarray:
     rows = tensors.get(PROMPT)
     if rows is None or len(tensors) > 1:
         other = next((name for name in tensors if name != PROMPT), "nothing")
         checks.fail(
             "folder", f"hold the tensor {PROMPT} alone", f"also holds {other}" if rows is not None else "lacks it"
         )
+    config, prefix = lm.config, raw["peft_type"] == TYPES["prefix"]
+    width = 2 * config.num_layers * config.kv_heads * config.head_width if prefix else config.width
     if rows.ndim != 2 or rows.shape[1] != width:
         checks.fail(PROMPT, f"have shape (tokens, {width})", f"has {rows.shape}", "It belongs to another model.")
+    wanted = _prompt_fields(config, len(rows), prefix=prefix)
+    for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim"):
+        if raw.get(name) not in (None, wanted[name]):
+            fix = f"{WEIGHTS} is another's." if name == "num_virtual_tokens" else "It belongs to another model."
+            checks.fail(f"{CONFIG}: {name}", f"be {wanted[name]}", f"is {raw[name]!r}", fix)
     return rows
 
 
 def _read_prompt(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: LM) -> tuple[PyTree, Adapter]:
-    rows = _prompt_rows(tensors, lm.config.width)
+    rows = _prompt_rows(raw, tensors, lm)
     if raw["peft_type"] == TYPES["prompt"]:
         return jnp.asarray(rows), tuning.prompt(len(rows))
     return jnp.asarray(rows), tuning.p_tuning(len(rows), raw.get("encoder_hidden_size"))
 
 
 def _read_prefix(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: LM) -> tuple[PyTree, Adapter]:
-    del raw
-    config = lm.config
-    rows = _prompt_rows(tensors, 2 * config.num_layers * config.kv_heads * config.head_width)
+    config, rows = lm.config, _prompt_rows(raw, tensors, lm)
     both = rows.reshape(len(rows), config.num_layers, 2, config.kv_heads, config.head_width).transpose(2, 1, 3, 0, 4)
     adapter = tuning.prefix(len(rows))
     return adapter.details[0].pack({"keys": both[0], "values": both[1]}, config), adapter

@@ -1,5 +1,6 @@
 """Adapters in PEFT's files: names and shapes of every family, the way back, and what is refused by name."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, name: str) ->
     adapter, lm = ADAPTERS[name], llama()
     for bad in (jnp.nan, jnp.inf):
         state = jax.tree.map(lambda a, bad=bad: a.at[..., 0].set(bad), moved(adapter, lm))
-        with pytest.raises(ValueError, match="^Argument `state` must be finite, but has [0-9]+ NaN or infinite"):
+        with pytest.raises(ValueError, match=r"^Argument `state` must be finite, but has [0-9]+ NaN or infinite"):
             io.save_peft(tmp_path, state, adapter, lm)
     assert not list(tmp_path.iterdir())
 
@@ -246,6 +247,40 @@ def test_the_fields_of_an_older_and_of_the_newest_release_are_read(folder: Path,
     state, adapter = io.load_peft(folder, llama())
     np.testing.assert_allclose(state, moved(ADAPTERS["lora"], llama()), atol=1e-6)
     assert adapter.details[0] == tuning.lora(2, targets=("q", "v")).details[0]
+
+
+def test_a_prefix_of_another_model_with_as_many_numbers_is_named(tmp_path: Path) -> None:
+    """Layers x heads x channels are alike: the tensor alone cannot tell."""
+    config, adapter = FAMILIES["llama"], tuning.prefix(3)
+    lm = llama()
+    folder = io.save_peft(tmp_path, moved(adapter, lm), adapter, lm)
+    for changes, said in {
+        ("num_layers", 4, "num_kv_heads", 1): "num_layers` must be 4, but is 2",
+        ("num_kv_heads", 4, "head_dim", 4, "rotary_dim", 4): "num_attention_heads` must be 4, but is 2",
+        ("num_layers", 1, "num_kv_heads", 4): "num_layers` must be 1, but is 2",
+    }.items():
+        other = dataclasses.replace(config, **dict(zip(changes[::2], changes[1::2], strict=True)))
+        with pytest.raises(ValueError, match=f"^Argument `adapter_config.json: {said}. It belongs to another model"):
+            io.load_peft(folder, models.init(jax.random.key(0), config=other))
+
+
+@pytest.mark.parametrize("name", ["prompt", "p_tuning", "prefix"])
+def test_what_a_prompt_says_of_its_model_is_held_against_it(tmp_path: Path, name: str) -> None:
+    lm, adapter = llama(), ADAPTERS[name]
+    folder = io.save_peft(tmp_path, moved(adapter, lm), adapter, lm)
+    own = json.loads((folder / "adapter_config.json").read_text())
+    wanted = {"token_dim": 16, "num_attention_heads": 2} if name == "prefix" else {}
+    for field, value in ({"token_dim": 32, "num_attention_heads": 4, "num_layers": 2} | wanted).items():
+        assert own[field] == value
+        for wrong in (value + 1, str(value), [value]):
+            edit(folder, **own | {field: wrong})
+            with pytest.raises(ValueError, match=f"^Argument `adapter_config.json: {field}` must be {value}, but is"):
+                io.load_peft(folder, lm)
+        edit(folder, **own | {field: None})
+        io.load_peft(folder, lm)
+    edit(folder, **own | {"num_virtual_tokens": 7})
+    with pytest.raises(ValueError, match="num_virtual_tokens` must be 3, but is 7"):
+        io.load_peft(folder, lm)
 
 
 def _other_tensors(folder: Path, **changes: Any) -> None:
