@@ -262,7 +262,10 @@ def _read_prompt(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: 
     rows = _prompt_rows(raw, tensors, lm)
     if raw["peft_type"] == TYPES["prompt"]:
         return jnp.asarray(rows), tuning.prompt(len(rows))
-    return jnp.asarray(rows), tuning.p_tuning(len(rows), raw.get("encoder_hidden_size"))
+    hidden = raw.get("encoder_hidden_size")
+    if hidden is not None:
+        checks.integer(f"{CONFIG}: encoder_hidden_size", hidden)
+    return jnp.asarray(rows), tuning.p_tuning(len(rows), hidden)
 
 
 def _read_prefix(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: LM) -> tuple[PyTree, Adapter]:
@@ -272,9 +275,20 @@ def _read_prefix(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: 
     return adapter.details[0].pack({"keys": both[0], "values": both[1]}, config), adapter
 
 
+def _flag(raw: Mapping[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if not isinstance(value, bool | None):
+        checks.fail(f"{CONFIG}: {name}", "be true, false or null", f"is {value!r}")
+    return bool(value)
+
+
 def _read_lora(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray], lm: LM) -> tuple[PyTree, Adapter]:
     rank, alpha = raw.get("r", 8), raw.get("lora_alpha", 8)
-    rs, dora = bool(raw.get("use_rslora")), bool(raw.get("use_dora"))
+    checks.integer(f"{CONFIG}: r", rank)
+    checks.finite(f"{CONFIG}: lora_alpha", alpha)
+    checks.rank(f"{CONFIG}: lora_alpha", alpha, 0, "()", "It is one number.")
+    checks.number(f"{CONFIG}: lora_alpha", alpha, low=0.0)
+    rs, dora = (_flag(raw, name) for name in ("use_rslora", "use_dora"))
     parts, targets = lora_parts(tensors, rank, dora, lm.config)
     adapter = tuning.lora(rank, alpha, targets=targets, rs=rs, dora=dora)
     return adapter.details[0].pack(parts, lm.config), adapter

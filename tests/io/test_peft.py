@@ -215,6 +215,28 @@ def test_a_field_that_is_not_supported_is_named(folder: Path, name: str) -> None
         io.load_peft(folder, llama())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("use_rslora", value) for value in ("false", 0, [])),
+        ("use_dora", "true"),
+        *(("lora_alpha", value) for value in (None, "32", True, [1.0, 2.0], -1, float("nan"), float("inf"))),
+        *(("r", value) for value in (None, 2.0, "2", True)),
+    ],
+)
+def test_a_field_of_another_type_is_named(folder: Path, name: str, value: Any) -> None:
+    edit(folder, **{name: value})
+    with pytest.raises(ValueError, match=f"^Argument `adapter_config.json: {name}` must [^\n]*$"):
+        io.load_peft(folder, llama())
+
+
+def test_hidden_units_of_another_type_are_named(tmp_path: Path) -> None:
+    lm, adapter = llama(), ADAPTERS["p_tuning"]
+    edit(io.save_peft(tmp_path, moved(adapter, lm), adapter, lm), encoder_hidden_size="8")
+    with pytest.raises(ValueError, match=r"^Argument `adapter_config.json: encoder_hidden_size` must be an integer"):
+        io.load_peft(tmp_path, lm)
+
+
 # The fields that the two releases write, with their defaults; older ones lack the later ones.
 RELEASES = {
     "0.4": "auto_mapping bias fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform "
