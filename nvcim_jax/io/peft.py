@@ -69,7 +69,8 @@ def save_peft(folder: str | Path, state: PyTree, adapter: Adapter, lm: LM, *, ba
         The folder.
 
     Raises:
-        ValueError: If PEFT has no such adapter or cannot keep it for this family, or the state is not finite.
+        ValueError: If PEFT has no such adapter or cannot keep it for this family, or the state is not finite or that of
+            another adapter or model.
 
     Example:
         >>> import tempfile
@@ -116,6 +117,8 @@ def _prompt_fields(config: Config, num: int, *, prefix: bool = False) -> dict[st
 
 
 def _write_prompt(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
+    shape = (adapter.details[0].num_virtual, lm.config.width)
+    checks.shape("state", state, shape, "(tokens, width)", "It belongs to another adapter or another model.")
     fields = _prompt_fields(lm.config, len(state))
     if adapter.details[0].kind == "p_tuning":
         fields["encoder_hidden_size"] = adapter.details[0].hidden or lm.config.width
@@ -133,6 +136,10 @@ def _write_prefix(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, An
 
 def _write_lora(state: PyTree, adapter: Adapter, lm: LM) -> tuple[dict[str, Any], dict[str, Any]]:
     options, alpha = adapter.details
+    if alpha.ndim:
+        fix = "Multiply each layer's part b by its own, and make the adapter with alpha=1.0."
+        checks.fail("adapter", "have one alpha, as PEFT keeps it", f"has an alpha of shape {alpha.shape}", fix)
+    checks.finite("adapter: alpha", alpha)
     tensors, modules = lora_tensors(adapter.parts(state, lm), options.groups(lm.config), lm.config)
     fields = {
         "r": options.rank,

@@ -172,6 +172,34 @@ def test_a_killed_save_leaves_the_older_adapter_or_what_is_refused(folder: Path,
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
+def test_a_state_of_another_shape_is_not_written(tmp_path: Path, name: str) -> None:
+    adapter, lm = ADAPTERS[name], llama()
+    num, width = adapter.rows_shape(lm)
+    for shape in ((num, width // 2), (num + 1, width), (2, num, width), (width,), ()):
+        with pytest.raises(ValueError, match=r"^Argument `state` must have shape [^\n]* another model\.$"):
+            io.save_peft(tmp_path, jnp.ones(shape), adapter, lm)
+    for other in ({"a": jnp.ones(2)}, moved(ADAPTERS["p_tuning"], lm)):
+        if name != "p_tuning":
+            with pytest.raises(ValueError, match=r"^Argument `state` must [^\n]*$"):
+                io.save_peft(tmp_path, other, adapter, lm)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_alpha_of_each_layer_is_refused_and_goes_into_b(tmp_path: Path) -> None:
+    lm, alphas = llama(), jnp.asarray([1.0, 2.0])
+    adapter, one = tuning.lora(4, alphas), tuning.lora(4, 1.0)
+    state = moved(one, lm)
+    with pytest.raises(ValueError, match=r"must have one alpha, as PEFT keeps it, but has an alpha of shape \(2,\)"):
+        io.save_peft(tmp_path, state, adapter, lm)
+    with pytest.raises(ValueError, match="alpha` must be finite"):
+        io.save_peft(tmp_path, state, tuning.lora(4, jnp.inf), lm)
+    parts = {n: a * alphas[:, None, None] if n.endswith(".b") else a for n, a in adapter.parts(state, lm).items()}
+    again, loaded = io.load_peft(io.save_peft(tmp_path, one.details[0].pack(parts, lm.config), one, lm), lm)
+    merged = [tuning.merge(lm, s, a).params for s, a in ((state, adapter), (again, loaded))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *merged)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, name: str) -> None:
     adapter, lm = ADAPTERS[name], llama()
     for bad in (jnp.nan, jnp.inf):
@@ -283,7 +311,7 @@ def test_a_prefix_of_another_model_with_as_many_numbers_is_named(tmp_path: Path)
     }.items():
         other = dataclasses.replace(config, **dict(zip(changes[::2], changes[1::2], strict=True)))
         with pytest.raises(ValueError, match=f"^Argument `adapter_config.json: {said}. It belongs to another model"):
-            io.load_peft(folder, models.init(jax.random.key(0), config=other))
+            io.load_peft(folder, lm.replace(config=other))
 
 
 @pytest.mark.parametrize("name", ["prompt", "p_tuning", "prefix"])
