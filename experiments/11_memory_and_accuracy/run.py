@@ -8,9 +8,9 @@ Expect:   `results/` (`clinc5` alone, two domains of two streams, 20 queries eac
           on two cores): right answers, .29 for the model alone: prefix .91, (IA)3 and all weights .89, prompt .86,
           rsLoRA .85, LoRA and DoRA .82, P-tuning .72, DePT .57 (its change on answers, too;
           without, `results/dept`, .65 and .55 for two of four users); with 80 queries of four users +-.08.
-          `snips_slots` was not run, `wikitext2` (`results/wikitext2`, one seed, 20 to 25 minutes of one core a method) with three
-          methods: perplexity 49.8 alone, LoRA 26.7, prefix 27.2, (IA)3 28.2. Zeroth order (`zeroth_order.jsonl`, one
-          domain, 750 updates): prefix .60 where the model alone has .15, LoRA .20.
+          `snips_slots` was not run, `wikitext2` (`results/wikitext2`, one seed, 20 to 25 minutes of one core a method)
+          with three methods: perplexity 49.8 alone, LoRA 26.7, prefix 27.2, (IA)3 28.2. Zeroth order
+          (`zeroth_order.jsonl`, one domain, 750 updates): prefix .60 where the model alone has .15, LoRA .20.
 
 SmolLM2-135M-Instruct (as dequantised from its 4-bit file), the same steps, batches and texts for all methods:
 

@@ -1,6 +1,6 @@
 """One differentiable function from queries to the language model's loss, through noisy memory; and training by it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key, Scalar
 
-__all__ = ["Batch", "EndToEnd", "objective", "train"]
+__all__ = ["Batch", "EndToEnd", "TrainParts", "objective", "train"]
 
 
 class Batch(NamedTuple):
@@ -137,6 +137,18 @@ def objective(
     return _objective(key, trained, batch, lm, as_memory(memory), config, adapter, temperature)
 
 
+class TrainParts(TypedDict, total=False):
+    """Name what `train` takes besides, as `tuning.tune` does.
+
+    Attributes:
+        optimiser: From the number of steps to an optimiser; Adam whose learning rate falls to zero.
+        project: Holds the stored states, after every update; nothing does.
+    """
+
+    optimiser: Any
+    project: Any
+
+
 class _Fixed(NamedTuple):
     """Hold what stays the same while the whole pipeline is trained."""
 
@@ -183,9 +195,8 @@ def train(
     config: Config,
     adapter: Adapter | None = None,
     options: EndToEnd = EndToEnd(),  # noqa: B008  # frozen
-    optimiser: Any = None,
-    project: Any = None,
     temperature: ArrayLike = TEMPERATURE,
+    **parts: Unpack[TrainParts],
 ) -> tuple[Store, Float[Array, " steps"]]:
     """Train prompts, codec and scale weights of a store together through the noisy pipeline, a fresh chip every step.
 
@@ -199,14 +210,14 @@ def train(
         config: Options of the pipeline; its pick should be `soft` or `straight_through`.
         adapter: What the rows belong to; None: that of the config.
         options: Number of steps and examples a step.
-        optimiser: As for `tuning.tune`; None: Adam whose learning rate falls to zero.
-        project: Holds the prompts, as for `tuning.tune`; None: nothing does.
         temperature: As in `objective`; one of your own belongs into `choose` and `answer` as well.
+        **parts: `optimiser` and `project`, see `TrainParts`.
 
     Returns:
         The store as trained, and the loss before every update.
 
     Raises:
+        TypeError: If there is no such part.
         ValueError: If the pick is hard, or the store holds rows of another adapter.
 
     Example:
@@ -227,8 +238,10 @@ def train(
     """
     if config.pick == "hard":
         checks.fail("config.pick", "be 'soft' or 'straight_through' to train", "is 'hard', which passes no gradient")
-    optimiser = tuning.adam(schedule=tuning.Schedule(warmup=0.0)) if optimiser is None else optimiser
-    project = tuning.bounded(float("inf")) if project is None else project
+    known = TrainParts.__annotations__
+    checks.options("pipeline.train", parts.keys() - known.keys(), known)
+    optimiser = parts.get("optimiser", tuning.adam(schedule=tuning.Schedule(warmup=0.0)))
+    project = parts.get("project", tuning.bounded(float("inf")))
     fixed = _Fixed(
         batch,
         lm,
