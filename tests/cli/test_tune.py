@@ -90,3 +90,11 @@ def test_bad_input_is_one_line(tiny, rows, tmp_path, capsys) -> None:
         assert (code, out) == (2, "")
         assert said in err
         assert err.count("\n") == 1
+
+
+def test_a_tuning_that_diverges_is_not_saved(tiny, rows, tmp_path, capsys) -> None:
+    words = [str(rows), "--model", str(tiny), "--adapter", "ia3", "--num-steps", "3", "--batch", "1"]
+    code, _, err = _call([*words, "--learning-rate", "inf", "--out", str(tmp_path / "out")], capsys)
+    assert code == 2
+    assert "`--learning-rate` must let the loss fall, but made numbers that are not finite in 3 updates" in err
+    assert not list((tmp_path / "out").glob("*"))

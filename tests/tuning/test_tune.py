@@ -274,3 +274,9 @@ def test_computing_blocks_again_changes_memory_and_not_the_prompts(lm, batch, st
         for remat in (False, True)
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_are_refused(lm, batch, start) -> None:
+    counts = jnp.ones(len(batch.ids)).at[0].set(jnp.inf)
+    with pytest.raises(ValueError, match="`weights` must be finite"):
+        tuning.tune(jax.random.key(0), start, lm, batch, counts, adapter=tuning.prompt(len(start)))
