@@ -68,7 +68,8 @@ def _apply(options: DeptOptions, alpha: jax.Array, state: DeptState, lm: LM, inp
     else:
         added = change[jnp.maximum(jnp.cumsum(inputs.mask.astype(jnp.int32), axis=-1) - 1, 0)]
     if inputs.num_text is not None:
-        added = jnp.where(jnp.arange(tokens)[None] < inputs.num_text[:, None], 1.0, 0.0)[..., None] * added
+        text = jnp.arange(tokens)[None] < inputs.num_text[:, None]
+        added = jnp.where(text[..., None], added, 0.0)
     return lm, models.prepend(state.prompt, inputs._replace(x=x + added.astype(x.dtype)))
 
 

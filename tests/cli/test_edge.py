@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from nvcim_jax import cli, data, models
+from nvcim_jax import cli, compression, cost, data, models, tuning
+from nvcim_jax.cli import edge
 
 BUNDLED = Path(models.__file__).parent / "bundled"
 TINY = models.Config(vocab_size=4096, width=32, num_layers=2, num_heads=2, mlp_width=32, bos_id=1, eos_ids=(2,))
@@ -59,6 +60,19 @@ def test_a_model_is_compressed_tuned_asked_and_scheduled(tiny, rows, tmp_path, c
     assert plans["windows"]["mb"] < plans["LoRA"]["mb"]
     assert isinstance(models.load(out / "model")[0].params["layers"]["up"], models.Packed)
     assert (out / "edge.png").stat().st_size > 5000
+
+
+def test_what_is_scheduled_has_the_texts_of_an_update() -> None:
+    """They are drawn with replacement, so that a batch may hold more than there are rows."""
+    lm = models.init(jax.random.key(0), config=TINY)
+    train = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
+    policy, machine = compression.uniform(2, bits=4, sparsity=0.5), cost.machines.get("edge-8GB")
+    few, many = (
+        edge._plans(edge.Options(data=Path("x"), batch=batch), lm, policy, 1, machine, train) for batch in (2, 8)
+    )
+    wanted = cost.schedule(lm, window=(0, 2), batch=8, tokens=train.ids.shape[1], predicted=2, on=machine)
+    assert many["LoRA"]["seconds"] == wanted.time_s
+    assert few["LoRA"]["mb"] < many["LoRA"]["mb"]
 
 
 def test_bad_input_is_one_line(tiny, rows, tmp_path, capsys) -> None:
