@@ -226,9 +226,19 @@ def test_codes_are_saved_and_loaded_as_they_are(name, most, bits, checkpoint, tm
     assert sizes[0] < 0.7 * sizes[1]
 
 
-def test_codes_that_fill_no_words_are_refused(tmp_path) -> None:
-    config = models.Config(vocab_size=16, width=12, num_layers=1, num_heads=1, mlp_width=12)
+@pytest.mark.parametrize(("width", "bits"), [(16, 4), (12, 8)])
+def test_small_codes_take_eight_bits_where_sides_do_not_fill_words_of_four(width, bits, tmp_path) -> None:
+    config = models.Config(vocab_size=16, width=width, num_layers=1, num_heads=1, mlp_width=width)
     lm = _coded(models.init(jax.random.key(0), config=config), 7)
-    with pytest.raises(ValueError, match=r"must have sides that 8 divides, but is \(12, 12\)\. Save floats\."):
+    models.save(tmp_path, lm, keep_codes=True)
+    about = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    assert about["bits"] == bits
+    np.testing.assert_array_equal(models.load(tmp_path)[0].params["layers"]["o"].codes, lm.params["layers"]["o"].codes)
+
+
+def test_codes_that_fill_no_words_are_refused(tmp_path) -> None:
+    config = models.Config(vocab_size=16, width=10, num_layers=1, num_heads=1, mlp_width=10)
+    lm = _coded(models.init(jax.random.key(0), config=config), 7)
+    with pytest.raises(ValueError, match=r"must have sides that 4 divides, but is \(10, 10\)\. Save floats\."):
         models.save(tmp_path, lm, keep_codes=True)
     models.save(tmp_path, lm)
