@@ -116,6 +116,7 @@ def _check_output_error(folder: Path) -> None:
             assert abs(record["relative_rms_error"] - record["expected"]) < reach, record["series"]
 
 
+@pytest.mark.slow
 def test_most_prompts_of_the_experiments_hold_one_answer() -> None:
     if data.data_folder("clinc150") is None:
         pytest.skip("no folder clinc150 in NVCIM_DATA or ../shared/data")

@@ -35,6 +35,7 @@ def _is_clear(said: dict[str, Any]) -> bool:
     return said["raised"] in ("ValueError", "TypeError", "FileNotFoundError") and bool(one_line)
 
 
+@pytest.mark.slow
 def test_public_functions_name_the_wrong_argument_or_run() -> None:
     found = _found("functions", 45)
     assert len(found) == 45 * len(wrong_inputs.ROOMS) >= 400
@@ -52,6 +53,7 @@ def test_every_function_that_takes_a_key_takes_any_kind_and_names_what_is_none()
     assert [said for said in bad if said["raised"] != "ValueError" or "`key`" not in said["message"]] == []
 
 
+@pytest.mark.slow
 def test_the_command_line_says_in_one_line_what_is_wrong_before_it_computes_and_leaves_nothing() -> None:
     found = _found("cli", 200)
     refused = [said for said in found if said["code"] == 2]

@@ -41,6 +41,7 @@ def _call(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return code, said.out, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--bits 3", "--bits 4 --policy random --method wanda --quantiser gptq"])
 def test_a_checkpoint_is_written_that_opens_with_its_codes(tiny, text, tmp_path, capsys, how) -> None:
     out = tmp_path / "out"

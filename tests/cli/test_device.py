@@ -56,6 +56,7 @@ def done(cells: Path) -> tuple[Path, str]:
     return out, said
 
 
+@pytest.mark.slow
 def test_everything_that_is_written_is_listed(done: tuple[Path, str]) -> None:
     out, said = done
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "bench.device.npz"])
@@ -80,6 +81,7 @@ def test_the_table_says_what_was_measured_and_left_out(done: tuple[Path, str]) -
     assert "targets: not in the file" in said
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_file(done: tuple[Path, str], tmp_path: Path) -> None:
     device = done[0] / "bench.device.npz"
     errors = {}

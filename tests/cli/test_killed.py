@@ -52,6 +52,7 @@ def _records(out: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(out.rglob("*.csv"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(COMMANDS, "sweep"))
 def test_a_killed_command_goes_on(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "broken"
@@ -78,6 +79,7 @@ def _finished(folder: Path) -> list[range]:
     return records.finished(folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_product_says_what_is_true(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with _start(COMMANDS["product"], out) as process:
@@ -122,6 +124,7 @@ def _small_disk(folder: Path) -> Iterator[Callable[[], None] | None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs limits on the size of files")
 @pytest.mark.parametrize("name", mostly_slow(COMMANDS, "sweep"))
 def test_a_full_disk_gets_one_line_and_keeps_what_is_finished(name: str, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_a_picture_given_as_data_is_named(tmp_path: Path, capsys) -> None:
     assert "but is x.png" in said
 
 
+@pytest.mark.slow
 def test_a_terminal_without_a_character_loses_nothing(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "nvcim_jax.cli", "product", "--instances", "3", "--inputs", "8", "--outputs", "4"]
     words += ["--rows", "8", "--cols", "8", "--weight-bits", "4"]

@@ -85,6 +85,7 @@ def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     return base / "out", words, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_everything_that_is_written_is_listed(done: tuple[Path, list[str], str]) -> None:
     out, _, printed = done
     listed = printed.split("Written:\n")[1].split()
@@ -157,6 +158,7 @@ def test_other_adapters_are_kept_in_the_memory(tiny: Path, tmp_path: Path, capsy
     assert "`--adapter`" in err
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_other_settings_are_refused(
     done: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +198,7 @@ def test_report_gives_the_same_table_and_figures_from_the_records_alone(
         assert str(path) in said
 
 
+@pytest.mark.slow
 def test_free_text_is_written_and_scored_officially(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

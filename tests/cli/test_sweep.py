@@ -31,6 +31,7 @@ def _values(folder: Path) -> dict[str, np.ndarray]:
     return {json.dumps(settings): table.columns["error"] for settings, table in points}
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_table_records_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(f"sweep {AXES} {SMALL} --out {tmp_path}") == 0
     out, err = capsys.readouterr()
@@ -56,6 +57,7 @@ def test_another_setting_in_the_same_folder_is_refused(tmp_path: Path, capsys: p
     assert "the setting adc_bits (None there, 8 here)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_points_of_another_sweep_are_refused_beside_those_that_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +85,7 @@ def test_points_of_another_sweep_are_refused_beside_those_that_are_there(
         io.read_points(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_device_of_a_file_stands_in_every_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "grid.toml", tmp_path / "out"
     fixed = 'device = "PCM"\nsigma = 0.5\ninputs = 4\noutputs = 2\nbatch = 1\nweight_bits = 4\n'
@@ -103,6 +106,7 @@ def test_the_device_of_a_file_stands_in_every_caption(tmp_path: Path, capsys: py
     assert drawn.get_suptitle().startswith("PCM; sigma (multiple of the measured noise)")
 
 
+@pytest.mark.slow
 def test_shards_merge_into_the_whole_and_gaps_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _main(f"sweep {AXES} {SMALL} --out {tmp_path / 'whole'} --no-plots")
     for k in (1, 3):
@@ -161,6 +165,7 @@ def test_methods_are_an_axis_over_common_chips(tmp_path: Path, capsys: pytest.Ca
         assert points["none", 1e7].std() > 0
 
 
+@pytest.mark.slow
 def test_write_verify_reaches_the_residual_noise_and_leaves_the_chips(tmp_path: Path) -> None:
     words = (
         "--axis mitigation=none,write_verify --axis verified_share=0,1 --set residual_sigma=0.02 --set sigma=0.1 "
@@ -261,6 +266,7 @@ def test_sensitivity_names_the_property_that_limits(capsys: pytest.CaptureFixtur
     assert out.index(" sigma ") < out.index("d2d_sigma")
 
 
+@pytest.mark.slow
 def test_sensitivity_to_bits_levels_and_time_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     words = f"{SMALL} --instances 200 --set device=FeFET6 --set sigma=0.02 --set adc_range=max"
     assert _main(f"sensitivity {words} --of level_sigma --of adc_bits=5.5 --of dac_bits=6") == 0
@@ -341,6 +347,7 @@ def test_a_tolerance_goes_on_from_its_folder(
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sweep --axis sigma=0.1,0.2", "tolerance --max-error 0.3 --set device=Gaussian"])
 def test_an_interrupt_says_what_is_true(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

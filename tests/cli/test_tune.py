@@ -42,6 +42,7 @@ def _call(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return code, said.out, said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

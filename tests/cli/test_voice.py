@@ -84,6 +84,7 @@ def test_chips_take_as_many_times_as_long(monkeypatch) -> None:
     assert line == "1,000 chips: about 1.8 minutes here, by 10 of the first point; 3 compiled."
 
 
+@pytest.mark.slow
 def test_a_table_of_measurements_is_a_device(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = known_device(f"{cells}@40", sigma=0.5)
     assert float(found.g_max_us) == 40

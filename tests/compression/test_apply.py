@@ -137,6 +137,7 @@ def test_every_block_has_its_bits_and_its_sparsity() -> None:
                 assert int((w == 0).sum()) == int(sparsity * w.size + 1e-9), (method, name)
 
 
+@pytest.mark.slow
 def test_each_block_is_calibrated_on_what_the_compressed_ones_before_it_make() -> None:
     pruned = compression.apply(LM, POLICY, TOKENS, quantiser=None)
     x = models.hidden(pruned, models.embed(LM, TOKENS), stop=2)[0]
@@ -146,6 +147,7 @@ def test_each_block_is_calibrated_on_what_the_compressed_ones_before_it_make() -
         np.testing.assert_allclose(pruned.params["layers"][name][2], wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_zeros_and_with_many_bits_little_changes() -> None:
     x = models.embed(LM, TOKENS)
     exact = models.forward(LM, x)[0]
@@ -181,6 +183,7 @@ FUNCTIONS: dict[str, Callable[[models.LM], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", mostly_slow(["some layers, remat", "gradient of the loss", "generate", "tune"], "gradient of the loss")
 )
@@ -189,6 +192,7 @@ def test_codes_side_by_side_do_what_bytes_do(name) -> None:
     np.testing.assert_allclose(run(compression.pack(SMALL)), run(SMALL), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_are_packed_in_their_bits_and_come_back(bits) -> None:
     policy = compression.Policy(np.array([2, bits, 2]), np.zeros(3))
@@ -203,12 +207,14 @@ def test_codes_are_packed_in_their_bits_and_come_back(bits) -> None:
             np.testing.assert_array_equal(one.codes(), leaf.codes[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_codes_do_what_their_floats_do(name) -> None:
     run = FUNCTIONS[name]
     np.testing.assert_allclose(jax.jit(run)(SMALL), jax.jit(run)(_dense(SMALL)), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["forward", "some layers, remat", "gradient of the loss", "generate"])
 def test_weights_rounded_in_the_loop_do_what_rounded_floats_do(name) -> None:
     run = FUNCTIONS[name]
@@ -225,6 +231,7 @@ def test_many_models_by_vmap_are_many_by_loop() -> None:
         np.testing.assert_allclose(own, jax.jit(FUNCTIONS["forward"])(lm), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_activations_keys_and_values_are_rounded_token_by_token() -> None:
     x = jax.random.normal(jax.random.key(3), (5, 32))
     w = compression.Quantised(LM.params["layers"]["q"][0], jnp.float32(3), ("inputs",))

@@ -175,6 +175,7 @@ def test_models_and_layers_are_traced() -> None:
     assert number(gradient["write_voltage"]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_large_model_is_counted_in_full() -> None:
     """More cells and conversions than 32 bits hold, inside jit too."""
     lm = cost.PUBLISHED["Mistral-7B-GPTQ"]

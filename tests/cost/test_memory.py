@@ -16,6 +16,7 @@ def _abstract(size: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct(size, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_formula_is_the_compilers_analysis_within_a_factor(remat: bool) -> None:
     config = models.Config(vocab_size=512, width=128, num_layers=6, num_heads=4, mlp_width=768)

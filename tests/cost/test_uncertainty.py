@@ -41,6 +41,7 @@ def test_draws_are_log_uniform_between_the_ends_of_each_range() -> None:
     assert abs(float(pairs[0, 1])) < 5 / math.sqrt(2000)  # independent
 
 
+@pytest.mark.slow
 def test_the_band_of_a_product_of_two_constants() -> None:
     """log(a b) of two log-uniform numbers is a trapezium, whose quantiles are known."""
     found = cost.bands(
@@ -55,6 +56,7 @@ def test_the_band_of_a_product_of_two_constants() -> None:
     assert found.low < found.median < found.high
 
 
+@pytest.mark.slow
 def test_a_band_is_a_tree_and_the_same_again() -> None:
     def bill(on: cost.Technology) -> Any:
         found = cost.search(CONFIG, 1000, on=on)
@@ -85,6 +87,7 @@ def test_sensitivities_are_the_shares_of_the_bill() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_headline_says_how_many_are_stored_and_what_nobody_checked() -> None:
     def ratio(on: cost.Technology, machine: cost.Machine) -> Any:
         digital = cost.search_digital(100_000, on=machine, level="dram")

@@ -30,6 +30,7 @@ def _run(x: np.ndarray, w: np.ndarray, device: devices.Device, config: crossbar.
     return np.asarray(crossbar.matmul(read, x, chip)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize(
     ("weight_bits", "cell_bits", "on_off_ratio"),
@@ -68,6 +69,7 @@ def test_the_integer_product_of_ideal_hardware_is_exact() -> None:
     np.testing.assert_array_equal(np.round(_run(x, w, IDEAL, config), 2), x @ w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("bits_per_cycle", [1, 2, 3])
 def test_bit_serial_inputs_change_nothing_without_a_converter(mapping: str, bits_per_cycle: int) -> None:
@@ -148,6 +150,7 @@ def _closed_form_variance(x: np.ndarray, w: np.ndarray, device: devices.Device, 
     return variance * (steps * np.abs(w).max()) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("name", mostly_slow(devices.names(), "FeFET3", "RRAM1", "PCM", "Gaussian"))
 def test_variance_has_its_closed_form_for_every_device_and_mapping(name: str, mapping: str) -> None:

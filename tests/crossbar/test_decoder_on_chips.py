@@ -50,11 +50,13 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", mostly_slow(USES, "forward", "loss", "loss, remat", "hidden"))
 def test_on_ideal_chips_the_decoder_equals_itself(use: str, key: jax.Array) -> None:
     np.testing.assert_allclose(USES[use](_on(key, IDEAL)), USES[use](LM), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", mostly_slow(USES, "forward", "loss", "hidden"))
 def test_on_noisy_chips_it_is_the_decoder_of_what_their_cells_hold(use: str, key: jax.Array) -> None:
     noisy = _on(key, GAUSSIAN)
@@ -64,6 +66,7 @@ def test_on_noisy_chips_it_is_the_decoder_of_what_their_cells_hold(use: str, key
     assert use == "generate" or jnp.abs(found - USES[use](LM)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_its_head_may_lie_on_a_chip_too(key: jax.Array) -> None:
     config = dataclasses.replace(MODEL, tied=False)
     lm = models.init(jax.random.key(0), config=config, scale=0.2)
@@ -95,6 +98,7 @@ def test_gradients_pass_to_the_inputs_and_through_programming_to_the_weights(key
     np.testing.assert_allclose(inputs, exact, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_sets_of_chips_by_vmap(key: jax.Array) -> None:
     keys = jax.random.split(key, 3)
     one = lambda key: USES["loss"](_on(key, GAUSSIAN))  # noqa: E731

@@ -14,7 +14,6 @@ RNG = np.random.default_rng(12)
 W = RNG.uniform(-1, 1, (30, 6)).astype("f4")
 X = RNG.standard_normal((4, 30)).astype("f4")
 MAPPINGS = ("differential", "offset", "offset_digital")
-DRIFTS = devices.Drift(mean=0.05)
 
 
 @pytest.fixture
@@ -34,6 +33,7 @@ def _matmul(x: Any, chip: crossbar.Chip) -> np.ndarray:
 # Zeros.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["cell", "value"])
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("weight_scale", ["column", "tensor"])
@@ -92,6 +92,7 @@ def _own_code(v: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.A
     return ops.uniform_steps(v, low, high, num_steps=2**bits - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, crossbar.Bits(adc=8.0)], ids=["hard", "relaxed"])
 @pytest.mark.parametrize("code", ["symmetric", "uniform", _own_code])
 def test_an_array_without_outputs_adds_nothing(code: Any, bits: crossbar.Bits | None) -> None:
@@ -110,63 +111,10 @@ def test_an_array_without_outputs_adds_nothing(code: Any, bits: crossbar.Bits | 
     np.testing.assert_allclose(products[0], products[1], rtol=1e-5, atol=1e-6)
 
 
-# Drift compensation.
+# Nothing to measure.
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
-@pytest.mark.parametrize("wires", [None, 2.0])
-def test_compensation_makes_up_for_drift_that_is_the_same_everywhere(mapping: str, wires: float | None) -> None:
-    """Without wires exactly; with them at t = 0, where there is nothing to make up for."""
-    device = devices.get("ideal", drift=DRIFTS, on_off_ratio=10.0)
-    config = crossbar.Config(rows=16, mapping=mapping, weight_bits=6, cell_bits=3)
-    ohm = None if wires is None else crossbar.Wires(row_ohm=wires, col_ohm=wires)
-    chip = crossbar.program(_key(), W, device, config=config, wires=ohm)
-    fresh = crossbar.compensate(_key(2), chip)
-    np.testing.assert_array_equal(fresh.gain, 1.0)
-    if wires is None:
-        later = crossbar.compensate(_key(2), crossbar.drift(chip, 1e5))
-        for read in (lambda c: _matmul(X, c), lambda c: crossbar.read_back(_key(3), c)):
-            np.testing.assert_allclose(read(later), read(chip), atol=2e-5)
-
-
-@pytest.mark.parametrize("ohm", [0.5, 2.0, 5.0])
-def test_compensation_at_the_start_is_one_through_wires(rng: np.random.Generator, ohm: float) -> None:
-    device = devices.get("ideal", drift=DRIFTS, on_off_ratio=10.0)
-    w = rng.uniform(-1, 1, (64, 32)).astype("f4")
-    wires = crossbar.Wires(row_ohm=ohm, col_ohm=ohm)
-    chip = crossbar.program(_key(), w, device, config=crossbar.Config(), wires=wires)
-    np.testing.assert_array_equal(crossbar.compensate(_key(2), chip).gain, 1.0)
-    later = crossbar.reprogram(_key(3), crossbar.compensate(_key(2), crossbar.drift(chip, 1e5)), w)
-    np.testing.assert_array_equal(crossbar.compensate(_key(4), later).gain, 1.0)
-
-
-def test_arrays_with_nothing_to_measure_keep_their_gain() -> None:
-    device = devices.get("ideal", drift=DRIFTS)
-    w = np.concatenate([np.ones((8, 3)), np.zeros((8, 3))]).astype("f4")
-    chip = crossbar.program(_key(), w, device, config=crossbar.Config(rows=8))
-    later = crossbar.compensate(_key(2), crossbar.drift(chip, 1e5))
-    np.testing.assert_allclose(_matmul(np.ones(16, "f4"), later), 8.0, rtol=1e-5)
-    assert float(later.gain[1]) == 1.0
-    outlier = (0.02 * W).astype("f4")
-    outlier[0, 0] = 1.0
-    config = crossbar.Config(rows=8, weight_bits=8, cell_bits=2)
-    chip = crossbar.program(_key(), outlier, device, config=config)
-    later = crossbar.compensate(_key(2), crossbar.drift(chip, 1e5))
-    np.testing.assert_allclose(_matmul(X, later), _matmul(X, chip), atol=1e-5)
-    slope = jax.grad(lambda t: crossbar.compensate(_key(2), crossbar.drift(chip, t)).gain.sum())(jnp.float32(1e3))
-    assert bool(jnp.isfinite(slope))
-    assert slope != 0
-
-
-def test_an_array_of_noise_around_zero_is_not_compensated() -> None:
-    device = devices.get("Gaussian", sigma=0.1, drift=devices.Drift(mean=0.05, std=0.02))
-    w = np.concatenate([np.ones((8, 4)), np.zeros((200, 4))]).astype("f4")
-    chip = crossbar.program(_key(), w, device, config=crossbar.Config(rows=8))
-    gain = np.asarray(crossbar.compensate(_key(2), crossbar.drift(chip, 1e5)).gain)
-    assert 1.2 < gain[0] < 1.9  # (1e5 / 20) ** 0.05 = 1.53
-    assert np.all((gain > 0.3) & (gain < 5.0))
-
-
+@pytest.mark.slow
 def test_ranges_and_factors_where_there_is_nothing_to_measure(rng: np.random.Generator) -> None:
     config = crossbar.Config(rows=15, adc_bits=8, adc_range="calibrated", dac_bits=8, dac_range="calibrated")
     chip = crossbar.program(_key(), np.concatenate([W[:15], 0 * W[15:]]), devices.get("ideal"), config=config)
@@ -190,6 +138,7 @@ def test_ranges_and_factors_where_there_is_nothing_to_measure(rng: np.random.Gen
 # No noise.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["device", "pair", "output_joint", "output_marginal", "moment_matched"])
 @pytest.mark.parametrize("effects", mostly_slow([{}, {"d2d_sigma": 0.0}], {}), ids=["plain", "d2d"])
 def test_the_slope_to_sigma_at_no_noise_is_the_draw_itself(
@@ -209,6 +158,7 @@ def test_the_slope_to_sigma_at_no_noise_is_the_draw_itself(
         np.testing.assert_allclose(jax.jit(slope)(jnp.float32(0.0)), difference, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_slope_at_no_noise_knows_the_cut_at_zero(rng: np.random.Generator) -> None:
     """Moments of clipped cells: an erased cell moves by sigma / sqrt(2 pi)."""
     x = rng.standard_normal((3, 32)).astype("f4")
@@ -225,6 +175,7 @@ def test_the_slope_at_no_noise_knows_the_cut_at_zero(rng: np.random.Generator) -
 # Arrays.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", ["arrays", "rows", "columns"])
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_rows_behind_others_are_solved_as_rows_alone(rng: np.random.Generator, mapping: str, slices: str) -> None:
@@ -254,6 +205,7 @@ def test_a_short_last_tile_has_the_largest_range_of_its_own_rows() -> None:
     np.testing.assert_allclose(_matmul(np.concatenate([np.zeros(16, "f4"), x]), behind), _matmul(x, alone), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adc_range", ["absmax", "fixed", "calibrated"])
 @pytest.mark.parametrize("before", [False, True])
 def test_every_column_tile_has_a_range_of_its_own(rng: np.random.Generator, adc_range: str, before: bool) -> None:
@@ -272,6 +224,7 @@ def test_every_column_tile_has_a_range_of_its_own(rng: np.random.Generator, adc_
     assert abs(error[8:].mean() / error[:8].mean() - 1) < 0.3
 
 
+@pytest.mark.slow
 def test_a_column_tile_alone_is_that_tile_among_others() -> None:
     config = crossbar.Config(cols=4, adc_bits=5, mapping="offset", adc_before_subtraction=True, rows=16)
     for adc_range in ("absmax", "max", "calibrated"):

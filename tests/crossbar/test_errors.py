@@ -134,6 +134,7 @@ def test_calls_without_an_effect_raise() -> None:
         crossbar.compensate(jax.random.key(1), chip)
 
 
+@pytest.mark.slow
 def test_samplings_that_are_not_exact_are_refused_with_the_reason() -> None:
     w = np.eye(3, dtype="f4")
     for sampling, device, reason in [

@@ -37,6 +37,7 @@ def _nodal_currents(g: np.ndarray, v: np.ndarray, row: float, col: float) -> np.
     return potential[bit[-1]] / col
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 3), (3, 8), (16, 16)])
 @pytest.mark.parametrize(("row", "col"), [(1e-3, 1e-3), (0.02, 0.1), (0.3, 1e-5)])
 def test_transfer_equals_nodal_analysis(rows: int, cols: int, row: float, col: float) -> None:
@@ -53,6 +54,7 @@ def test_no_resistance_is_no_drop() -> None:
     np.testing.assert_array_equal(crossbar.transfer_matrix(g, zero, zero), g)
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_finite_differences() -> None:
     g = jnp.asarray(RNG.uniform(0.2, 1, (5, 4)), jnp.float32)
     direction = jnp.asarray(RNG.standard_normal((5, 4)), jnp.float32)

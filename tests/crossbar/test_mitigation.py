@@ -32,6 +32,7 @@ def mask():
     return jax.random.bernoulli(jax.random.key(1), 0.4, SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mapping", "slices"), CASES)
 def test_errors_have_the_variance_of_their_closed_form(weights, mask, mapping, slices):
     config, device = config_of(mapping, slices), devices.get("Gaussian", sigma=SIGMA)
@@ -48,6 +49,7 @@ def test_errors_have_the_variance_of_their_closed_form(weights, mask, mapping, s
         assert abs(part.mean() - 1.0) < 5 * np.sqrt(2 / part.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mapping", "slices"), CASES)
 def test_cells_outside_the_mask_are_those_of_a_plain_chip(weights, mask, mapping, slices):
     config, device = config_of(mapping, slices), devices.get("FeFET3", sigma=SIGMA)

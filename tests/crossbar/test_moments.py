@@ -38,6 +38,7 @@ def _problem() -> tuple[jax.Array, jax.Array]:
     return weights, jax.random.normal(jax.random.key(2), (3, ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_chips_drawn_cell_by_cell_agree(name: str) -> None:
     device, options = CASES[name]

@@ -35,6 +35,7 @@ from nvcim_jax.crossbar import Config, Converters, OnChip
 NAMES = mostly_slow(MAKERS, "plain", "linen, dense", "a stack, scanned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_on_ideal_chips_a_network_equals_itself(name: str, key: jax.Array) -> None:
     net = network(name)
@@ -42,6 +43,7 @@ def test_on_ideal_chips_a_network_equals_itself(name: str, key: jax.Array) -> No
     np.testing.assert_allclose(found, net.apply(net.params, net.x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_on_noisy_chips_it_computes_with_what_their_cells_hold_in_jit_too(name: str, key: jax.Array) -> None:
     net = network(name)
@@ -53,6 +55,7 @@ def test_on_noisy_chips_it_computes_with_what_their_cells_hold_in_jit_too(name: 
     np.testing.assert_allclose(whole(key, net.x), wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_pass_to_inputs_and_through_programming_to_weights_and_remat(name: str, key: jax.Array) -> None:
     net = network(name)
@@ -82,6 +85,7 @@ def test_gradients_pass_to_inputs_and_through_programming_to_weights_and_remat(n
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_chips_is_a_loop_over_them(name: str, key: jax.Array) -> None:
     net = network(name)
@@ -100,6 +104,7 @@ def test_vmap_over_chips_is_a_loop_over_them(name: str, key: jax.Array) -> None:
     assert len({float(jnp.ravel(v)[0]) for v in y}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", mostly_slow(["linen, dense", "linen, convolutional", "equinox", "a stack, scanned"], "a stack, scanned")
 )
@@ -117,6 +122,7 @@ def test_many_chips_made_before_are_mapped_over_as_a_tree(name: str, key: jax.Ar
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_monte_carlo_instances_do_not_depend_on_the_chunk(key: jax.Array) -> None:
     net = network("linen, dense")
 
@@ -234,6 +240,7 @@ def test_what_writes_a_matrix_can_be_given(key: jax.Array) -> None:
     np.testing.assert_array_equal(chips["first"].chip.adc_range, [[[-3.0, 3.0]]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", mostly_slow(["linen, dense", "linen, convolutional", "nnx", "linen, scanned"], "linen, dense")
 )

@@ -126,6 +126,7 @@ def _is_a_config(options: dict) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(PAIRS)), ids=["-".join(pair) for pair in PAIRS])
 def test_every_pair_of_options_works_or_is_refused(index: int) -> None:
     """Every combination is accepted, or is in the table and refused with a reason; one of the accepted is also run."""
@@ -141,6 +142,7 @@ def _is_in(table: tuple[dict, ...], options: dict) -> bool:
     return any(refused.items() <= options.items() for refused in table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_option_goes_with_every_sampling_or_is_in_the_table(sampling: str) -> None:
     device = devices.get("Gaussian", sigma=1e-3)
@@ -159,6 +161,7 @@ def test_every_option_goes_with_every_sampling_or_is_in_the_table(sampling: str)
                 jax.eval_shape(functools.partial(crossbar.sample, sampling=sampling), jax.random.key(0), X, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", EFFECTS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("noise", VALUES["noise"])
@@ -173,6 +176,7 @@ def test_every_effect_works_or_is_refused_with_every_sampling(effect: str, sampl
     assert worked == (exact if noise == "cell" else sampling == "device" and effect in ("plain", "clip", "on_off"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", VALUES["slices"])
 @pytest.mark.parametrize("mapping", VALUES["mapping"])
 @pytest.mark.parametrize("effect", ["plain", "read", "drift"])

@@ -46,6 +46,7 @@ def _product(seed: jax.Array | int, x: jax.Array, config: crossbar.Config) -> tu
     return crossbar.sample(jax.random.key(seed), x, crossbar.encode(W, DEVICE, config=config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "name"), [(symmetric, "symmetric"), (uniform, "uniform")])
 @pytest.mark.parametrize("options", [{}, {"adc_range": "max", "adc_before_subtraction": True}], ids=str)
 def test_a_function_that_is_a_named_code_gives_its_products(own: Any, name: str, options: dict) -> None:
@@ -64,6 +65,7 @@ def test_a_chip_is_read_again_with_a_code_of_ones_own() -> None:
     np.testing.assert_allclose(y, named, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_contracts_of_a_code_of_ones_own() -> None:
     config = _config(functools.partial(bent, bow=0.2))
     y = jax.vmap(lambda seed: _product(seed, X, config)[0])(jnp.arange(3))

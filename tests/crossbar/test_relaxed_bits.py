@@ -18,6 +18,7 @@ def _operands() -> tuple[jax.Array, jax.Array]:
     return weights, jax.random.normal(jax.random.key(6), (BATCH, ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adc_code", ["symmetric", "uniform"])
 @pytest.mark.parametrize("mapping", ["differential", "offset", "offset_digital"])
 def test_noise_of_the_output_converters_is_the_closed_form(mapping: str, adc_code: str) -> None:

@@ -36,6 +36,7 @@ def _assert_covariance(y: np.ndarray, truth: np.ndarray) -> None:
     assert (np.abs(products.mean(axis=0) - truth) < 5 * error + 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "mapping"),
     [

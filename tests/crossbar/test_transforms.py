@@ -38,6 +38,7 @@ def test_jit_equals_eager_and_sample_equals_write_and_matmul() -> None:
     np.testing.assert_allclose(crossbar.sample(_key(), X, target)[0], eager, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "effects",
     [
@@ -110,6 +111,7 @@ def test_sigma_can_be_vmapped() -> None:
     np.testing.assert_allclose(y[2] - y[0], 2 * (y[1] - y[0]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_of_an_analog_product_are_the_closed_form() -> None:
     """With y = x (w + noise), dy/dx is what the chip stores, and dy/dw is x, whatever the noise."""
     config = crossbar.Config()
@@ -126,6 +128,7 @@ def test_gradients_of_an_analog_product_are_the_closed_form() -> None:
     np.testing.assert_allclose(np.asarray(grad_w)[rest], (X.T @ v)[rest], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["differential", "offset", "offset_digital"])
 def test_straight_through_gradients_are_those_of_the_relaxed_twin(mapping: str) -> None:
     """Every hard step at once: rounding, slicing, both converters. The twin has none of them."""

@@ -52,6 +52,7 @@ def _signatures(device: devices.Device, effects: tuple[str, ...]) -> dict[str, n
     return {name: np.where(healthy, values, 0) if name != "faults" else values for name, values in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(EFFECTS, 2)))
 def test_each_effect_acts_alone_and_the_same_beside_another(first: str, second: str) -> None:
     both = _signatures(_device(first, second), (first, second))

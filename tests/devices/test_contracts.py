@@ -35,6 +35,7 @@ def compiled(life) -> _Compiled:
     return _Compiled(life)
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(device: devices.Device, life, compiled: _Compiled) -> None:
     t_s = jnp.float32(3600.0)
     eager = life(jax.random.key(0), G, t_s, device)
@@ -42,6 +43,7 @@ def test_jit_equals_eager(device: devices.Device, life, compiled: _Compiled) -> 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), eager, jitted)
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop_over_chips_and_sigmas(device: devices.Device, compiled: _Compiled) -> None:
     sigmas = jnp.asarray([0.0, 0.05, 0.1, 0.3])
     mapped = compiled.many(jax.random.split(jax.random.key(1), 4), sigmas, device)

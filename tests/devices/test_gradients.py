@@ -28,6 +28,7 @@ def _numbers(device: devices.Device) -> dict:
     return {"spec": spec, "g": G, "t_s": jnp.float32(100.0)}
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_g_sigma_and_g_max(device: devices.Device, value_and_slopes) -> None:
     _, slopes = value_and_slopes(_numbers(device), device)
     for leaf in jax.tree.leaves(slopes):

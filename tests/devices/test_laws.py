@@ -95,6 +95,7 @@ def test_bound_numbers_become_strong_and_text_is_refused() -> None:
     devices.Law(sigma=Partial(functools.partial(bow, a=1)))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(0, 1, width=32), min_size=2, max_size=9, unique=True),
     st.lists(st.floats(0, 2, width=32), min_size=9, max_size=9),

@@ -132,6 +132,7 @@ def test_every_measured_cell_is_drawn_as_often_as_any_other(fit: Any, made: dict
     np.testing.assert_allclose(cells, followed[which], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_between_two_times_a_cell_lies_on_the_line_in_log_time(fit: Any, made: dict[str, devices.Device]) -> None:
     device = made["trajectories"]
     cells = devices.program(jax.random.key(1), jnp.full(50, 24.0 / 40.0), device)
@@ -299,6 +300,7 @@ def test_wrong_arguments_are_named(fit: Any) -> None:
         devices.from_records(fit, t_s=1e6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_sweeps_share_a_trace_and_chips_share_the_table(law: str, made: dict[str, devices.Device]) -> None:
     device, traces = made[law].replace(name=""), []
@@ -327,6 +329,7 @@ def test_sweeps_share_a_trace_and_chips_share_the_table(law: str, made: dict[str
     assert many.cells.g.shape[0] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_gradients_are_those_of_differences(law: str, fit: Any) -> None:
     device = devices.from_records(fit, law=law)
@@ -348,6 +351,7 @@ def test_gradients_are_those_of_differences(law: str, fit: Any) -> None:
     np.testing.assert_allclose(slopes[2], expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_output_sampling_is_refused_and_moments_are_not(fit: Any) -> None:
     x, weights = jnp.ones((4, 20)), jnp.linspace(-1.0, 1.0, 60).reshape(20, 3)
     for law in ("trajectories", "empirical", "student"):
@@ -417,6 +421,7 @@ def test_a_device_comes_back_from_its_file(made: dict[str, devices.Device], tmp_
         io.load_device(tmp_path / "b.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(data.data_folder("rram_relaxation") is None, reason="no folder rram_relaxation")
 def test_measured_rram_is_simulated_as_it_was_measured() -> None:
     folder = data.data_folder("rram_relaxation")

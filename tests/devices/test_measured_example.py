@@ -20,6 +20,7 @@ def example() -> Iterator[ModuleType]:
         yield importlib.import_module("experiments.measured_device.run")
 
 
+@pytest.mark.slow
 def test_the_tiny_example_fits_its_truth_and_writes_its_files(example, tmp_path: Path, capsys) -> None:
     example.main(["--tiny", "--out", str(tmp_path)])
     record = json.loads((tmp_path / "tiny.json").read_text())

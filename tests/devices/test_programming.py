@@ -60,6 +60,7 @@ def test_tables_interpolate_linearly_and_stay_constant_outside(num_levels: int) 
     np.testing.assert_allclose(devices.sigma_of(g, device), 0.5 * np.interp(g, at, row), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in devices.names() if name != "ideal"])
 @pytest.mark.parametrize("g_max_us", [5.0, 160.0])
 def test_physical_noise_scales_with_g_max(name: str, g_max_us: float, key, assert_moments) -> None:
@@ -129,6 +130,7 @@ def test_moments_without_noise_are_exact_and_differentiable() -> None:
     assert np.isfinite(jax.grad(total)(jnp.float32(0.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", devices.names())
 @pytest.mark.parametrize(
     "effects",

@@ -31,6 +31,7 @@ def test_slots_by_hand() -> None:
     assert tasks.slots(["b = 2 | a = 1"], ["a = 1 | b = 2"])["slot_f1"] == 1.0
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_of_the_loss(lm, text) -> None:
     ids = np.random.default_rng(0).integers(3, 4096, (5, 9)).astype(np.int32)
     task = tasks.predicting("text", text, tokens=9, num_train=2, num_test=3, ids=ids)
@@ -63,6 +64,7 @@ def test_every_method_makes_an_adapter_and_its_parts() -> None:
         assert ("gradient" in methods.parts(method, "clinc5")) == (method.eps is not None), name
 
 
+@pytest.mark.slow
 def test_windows_that_are_measured_together_count_alike(lm, text) -> None:
     ids = np.random.default_rng(1).integers(3, 4096, (10, 9)).astype(np.int32)
     task = tasks.predicting("text", text, tokens=9, num_train=2, num_test=8, ids=ids)

@@ -31,6 +31,7 @@ def nats(lm: models.LM, ids: jax.Array, device: devices.Device, **parts: Any) ->
     return float(run._nats(jax.random.key(2), lm, ids, device, jnp.float32(0.0), **how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [(0, 3), (1, 2)])
 def test_ideal_chips_are_the_model_itself(lm, ids, blocks, monkeypatch) -> None:
     monkeypatch.setattr(run, "LAYOUT", crossbar.Config(rows=16, cols=16, weight_scale="column"))
@@ -38,6 +39,7 @@ def test_ideal_chips_are_the_model_itself(lm, ids, blocks, monkeypatch) -> None:
     assert nats(lm, ids, IDEAL, blocks=blocks) == pytest.approx(exact, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_only_what_was_chosen_is_noisy(lm, ids) -> None:
     noisy = devices.get("Gaussian", sigma=0.1).replace(name="cells", citation="")
     chips = run.on_chips(jax.random.key(0), lm, noisy, jnp.float32(0.0), ("q",), "none")

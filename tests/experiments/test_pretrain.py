@@ -47,6 +47,7 @@ def started(pretrain, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(recipe=recipe, state=state, material=material, batch=batch, config=config)
 
 
+@pytest.mark.slow
 def test_soft_tokens_keep_examples_and_label_apart(pretrain, started) -> None:
     params, config = started.state.params, started.config
     bags, labels = jnp.array([[300, 301]] * 2), jnp.array([[310]] * 2)
@@ -62,6 +63,7 @@ def test_soft_tokens_keep_examples_and_label_apart(pretrain, started) -> None:
     np.testing.assert_allclose(cosine, 1.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_packed_query_is_read_as_if_it_stood_alone(pretrain, started) -> None:
     params, batch, config = started.state.params, started.batch, started.config
     lm = models.LM(params, config)

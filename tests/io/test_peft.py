@@ -53,6 +53,7 @@ def moved(adapter: tuning.Adapter, lm: models.LM) -> Any:
     return options.pack({n: jax.random.normal(keys[n], s) for n, s in options.shapes(lm.config).items()}, lm.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_comes_back_and_does_the_same(lm, tmp_path: Path, name: str) -> None:
     adapter = ADAPTERS[name]

@@ -122,6 +122,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> No
     _run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_finished_chunk(tmp_path: Path) -> None:
     limit = (
         "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -33,6 +33,7 @@ def aged(learnt, config, arrays):
     return pipeline.drift_state(pipeline.State(store, held), 1800.0), config, memory
 
 
+@pytest.mark.slow
 def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, memory, config):
     path = io.save_state(tmp_path / "m.safetensors", learnt.state, config=config)
     state, found = io.load_state(path, memory, config=config)
@@ -46,6 +47,7 @@ def test_a_memory_comes_back_bit_for_bit(tmp_path, learnt, memory, config):
     assert equal(io.load_state(path, pipeline.exact_memory())[0], exact)
 
 
+@pytest.mark.slow
 def test_a_drifting_chip_goes_on_where_it_was(tmp_path, aged):
     state, config, memory = aged
     path = io.save_state(tmp_path / "m.safetensors", state, config=config)

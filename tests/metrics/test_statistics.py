@@ -21,6 +21,7 @@ def test_interval_is_scipys() -> None:
     assert found.num == 7
 
 
+@pytest.mark.slow
 def test_interval_covers_at_its_level() -> None:
     rng = np.random.default_rng(1)
     runs = 4000

@@ -104,6 +104,7 @@ def test_predicts_text_better_than_unigrams(lm: models.LM, tokenizer):
     assert losses.mean() < UNIGRAM - 2.0
 
 
+@pytest.mark.slow
 def test_word_order_matters(lm: models.LM, tokenizer):
     generator = np.random.default_rng(0)
     straight, shuffled = [], []
@@ -124,6 +125,7 @@ def test_later_tokens_do_not_change_earlier_logits(lm: models.LM, tokenizer):
     assert (seen[4:] == 0).all()
 
 
+@pytest.mark.slow
 def test_prompt_gradient_is_finite_and_not_zero(lm: models.LM, tokenizer):
     ids = tokenizer("play some music = song")["input_ids"]
     x = models.embed(lm, jnp.asarray([ids], jnp.int32))

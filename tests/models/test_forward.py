@@ -53,6 +53,7 @@ def _forward(**options):
     return jax.jit(lambda lm, x: models.forward(lm, x, **options))
 
 
+@pytest.mark.slow
 @CONFIGS
 def test_no_token_sees_a_later_one(config, ids) -> None:
     lm, x = _embedded(config, ids)
@@ -118,6 +119,7 @@ def test_a_full_mask_replaces_causality(ids) -> None:
     assert float(jnp.abs(both_ways - wanted)[:, 0].max()) > 1e-3
 
 
+@pytest.mark.slow
 @CONFIGS
 def test_exits_are_the_states_at_which_stopping_ends(config, ids) -> None:
     lm, x = _embedded(config, ids)
@@ -206,6 +208,7 @@ def test_the_last_block_is_spared_what_is_not_asked_for(ids) -> None:
     assert flops[1] < 0.35 * flops[0]
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(ids) -> None:
     lm, x = _embedded(LLAMA, ids)
     with jax.disable_jit():

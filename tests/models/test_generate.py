@@ -49,6 +49,7 @@ def _ids(text: str) -> list[int]:
     return [int(word[1:]) for word in text.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(NAMES, "llama", "gpt2", "gemma3", "qwen3", "phi2", "opt"))
 def test_greedy_tokens_are_those_of_torch(name, checkpoint, example, golden, key) -> None:
     lm, _ = models.load(checkpoint(name))
@@ -79,6 +80,7 @@ def _uncached(lm: models.LM, x: jax.Array, count: int, prefix=None) -> list[int]
     return found
 
 
+@pytest.mark.slow
 def test_texts_of_a_batch_are_continued_as_if_alone(lm, text, key) -> None:
     texts = ["w3 w9 w1 w40 w22", "w7", "w5 w5 w8"]
     prompt = jax.random.normal(jax.random.key(1), (4, 32))
@@ -89,6 +91,7 @@ def test_texts_of_a_batch_are_continued_as_if_alone(lm, text, key) -> None:
     assert out.texts[0] == " ".join(f"w{t}" for t in out.tokens[0].tolist())
 
 
+@pytest.mark.slow
 def test_a_prefix_is_seen_in_every_step(lm, text, key) -> None:
     size = (CONFIG.num_layers, CONFIG.kv_heads, 3, CONFIG.head_width)
     prefix = models.KeysValues(*jax.random.normal(jax.random.key(1), (2, *size)))
@@ -120,6 +123,7 @@ def test_a_text_ends_at_its_end(lm, text, key) -> None:
     assert len(out.texts[0].split()) == kept
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing(lm, text) -> None:
     from nvcim_jax.models.generate import _compiled
 
@@ -130,6 +134,7 @@ def test_a_second_call_compiles_nothing(lm, text) -> None:
     assert _compiled._cache_size() == before
 
 
+@pytest.mark.slow
 def test_the_key_decides_and_the_batch_does_not(lm, text) -> None:
     run = partial(models.generate, lm=lm, text=text, max_new_tokens=6, sampling=models.Sampling())
     one = run(jax.random.key(0), texts=["w3", "w4"]).tokens

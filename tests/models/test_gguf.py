@@ -40,6 +40,7 @@ def gguf_file(checkpoint, tmp_path):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_equal_those_of_transformers(name, gguf_file, example) -> None:
     lm, text = models.load(gguf_file(name))
@@ -107,6 +108,7 @@ def _logits(lm: models.LM, ids: jax.Array) -> jax.Array:
     return models.forward(lm, models.embed(lm, ids))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["F16", "BF16", *PACKED, _mixed], ids=lambda kind: getattr(kind, "__name__", kind))
 def test_every_type_is_read_and_stays_packed(kind, wide_file, example) -> None:
     path = wide_file(kind)
@@ -136,6 +138,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(FUNCTIONS, "loss", "slope", "many", "some layers"))
 def test_packed_weights_multiply_as_their_floats_in_every_function(name, wide_file, example) -> None:
     path, run = wide_file(lambda name: "Q8_0" if ".1." in name else "Q4_0"), jax.jit(FUNCTIONS[name])
@@ -157,6 +160,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_products_are_those_of_the_floats(name) -> None:
     raw = gguf.quantize(np.random.default_rng(2).normal(size=(64, 256)).astype(np.float32), _Q("Q5_1"))
@@ -190,6 +194,7 @@ def test_rows_of_a_table_are_looked_up(wide_file) -> None:
         crossbar.on_chip(jax.random.key(0), {"w": table}, devices.get("FeFET3"), config=crossbar.Config())
 
 
+@pytest.mark.slow
 def test_a_packed_model_is_saved_as_its_floats(wide_file, tmp_path) -> None:
     path = wide_file(_mixed)
     models.save(tmp_path / "saved", models.load(path)[0])

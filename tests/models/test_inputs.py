@@ -116,6 +116,7 @@ def _embedded(kind: str, size: int) -> jax.Array:
     return models.embed(_lm(kind), jnp.full((1, size), 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [
@@ -139,6 +140,7 @@ def test_learned_positions_are_not_outrun(run) -> None:
         run(_lm("short"))
 
 
+@pytest.mark.slow
 def test_what_fits_learned_positions_is_not_refused_for_its_padding() -> None:
     lm = _lm("short")
     x, mask = _embedded("short", 32), jnp.arange(32)[None, :] >= 20
@@ -191,6 +193,7 @@ def test_what_does_not_fit_is_named(run, message) -> None:
         run(_lm("rope"), _embedded("rope", 4))
 
 
+@pytest.mark.slow
 def test_old_keys_draw_as_new_ones() -> None:
     lm, x, sampling = _lm("rope"), _embedded("rope", 4), models.Sampling(temperature=2.0)
     old, new = (

@@ -36,6 +36,7 @@ def _edit(folder: Path, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gpt2", "opt", "gpt_neox"])
 def test_what_is_saved_is_what_is_loaded(name, checkpoint, tmp_path) -> None:
     lm, _ = models.load(checkpoint(name))

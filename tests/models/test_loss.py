@@ -42,6 +42,7 @@ def _plain(lm, x, labels):
     return -(chosen * real).sum() / real.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("chunk", [5, 256])
 def test_value_and_gradients_are_those_of_the_logits(config, chunk, batch) -> None:

@@ -172,6 +172,7 @@ def test_layers_are_unpacked_one_at_a_time() -> None:
     assert _temporary(slope.lower(x, lm)) < 4 * config.num_params / 2  # nor does the backward pass keep them
 
 
+@pytest.mark.slow
 def test_int8_codes_multiply_as_their_floats_in_every_function() -> None:
     config = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=48)
     lm = models.init(jax.random.key(0), config=config, scale=0.2)

@@ -11,6 +11,7 @@ CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_w
 ANSWERS = [[7], [8, 9, 10], [8, 11]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rank_equals_one_pass_an_answer(side: str):
     lm = models.init(jax.random.key(0), config=CONFIG, scale=0.3)

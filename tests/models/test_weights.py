@@ -123,6 +123,7 @@ NAMES = {"blocks": ("q", "up", "down"), "blocks and head": ("q", "up", "down", "
 EVERY = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("names", mostly_slow(NAMES, "blocks and head"))
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -135,6 +136,7 @@ def test_a_weight_does_what_it_stands_for(name, names, make) -> None:
         np.testing.assert_allclose(run(own), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @EVERY
 def test_text_is_continued_as_by_what_it_stands_for(make) -> None:
     own, merged = _pair(make, NAMES["blocks and head"])
@@ -151,6 +153,7 @@ def _again(a: jax.Array) -> jax.Array:
     return jax.random.clone(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
 
 
+@pytest.mark.slow
 @EVERY
 def test_many_by_vmap_are_many_by_loop(make) -> None:
     own, _ = _pair(make, NAMES["blocks"])

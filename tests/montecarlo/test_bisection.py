@@ -35,6 +35,7 @@ def test_tolerance_is_the_sample_quantile_to_the_resolution() -> None:
     assert list(shares) == sorted(shares, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_bracket_covers_at_its_level() -> None:
     found = [_tolerance(num=400, seed=seed, resolution=0.02) for seed in range(30)]
     # resolution: ends are good x, up to 0.04 below the crossing

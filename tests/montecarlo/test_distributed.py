@@ -65,6 +65,7 @@ def _two_processes(folder: Path, out: Path) -> None:
         assert process.returncode == 0, err[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="collectives between CPU processes are tested on Linux")
 def test_two_processes_equal_one_and_resume(tmp_path: Path) -> None:
     one = montecarlo.run(metric, jax.random.key(4), 45, args=(np.float32(2.0),))

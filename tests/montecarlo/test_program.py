@@ -35,6 +35,7 @@ numbers = st.floats(0.25, 4.0, width=32)
 settings_of_a_metric = st.tuples(numbers, numbers, st.integers(1, 3), st.lists(numbers, min_size=2, max_size=3))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(settings_of_a_metric, settings_of_a_metric)
 def test_metrics_are_equal_where_their_settings_are(a: tuple, b: tuple) -> None:
@@ -54,6 +55,7 @@ print(program(metric, jax.random.key(3), (2.0,)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_describe_a_metric_alike() -> None:
     said = [
         subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=env).stdout

@@ -262,6 +262,7 @@ print(np.array_equal(small, large) if mapping == "loop" else np.allclose(small, 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
 @pytest.mark.parametrize("what", mostly_slow(["outputs", "temporaries"], "outputs"))
 def test_memory_that_the_system_refuses_halves_the_chunk(what: str) -> None:
@@ -352,6 +353,7 @@ print(peaks[1] - peaks[0], float(stats.mean), float(stats.standard_error), float
 """
 
 
+@pytest.mark.slow
 def test_a_million_cheap_instances_take_no_more_memory_than_a_few() -> None:
     done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=True)
     growth_mb, mean, error, worst = (float(word) for word in done.stdout.split())

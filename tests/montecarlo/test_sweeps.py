@@ -107,6 +107,7 @@ def test_each_point_stops_when_it_is_known() -> None:
     assert all(point.interval is not None and point.interval.half_width <= 0.02 for point in found.points)
 
 
+@pytest.mark.slow
 def test_shards_merge_into_the_whole(tmp_path: Path) -> None:
     whole = _sweep(tmp_path / "whole")
     for k in (1, 2, 3):

@@ -73,6 +73,7 @@ def _antithetic_product(
     return montecarlo.antithetic_mean(stats.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rng", mostly_slow(ops.RNGS, "counter"))
 @pytest.mark.parametrize("sampling", ["device", "pair", "output_joint", "output_marginal"])
 def test_antithetic_chips_cancel_the_noise_of_a_linear_product(rng: str, sampling: str) -> None:
@@ -81,6 +82,7 @@ def test_antithetic_chips_cancel_the_noise_of_a_linear_product(rng: str, samplin
     assert abs(found.mean) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rng", ops.RNGS)
 def test_antithetic_chips_gain_through_converters_and_tiles(rng: str) -> None:
     config = crossbar.Config(rows=16, cols=8, weight_bits=8, cell_bits=2, dac_bits=8, adc_bits=8, adc_range="max")

@@ -157,6 +157,7 @@ def _convolve(x: jax.Array, options: dict[str, Any], w: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, w.astype(x.dtype), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", CONVOLUTIONS)
 def test_a_kernel_convolves_as_if_dense(form: str) -> None:
     x, shape, options = CONVOLUTIONS[form]
@@ -211,6 +212,7 @@ def _close(found: Any, wanted: Any, rtol: float = 1e-5) -> None:
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("form", MATRIX)
 def test_a_matrix_multiplies_as_if_dense(form: str, jit: bool) -> None:
@@ -219,6 +221,7 @@ def test_a_matrix_multiplies_as_if_dense(form: str, jit: bool) -> None:
     _close((jax.jit(fn) if jit else fn)(Held(w)), MATRIX[form](w), rtol=2e-2 if "dtype" in form else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", STACK)
 def test_a_stack_multiplies_as_if_dense(form: str) -> None:
     s = _draw(6, 5, 3)
@@ -313,6 +316,7 @@ class _Net(nn.Module):
         return nn.DenseGeneral((2, 3))(nn.Dropout(0.5, deterministic=True)(x))
 
 
+@pytest.mark.slow
 def test_a_linen_network(key: jax.Array) -> None:
     net = _Net()
     params = net.init(key, X)

@@ -108,6 +108,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rng", ops.RNGS)
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_mirrored_key_gives_the_negated_numbers_bit_for_bit(name: str, rng: str) -> None:

@@ -19,6 +19,7 @@ def config(request, config) -> pipeline.Config:
     return dataclasses.replace(config, tunes=request.param, rank=1)
 
 
+@pytest.mark.slow
 def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path) -> None:
     adapter, memory = config.adapter(), pipeline.crossbar_memory(devices.get("ideal"), FINE)
     state = pipeline.init(jax.random.key(0), lm, config=config, memory=memory)
@@ -43,6 +44,7 @@ def test_rows_are_stored_found_and_read_back(lm, text, buffers, config, tmp_path
     assert room.value_arrays == crossbar.report((num_rows * width, config.capacity), FINE).num_arrays
 
 
+@pytest.mark.slow
 def test_a_bound_is_on_what_is_stored(lm, text, buffers) -> None:
     """(IA)3's factors are about one, and its rows about zero: bounded, it still begins where the model is."""
     changes = {"codec": "identity", "capacity": 3, "num_virtual": 2, "tuning": {"num_steps": 30, "batch": None}}

@@ -26,6 +26,7 @@ def noisy_write(sigma, key, matrix):
     return matrix + sigma * jnp.abs(matrix).max() * jax.random.normal(key, matrix.shape)
 
 
+@pytest.mark.slow
 def test_a_memory(observed):
     memory = pipeline.Memory(
         program=Partial(noisy_write, 0.1), multiply=lambda key, x, held: x @ held, read=lambda key, held: held
@@ -56,6 +57,7 @@ def heavy_tails(scale, key, rows):
     return rows + scale * jax.random.t(key, 3.0, rows.shape)
 
 
+@pytest.mark.slow
 def test_noise_in_training(observed):
     _, quiet = observed()
     _, info = observed(perturb=Partial(heavy_tails, 0.5))

@@ -32,6 +32,7 @@ def observed(lm, text, buffers, config):
     return state, infos
 
 
+@pytest.mark.slow
 def test_a_prompt_is_found_by_the_best_of_its_keys(lm, text, buffers, several):
     state, infos = observed(lm, text, buffers, several)
     assert state.store.features.shape == (3, 3, 32)
@@ -70,6 +71,7 @@ def test_keys_of_a_prompt_are_the_centroids_of_its_records(lm, text, buffers, se
         assert np.abs(features - row).max(axis=1).min() < 1e-6
 
 
+@pytest.mark.slow
 def test_fewer_records_than_keys_repeat_some(lm, text, buffers, several):
     config = several.changed(num_keys=5)
     state, _ = observed(lm, text, [buffers[0][:3]], config)
@@ -78,6 +80,7 @@ def test_fewer_records_than_keys_repeat_some(lm, text, buffers, several):
     assert len(np.unique(kept, axis=0)) == 3
 
 
+@pytest.mark.slow
 def test_the_spread_that_a_refused_buffer_would_change_stays(lm, text, buffers, several):
     config = several.changed(capacity=1)
     state, infos = observed(lm, text, buffers[:1], config)

@@ -80,6 +80,7 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(make, matrix, x) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), many, stacked)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_matrix_and_the_inputs(make, matrix, x) -> None:
     loss = lambda matrix, x: jnp.square(use(make(0.1), jax.random.key(2), matrix, x)[0]).sum()  # noqa: E731
     for slope in jax.grad(loss, argnums=(0, 1))(matrix, x):
@@ -95,6 +96,7 @@ def test_another_number_compiles_nothing(make, lm, config) -> None:
     assert traced == []
 
 
+@pytest.mark.slow
 def test_time_passes_for_chips_alone(lm, config, learnt) -> None:
     for state in (learnt.state, pipeline.init(jax.random.key(0), lm, config=config)):
         with pytest.raises(ValueError, match=r"`state\.arrays` must hold chips that drift"):

@@ -96,6 +96,7 @@ def test_empty_slots_get_no_gradient(gradients):
     np.testing.assert_array_equal(gradients[0].prompts[3], 0.0)
 
 
+@pytest.mark.slow
 def test_the_objective_is_its_stages_one_by_one(lm, batch, smooth, memory, loss):
     chip_key, read_key = jax.random.split(jax.random.key(5))
     held = pipeline.program_store(chip_key, batch.store, memory, config=smooth)
@@ -135,6 +136,7 @@ def test_another_sigma_and_another_chip_compile_nothing(loss, batch):
     assert len(set(values)) == 3
 
 
+@pytest.mark.slow
 def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, memory):
     def chip(key, trained, batch, lm, memory):
         return pipeline.objective(key, trained, batch, lm, memory, config=smooth, temperature=TEMPERATURE)
@@ -150,6 +152,7 @@ def test_chips_by_vmap_are_chips_by_loop(lm, batch, smooth, memory):
     assert loop.values.std() > 1e-3
 
 
+@pytest.mark.slow
 def test_straight_through_runs_forward_as_hard_and_passes_a_gradient(batch, smooth, memory):
     held = pipeline.program_store(jax.random.key(0), batch.store, memory, config=smooth)
 
@@ -171,6 +174,7 @@ def test_straight_through_runs_forward_as_hard_and_passes_a_gradient(batch, smoo
     assert float(jnp.abs(slope["straight_through"]).min()) > 0
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_empty_slots_empty(lm, batch, smooth, memory):
     options = pipeline.EndToEnd(num_steps=30, batch=4)
     config = dataclasses.replace(smooth, pick="straight_through")

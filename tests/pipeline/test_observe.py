@@ -47,6 +47,7 @@ def exact(learnt, config):
     return pipeline.State(store, pipeline.program_store(jax.random.key(0), store, EXACT, config=config))
 
 
+@pytest.mark.slow
 def test_an_empty_store_is_the_plain_model_bit_for_bit(lm, text, memory, config):
     for held in (EXACT, memory):
         own = {"config": config, "memory": held}
@@ -61,6 +62,7 @@ def test_an_empty_store_is_the_plain_model_bit_for_bit(lm, text, memory, config)
     assert info.log_probabilities is None
 
 
+@pytest.mark.slow
 def test_exact_memory_gives_the_stored_prompt_back_bit_for_bit(lm, text, exact, config):
     for words in ("pay card", "salt soup"):
         _, info = pipeline.answer(jax.random.key(1), exact, words, lm, text, config=config, labels=LABELS)
@@ -80,6 +82,7 @@ def test_exact_memory_gives_the_stored_prompt_back_bit_for_bit(lm, text, exact, 
         assert written == plain_answer(lm, text, words, exact.store.prompts[slot], config)
 
 
+@pytest.mark.slow
 def test_a_device_without_noise_equals_the_ideal_one_bit_for_bit(lm, text, learnt, config, arrays):
     found = []
     for cells in (devices.get("FeFET3", sigma=0.0), devices.get("ideal")):
@@ -198,6 +201,7 @@ def test_a_full_store_refuses_with_an_error_and_traced_in_its_info(lm, text, buf
     assert equal(after.store, state.store)
 
 
+@pytest.mark.slow
 def test_a_codec_meets_the_same_shapes_however_full_the_store_is(lm, text, buffers, config):
     own = dataclasses.replace(config, codec="autoencoder", code=8)
     state, traced = pipeline.init(jax.random.key(0), lm, config=own), []

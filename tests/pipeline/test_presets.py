@@ -20,6 +20,7 @@ def prompt():
     return jax.random.normal(jax.random.key(0), SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "value", "cell", "censored"])
 def test_every_kind_passes_the_gradient_on_as_it_is(prompt, device, arrays, kind):
     perturb = training_noise(kind, device, arrays)
@@ -43,6 +44,7 @@ def test_without_a_device_there_is_no_noise(prompt, arrays):
     np.testing.assert_array_equal(training_noise("cell", None, arrays)(jax.random.key(2), prompt), prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["differential", "offset"])
 def test_cell_level_noise_has_the_moments_of_the_crossbar(prompt, device, arrays, mapping):
     arrays = dataclasses.replace(arrays, mapping=mapping)
@@ -86,6 +88,7 @@ def test_cells_take_as_many_bits_as_the_device_has_levels():
     assert preset.fitted(None) == preset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*pipeline.presets])
 def test_every_preset_makes_all_parts(lm, name):
     preset = pipeline.presets[name].changed(config={"capacity": 3, "codec": "identity"})

@@ -34,6 +34,7 @@ SEARCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", SEARCHES)
 def test_search_on_ideal_arrays_is_the_digital_search_within_rounding(lm, config, arrays, change):
     bits = 10
@@ -60,6 +61,7 @@ def test_search_on_ideal_arrays_is_the_digital_search_within_rounding(lm, config
     assert float(jnp.abs(found - digital)[:, :FILLED].max()) > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["features", "tokens"])
 def test_both_storages_score_the_same_without_noise(lm, config, axis):
     found = []
@@ -132,6 +134,7 @@ def test_clipped_keys_lose_less_to_noise(lm, config, memory):
         dataclasses.replace(config, key_clip=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"keys": "prompt"}, {"codec": "autoencoder"}])
 def test_centred_keys_are_relative_to_what_is_stored(lm, config, change):
     config = dataclasses.replace(config, key_centre=True, search=selection.SearchConfig(measure="mips"), **change)
@@ -211,6 +214,7 @@ def test_records_are_clustered_by_input_or_by_input_and_answer(lm, text, buffers
     assert set(of_yes) & set(np.asarray(info.clusters.assignment)[1::2]) == set()
 
 
+@pytest.mark.slow
 def test_prompts_start_from_the_examples_that_they_are_tuned_on(lm, text, buffers, config):
     config = dataclasses.replace(config, start="examples")
     buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)

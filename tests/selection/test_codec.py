@@ -27,6 +27,7 @@ def _error(codec: selection.Codec, x: np.ndarray) -> float:
     return float(((x - back) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (8, 7)])
 def test_principal_components_have_scikit_learns_error_whatever_the_layers(
     hidden: tuple[int, ...], key: jax.Array
@@ -53,6 +54,7 @@ def test_linear_codec_is_trained_to_the_error_of_principal_components(start: str
     assert info.losses.shape == (1500,)
 
 
+@pytest.mark.slow
 def test_hidden_layers_do_no_worse_than_principal_components(key: jax.Array) -> None:
     # a curve that bends out of its best line: one component leaves what a non-linear code of one can bring back
     t = jax.random.normal(jax.random.fold_in(key, 0), (400, 1))

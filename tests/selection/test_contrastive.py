@@ -44,6 +44,7 @@ def _hits(
     return np.asarray(one(jax.random.split(key, num)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["cosine", "ssa"])
 def test_queries_learn_to_find_prompts_they_have_nothing_in_common_with(measure: str, key: jax.Array) -> None:
     queries, prompts, owner = _data()

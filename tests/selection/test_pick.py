@@ -53,6 +53,7 @@ def test_soft_gradient_agrees_with_finite_differences() -> None:
         assert float(slope[i]) == pytest.approx(numeric, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", selection.PICKS)
 @pytest.mark.parametrize("scores", [SCORES, jnp.full(3, -jnp.inf), jnp.array([1e30, 0.0, -jnp.inf])], ids=str)
 def test_empty_slots_weigh_nothing_and_gradients_are_finite(kind: str, scores: jax.Array) -> None:

@@ -80,6 +80,7 @@ def test_duplicates_give_distinct_representatives(distinct: int, key: jax.Array)
             assert int(clusters.num_empty) == num - kinds
 
 
+@pytest.mark.slow
 def test_all_samples_can_be_representatives_and_zeros_are_harmless(key: jax.Array) -> None:
     indices, clusters = selection.representative(key, jnp.zeros((4, 3)), num=4)
     assert sorted(indices.tolist()) == [0, 1, 2, 3]
@@ -112,6 +113,7 @@ def test_more_rounds_never_do_worse(key: jax.Array) -> None:
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
 
 
+@pytest.mark.slow
 def test_soft_twins_become_hard_as_the_temperature_goes_to_zero(key: jax.Array) -> None:
     x = jnp.asarray(_blobs(spread=1.0))
     indices, clusters = selection.representative(key, x, num=5)
@@ -132,6 +134,7 @@ def test_soft_twins_become_hard_as_the_temperature_goes_to_zero(key: jax.Array) 
     np.testing.assert_allclose(flat, clusters.centroids, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_soft_assignment_is_the_same_far_from_the_origin() -> None:
     x = jnp.array([[10_000.0], [10_001.0]])
     near = 1.0 / (1.0 + np.exp(-1.0 / 0.1))  # squared distances of 0 and 1
@@ -141,6 +144,7 @@ def test_a_soft_assignment_is_the_same_far_from_the_origin() -> None:
         np.testing.assert_allclose(far, here, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_at_the_assignment_found(key: jax.Array) -> None:
     x = jnp.asarray(_blobs())
     clusters = selection.representative(key, x, num=5)[1]
@@ -152,6 +156,7 @@ def test_gradients_are_those_at_the_assignment_found(key: jax.Array) -> None:
     assert float(jnp.abs(soft).max()) > 0
 
 
+@pytest.mark.slow
 def test_contracts_of_the_representatives(key: jax.Array) -> None:
     buffers = jnp.stack([jnp.asarray(_blobs(seed=seed)) for seed in range(3)])
     keys = [jax.random.fold_in(key, i) for i in range(3)]

@@ -25,6 +25,7 @@ def _pool_numpy(x: np.ndarray, window: int, axis: str) -> np.ndarray:
     return np.stack([part.mean(axis=number) for part in parts], axis=number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["tokens", "features"])
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 100])
 def test_pool_averages_windows_and_what_remains(window: int, axis: str) -> None:
@@ -32,6 +33,7 @@ def test_pool_averages_windows_and_what_remains(window: int, axis: str) -> None:
     np.testing.assert_allclose(pool(jnp.asarray(x), window, axis), _pool_numpy(x, window, axis), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("real", [1, 2, 5, 7])
 def test_pool_tokens_averages_the_real_tokens_wherever_they_lie(real: int, num: int) -> None:
@@ -82,6 +84,7 @@ def test_pool_tokens_of_nothing_is_zero_with_a_finite_gradient() -> None:
     np.testing.assert_array_equal(slope, jnp.zeros((3, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SSA, ids=str)
 @pytest.mark.parametrize("shape", mostly_slow([(8, 48), (5, 7), (1, 3)], (5, 7)))
 def test_score_is_the_weighted_sum_of_pooled_products(config: selection.SearchConfig, shape: tuple[int, int]) -> None:
@@ -102,6 +105,7 @@ def test_score_is_the_weighted_sum_of_pooled_products(config: selection.SearchCo
     np.testing.assert_allclose(scores(vector, keys), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["tokens", "features"])
 def test_eigenvalues_of_the_bilinear_form(axis: str) -> None:
     # P_L^T P_L has the eigenvalue 1/L on what is constant over a window, else 0: 1, 1 + .8/2, 1 + .8/2 + .6/4
@@ -148,6 +152,7 @@ def test_scores_go_through_the_injected_product_and_mark_empty_slots() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", mostly_slow([*SSA, COSINE], SSA[3], COSINE), ids=str)
 def test_contracts_of_the_search(config: selection.SearchConfig, key: jax.Array) -> None:
     query_key, stored_key = jax.random.split(key)

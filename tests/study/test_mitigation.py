@@ -13,6 +13,7 @@ from nvcim_jax import crossbar, devices, pipeline, selection, study, tuning
 PROBES = 200
 
 
+@pytest.mark.slow
 def test_curvature_is_the_diagonal_of_the_hessian(lm):
     batch = tuning.examples([[1, 5, 6], [1, 7]], [[8, 2], [9, 2]])
     weights = jnp.array([[1.0, 0.5]])
@@ -51,6 +52,7 @@ def test_importance_goes_through_a_linear_decoder_as_its_squared_weights(lm, con
     np.testing.assert_allclose(found, truth, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_selective_write_verify_spans_no_mitigation_to_exact_writing(lm, config, device, arrays, memory):
     store = filled_store(lm, config, num=4)
     importance = jnp.abs(pipeline.matrices(store, config=config).values)
@@ -77,6 +79,7 @@ def test_selective_write_verify_spans_no_mitigation_to_exact_writing(lm, config,
     assert float(right[~mask].mean()) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("affine", [False, True])
 def test_calibration_takes_back_a_gain_that_differs_by_column(lm, config, arrays, affine):
     # a day of drift takes .4 of every conductance; 8 bits, so that rounding does not set the floor

@@ -80,6 +80,7 @@ def test_oracle_beats_search_beats_chance(ask, store):
         assert difference.mean() > 5 * difference.std(ddof=1) / np.sqrt(CHIPS)
 
 
+@pytest.mark.slow
 def test_the_wrong_domains_prompt_never_hits_and_never_answers(ask, store):
     crossed = store._replace(block=store.block[::-1])
     found = ask("search", crossed, asked(noise=0.0), sigma=0.01)
@@ -91,6 +92,7 @@ def test_the_wrong_domains_prompt_never_hits_and_never_answers(ask, store):
     assert ask("search", store, asked(noise=0.0), sigma=0.01)["accuracy"].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_with_one_stored_prompt_all_routers_agree(ask, store):
     alone = store._replace(filled=jnp.array([True, False]), prompts=store.prompts.at[1].set(0.0))
     found = [ask(route, alone, asked(noise=0.7)) for route in ROUTES]

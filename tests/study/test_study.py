@@ -87,6 +87,7 @@ def chosen(records: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]
     return [r for r in records if all(r[name] == value for name, value in fields.items())]
 
 
+@pytest.mark.slow
 def test_there_is_a_record_for_each_unit_block_chip_and_domain(records, streams, places) -> None:
     plan = study.plan(streams, places, DESIGN)
     assert len(plan) == 2 * (4 + 3 + 2 * 3)
@@ -127,6 +128,7 @@ def test_more_chips_than_records_can_be_held_for_are_refused(streams, places, op
         next(study.measure(jax.random.key(5), streams, lm, text, places, **options(num_instances=10**11)))
 
 
+@pytest.mark.slow
 def test_a_chip_is_that_of_the_metric_of_the_protocol(records, streams, places, preset, lm, text) -> None:
     learn_key, chip_key, *_ = jax.random.split(jax.random.fold_in(jax.random.key(5), 4), 4)
     observed = study.observe_stream(learn_key, streams[1], lm, text, None, preset=preset)
@@ -183,6 +185,7 @@ def test_a_sweep_of_sigma_compiles_no_chip_anew(records, streams, places, option
     assert not [name for name in traced if "chip" in name or "observe" in name or "rank" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["latest", "sequential", "joint"])
 def test_one_prompt_is_tuned_for_the_blocks_that_are_asked(streams, preset, lm, text, monkeypatch, kind) -> None:
     tune, tuned = tuning.tune, []

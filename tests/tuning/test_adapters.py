@@ -81,6 +81,7 @@ def equal(a, b, tolerance: float = 1e-5) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
+@pytest.mark.slow
 def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
     state = adapter.init(jax.random.key(1), lm, batch)
     rows = adapter.rows(state)
@@ -131,6 +132,7 @@ def test_gradients_are_finite_and_not_all_zero(lm, batch, adapter) -> None:
     assert sum(float(jnp.abs(leaf).max()) for leaf in leaves) > 1e-4
 
 
+@pytest.mark.slow
 def test_tuning_lowers_the_loss_and_compiles_once(lm, batch, adapter) -> None:
     options = tuning.Options(num_steps=20)
 
@@ -159,6 +161,7 @@ def test_an_adapter_that_is_made_again_compiles_nothing(lm, batch) -> None:
     assert traced == []
 
 
+@pytest.mark.slow
 def test_the_frozen_adapter_is_the_model_itself(lm, batch) -> None:
     adapter = tuning.frozen()
     found = tuning.answer_loss((), lm, batch, jnp.ones(3), adapter=adapter)

@@ -76,6 +76,7 @@ def test_an_adapter_does_what_the_merged_weights_do_and_comes_out_again(lm, batc
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), bare.params, lm.params)
 
 
+@pytest.mark.slow
 def test_a_column_of_zeros_has_no_size_to_be_brought_to(lm, batch) -> None:
     """Of a weight that was pruned by columns: the adapter begins where the model is, and its gradient is finite."""
     adapter = ADAPTERS["dora"]
@@ -181,6 +182,7 @@ def test_low_rank_changes_are_tuned_around_noisy_chips(lm, batch) -> None:
 EVERY = {**ADAPTERS, "prefix": tuning.prefix(2), "dept": tuning.dept(2, 2, 8), "p-tuning": tuning.p_tuning(2, 8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(EVERY, "lora", "dora", "ia3"))
 def test_gradients_are_those_of_finite_differences(lm, batch, name) -> None:
     adapter = EVERY[name]
@@ -206,6 +208,7 @@ def test_gradients_are_those_of_finite_differences(lm, batch, name) -> None:
     np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prefix", "dept", "p-tuning"])
 def test_an_adapter_of_inputs_goes_through_every_function(lm, batch, name) -> None:
     adapter = EVERY[name]
@@ -219,6 +222,7 @@ def test_an_adapter_of_inputs_goes_through_every_function(lm, batch, name) -> No
     np.testing.assert_array_equal(tokens[:, 0], jnp.argmax(logits[:, -1], axis=-1))
 
 
+@pytest.mark.slow
 def test_a_prefix_from_a_text_stands_for_that_text(lm) -> None:
     """Keys and values of a text are the text: what comes behind them is what comes behind it."""
     text = [1, 5, 6, 8]
@@ -232,6 +236,7 @@ def test_a_prefix_from_a_text_stands_for_that_text(lm) -> None:
     np.testing.assert_allclose(models.forward(lm, inputs)[0], whole[:, 4:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_users_side_by_side_are_users_one_by_one(lm, batch) -> None:
     """One frozen model, an adapter each."""
     adapter = tuning.lora(2)

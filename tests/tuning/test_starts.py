@@ -68,6 +68,7 @@ def by_hand(answers: list[str], num: int) -> np.ndarray:
 answer_lists = st.lists(st.sampled_from("abcdefg"), min_size=12, max_size=12)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(answer_lists, st.lists(st.booleans(), min_size=12, max_size=12).filter(any), st.sampled_from([1, 3, 8]))
 def test_examples_are_assigned_as_by_hand_and_only_those_that_take_part(answers, chosen, num) -> None:

@@ -47,6 +47,7 @@ def many(lm, batch, start, weights, **how) -> tuple[jax.Array, tuning.TuneInfo]:
     return jax.vmap(one)(keys, weights)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_models_own(lm, batch, start) -> None:
     x = models.embed(lm, jnp.array([[1, 9, 10, 11, 12, 13, 2]]))
     labels = jnp.array([[models.IGNORE] * 8 + [12, 13, 2]])
@@ -96,6 +97,7 @@ def test_a_bound_of_rows_asks_for_states_that_are_made_of_them(lm, batch) -> Non
         tuning.bounded(0.1, adapter)(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 2])
 def test_bound_and_seed(lm, batch, start, size) -> None:
     how = {
@@ -183,6 +185,7 @@ def test_a_gradient_of_ones_own_makes_the_loss_small(lm, batch, start) -> None:
     assert float(info.losses[-20:].mean()) < 0.9 * float(info.losses[0])
 
 
+@pytest.mark.slow
 def test_noise_rises_to_its_full_size(lm, start) -> None:
     # a model-free check: the first loss sees 1 / (rise * steps) of the noise, the last all of it
     ids = tuning.examples([[1, 5]], [[8, 2]])
@@ -268,6 +271,7 @@ def test_censored_noise_has_the_moments_of_its_closed_form() -> None:
     np.testing.assert_array_equal(grad, jnp.ones(5))
 
 
+@pytest.mark.slow
 def test_computing_blocks_again_changes_memory_and_not_the_prompts(lm, batch, start) -> None:
     found = [
         many(lm, batch, start, jnp.eye(3)[:2], options=tuning.Options(num_steps=3, remat=remat))[0]

@@ -117,6 +117,7 @@ def test_one_window_of_all_blocks_is_tune(lm, batch, name) -> None:
     np.testing.assert_allclose(logits, jax.nn.log_softmax(models.forward(adapted, inputs)[0]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_streams_that_are_stored_and_the_order_of_windows_change_nothing(lm, batch) -> None:
     given = {"adapter": ADAPTERS["lora"], "window": 2}
     wanted, info = tuning.tune_windows(a_key(), lm, batch, options=OPTIONS, **given)
@@ -133,6 +134,7 @@ def test_streams_that_are_stored_and_the_order_of_windows_change_nothing(lm, bat
     np.testing.assert_allclose(told.losses, info.losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["blocks", "cyclic", "random"])
 def test_each_window_has_its_share_of_the_updates(lm, batch, schedule) -> None:
     options = tuning.WindowOptions(num_steps=5)
@@ -160,6 +162,7 @@ def test_only_the_gains_that_are_asked_for_are_tuned(lm, batch, windows) -> None
     np.testing.assert_array_equal(plain.gains, jnp.ones((2, 32)))
 
 
+@pytest.mark.slow
 def test_a_vote_of_one_exit_is_that_exit(lm, windows) -> None:
     x, adapter = models.embed(lm, jnp.array([[1, 9, 10], [1, 7, 5]])), ADAPTERS["lora"]
     for w in range(2):
@@ -175,6 +178,7 @@ def test_a_vote_of_one_exit_is_that_exit(lm, windows) -> None:
         np.testing.assert_array_equal(info.token[0], truth.argmax(-1))
 
 
+@pytest.mark.slow
 def test_votes_against_numpy(lm, windows) -> None:
     x = models.embed(lm, jnp.array([[1, 9, 10], [1, 7, 5]]))
     each = np.stack([np.exp(np.float64(voted(windows, lm, x, exits=(w,))[0])) for w in range(2)])
@@ -240,6 +244,7 @@ def packed(w: jax.Array) -> models.Packed:
     return models.Packed(codes, scales, groups)
 
 
+@pytest.mark.slow
 def test_windows_around_packed_weights(lm, batch) -> None:
     layers = dict(lm.params["layers"])
     names = ("q", "v", "up", "down")
@@ -277,6 +282,7 @@ def cost_of_step(lm, batch, adapter, w: int, size: int) -> float:
     return flops(jax.grad(loss), state, lm, batch.ids)
 
 
+@pytest.mark.slow
 def test_nothing_above_the_exit_runs_and_nothing_below_has_a_gradient(lm, batch) -> None:
     """By XLA's count of operations: a window further up costs one window's forward pass more, and no more."""
     adapter = ADAPTERS["lora"]
@@ -288,6 +294,7 @@ def test_nothing_above_the_exit_runs_and_nothing_below_has_a_gradient(lm, batch)
     assert steps[0] < 0.35 * flops(jax.grad(whole), adapter.init(a_key(), lm, batch, None), lm)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_step_is_that_of_its_window() -> None:
     """By XLA's account of temporaries: half of the blocks take about half, wherever they lie."""
     lm = jax.eval_shape(lambda: models.init(a_key(), config=dataclasses.replace(CONFIG, num_layers=8)))

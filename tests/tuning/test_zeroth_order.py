@@ -69,6 +69,7 @@ UNBIASED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNBIASED)
 def test_an_estimate_is_unbiased(name: str) -> None:
     gradient, wanted = UNBIASED[name]
@@ -93,6 +94,7 @@ def test_the_sign_keeps_the_direction_alone() -> None:
     near(found, np.sqrt(2 / np.pi) * SLOPE / np.linalg.norm(SLOPE))
 
 
+@pytest.mark.slow
 def test_the_conservative_step_is_taken_where_it_helps() -> None:
     """On a quadratic w - rate g z is better than w just where rate z' C z < 2, and w + rate g z never is."""
     rate = 0.15
@@ -153,6 +155,7 @@ def _shift(w: jax.Array, limit: Any = None) -> Shifted:
     return Shifted(w, jax.random.key(4), jnp.float32(0.5), limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, jnp.float32(0.7)], ids=["all", "some"])
 @pytest.mark.parametrize("shape", [(6, 5), (1500, 1100)], ids=["small", "in pieces"])
 def test_a_moved_weight_is_its_array_and_its_direction(shape, limit) -> None:
@@ -173,6 +176,7 @@ def test_a_moved_weight_is_its_array_and_its_direction(shape, limit) -> None:
         understand(lambda w: jnp.take(w, index, axis=1))(leaf)
 
 
+@pytest.mark.slow
 def test_numbers_at_places_are_those_drawn_whole() -> None:
     key = jax.random.key(7)
     whole = normal_at(key, jnp.arange(24, dtype=jnp.uint32).reshape(4, 6))
@@ -215,6 +219,7 @@ EVERY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(EVERY, "lora", "prompt", "prefix"))
 def test_it_lowers_the_loss_of_every_adapter_and_compiles_once(lm, batch, name) -> None:
     adapter = EVERY[name]
