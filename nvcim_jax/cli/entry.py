@@ -199,4 +199,6 @@ def _unboxed(box: str) -> str:
     end = next((i for i, line in enumerate(lines) if not line.strip("─-")), len(lines))
     message = lines[:end]
     hint = next((lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("Perhaps you meant")), "")
-    return " ".join(" ".join(message).split()) + (f". Perhaps you meant {hint}?" if hint else "")
+    # What an option's own class has refused names the option itself; the field before it is known to nobody outside.
+    line = re.sub(r"^Error parsing [\w.-]+: (?=Argument )", "", " ".join(" ".join(message).split()))
+    return line + (f". Perhaps you meant {hint}?" if hint else "")

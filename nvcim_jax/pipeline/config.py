@@ -129,7 +129,7 @@ class Config:
         if self.num_keys > 1 and (self.num_prompts != 1 or self.keys not in SEPARATE_KEYS):
             found = f"is {self.num_keys} with num_prompts={self.num_prompts} and keys={self.keys!r}"
             fix = f"Use num_keys=1, or num_prompts=1 and keys={' or '.join(map(repr, SEPARATE_KEYS))}."
-            checks.fail("num_keys", "be 1, but for one prompt a buffer whose keys are stored apart", found, fix)
+            checks.fail("num_keys", "be 1 (more only for one prompt a buffer whose keys are stored apart)", found, fix)
         if self.key_spread and self.keys not in SEPARATE_KEYS:
             known = " or ".join(map(repr, SEPARATE_KEYS))
             checks.fail(

@@ -36,6 +36,12 @@ def test_a_file_of_options_is_read_and_words_count_more(tmp_path: Path, capsys: 
         assert message in said.err
 
 
+def test_what_the_options_of_the_memory_refuse_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = cli.main(["run", "--preset", "paper", "--config.keys", "prompt"]), capsys.readouterr()
+    assert (code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith("nvcim run: Argument `--config.num-keys` must be 1 ")
+
+
 def test_there_is_one_truth_for_defaults() -> None:
     bundled = pipeline.presets["bundled"]
     assert run.Options().chosen is pipeline.presets["users"]
