@@ -216,6 +216,22 @@ def test_activations_that_do_not_fit_are_written_and_read_again() -> None:
     assert slower.time_s < plan.time_s
 
 
+@pytest.mark.parametrize("window", [None, (0, 4)])
+def test_what_every_block_writes_and_reads_comes_from_behind(window) -> None:
+    """Half of the nearest store lies on the SSD: the stream of a forward pass, or the gradients of a step."""
+    given: dict[str, Any] = {"batch": 1, "tokens": 2048, "window": window}
+    needed = cost.schedule(CONFIG, on=EDGE, **given).stores
+    nearest = needed.activations if window is None else needed.gradients
+    plan = cost.schedule(CONFIG, on=cost.machines.get("edge-8GB", dram_size=0.5 * nearest, ssd_bandwidth=1e8), **given)
+    stream, scores, logits = 2 * 2048 * 64, 2 * 2048 * 2048, 2 * 256  # of one head: the widest product here
+    each = 2 * (4 * (stream + scores) + logits)
+    kept = plan.stores.activations - stream - logits
+    behind = 0.5 * each if window is None else 0.5 * each + 2 * (kept + 4 * stream + logits)
+    assert plan.placement["weights"].share == (0.0, 1.0)
+    assert plan.stored_s == pytest.approx((behind + weights_behind(plan)) / 1e8)
+    assert plan.time_s == plan.stored_s
+
+
 def weights_behind(plan: Any) -> float:
     """Return the bytes of weights of a window over all blocks that come from behind, read forward and back."""
     return plan.placement["weights"].share[1] * sum(
