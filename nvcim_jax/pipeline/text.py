@@ -54,6 +54,9 @@ def query_ids(words: str, lm: LM, text: Text) -> list[int]:
     """Return the tokens of one query: what the tokenizer puts before every text, prefix, input (cut), suffix."""
     template = text.template
     found = [*text.begin(), *text.encode(template.prefix), *text.encode_input(words), *text.encode(template.suffix)]
+    if not found:
+        fix = "Leave the text out, or give the template a prefix or a suffix."
+        checks.fail("texts", "have at least one token with what stands around them", f"hold {words!r}", fix)
     lm.config.check_tokens("text.tokenizer", found)
     return found
 
@@ -148,7 +151,8 @@ def make_queries(
         The queries.
 
     Raises:
-        ValueError: If there is no text or no label, two labels have the same tokens, or the model has no tokenizer.
+        ValueError: If there is no text or one without tokens, no label or two of the same tokens, or the model has no
+            tokenizer.
 
     Example:
         >>> from nvcim_jax import pipeline

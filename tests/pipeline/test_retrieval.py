@@ -284,3 +284,11 @@ def test_labels_of_the_same_tokens_are_named(lm, labels):
     found = f"`labels` must have tokens of their own each, but 'polish' and {labels[2]!r} have the same"
     with pytest.raises(ValueError, match=found):
         pipeline.make_queries(["pay"], lm, text, labels=labels)
+
+
+def test_a_text_without_tokens_is_named(lm):
+    text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+    bare = text.replace(template=dataclasses.replace(text.template, prefix="", suffix=""))
+    with pytest.raises(ValueError, match=r"`texts` must have at least one token with what .* but hold ''"):
+        pipeline.make_queries(["pay", ""], lm, bare)
+    assert bool(pipeline.make_queries(["pay", ""], lm, text).mask[1].any())
