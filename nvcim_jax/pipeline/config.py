@@ -150,6 +150,19 @@ class Config:
         """
         return changed(self, **fields)
 
+    def for_tuning(self) -> "Config":
+        """Return a copy in which everything that tuned rows do not depend on is as by default.
+
+        Example:
+            >>> Config(num_virtual=4, capacity=3, keys="centroid").for_tuning() == Config(num_virtual=4)
+            True
+        """
+        names = {"tunes", "num_virtual", "rank", "start", "num_prompts", "cluster_by", "train_on", "tuning"}
+        names |= {"features", "feature_layers"}  # what records are clustered by
+        if self.keys == "anchored":
+            names |= {"keys", "key_tokens"}
+        return Config(**{name: getattr(self, name) for name in names})
+
     def adapter(self) -> Adapter:
         """Return what is tuned by default: a prompt of this size and start, or what `tunes` names."""
         if self.tunes != "prompt":

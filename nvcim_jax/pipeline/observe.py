@@ -23,7 +23,7 @@ from nvcim_jax.signature import checked
 from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
-__all__ = ["Chosen", "ObserveInfo", "Parts", "State", "complete", "init", "observe"]
+__all__ = ["Chosen", "ObserveInfo", "Parts", "State", "Tuned", "complete", "init", "observe", "tune_rows"]
 
 
 class State(NamedTuple):
@@ -80,6 +80,18 @@ class Chosen(NamedTuple):
     codec: Partial
     tuning: dict[str, Partial]
     temperature: jax.Array
+
+
+class Tuned(NamedTuple):
+    """Hold what was tuned on a buffer, before any of it is stored.
+
+    Attributes:
+        rows: Rows of each prompt (prompts, rows of the adapter, their width).
+        info: How they were tuned, with a leading axis of prompts.
+    """
+
+    rows: jax.Array
+    info: tuning.TuneInfo
 
 
 class ObserveInfo(NamedTuple):
@@ -164,14 +176,38 @@ def _anchors(buffer: Buffer, representatives: jax.Array, num: int) -> jax.Array:
     return jax.vmap(lambda f: selection.pool_tokens(f, every, num))(buffer.features[representatives])
 
 
-def _tuned(
-    keys: tuple[Key, Key], buffer: Buffer, members: tuple[jax.Array, jax.Array], lm: LM, config: Config, chosen: Chosen
-) -> tuple[jax.Array, tuning.TuneInfo]:
-    """Return the rows of every prompt of a buffer, tuned side by side, and the info."""
-    representatives, member = members
+class _Keys(NamedTuple):
+    """Hold the keys of the stages."""
+
+    cluster: Key
+    start: Key
+    tune: Key
+    codec: Key
+    chip: Key
+
+
+class _Members(NamedTuple):
+    """Say which records make a prompt: its representative (prompts,), and who belongs to it (prompts, records)."""
+
+    representatives: jax.Array
+    member: jax.Array
+    clusters: selection.Clusters
+
+
+def _clustered(key: Key, buffer: Buffer, config: Config, chosen: Chosen) -> _Members:
+    representatives, clusters = selection.representative(
+        key, buffer.centres, num=config.num_prompts, cluster=chosen.cluster
+    )
+    member = (clusters.assignment[None, :] == jnp.arange(len(representatives))[:, None]).astype(jnp.float32)
+    return _Members(representatives, member, clusters)
+
+
+def _tuned(keys: _Keys, buffer: Buffer, members: _Members, lm: LM, config: Config, chosen: Chosen) -> Tuned:
+    """Tune the rows of every prompt of a buffer, side by side."""
+    representatives, member, _ = members
     adapter, num = chosen.adapter, len(representatives)
     weights = member if config.train_on == "cluster" else jnp.ones_like(member)
-    start_keys, tune_keys = (jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in keys)
+    start_keys, tune_keys = (jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in keys[1:3])
     if config.keys == "anchored":
         rows, _ = adapter.rows_shape(lm)
         starts = jax.vmap(adapter.from_rows)(_anchors(buffer, representatives, rows))
@@ -185,14 +221,61 @@ def _tuned(
         return tuning.tune(key, start, lm, buffer.examples, weights, adapter=adapter, options=config.tuning, **options)
 
     states, info = jax.vmap(one)(tune_keys, starts, weights)
-    return jax.vmap(adapter.rows)(states), info
+    return Tuned(jax.vmap(adapter.rows)(states), info)
 
 
-def _found_by(
-    key: Key, buffer: Buffer, members: tuple[jax.Array, jax.Array], config: Config, chosen: Chosen
-) -> jax.Array:
+@jax.jit
+def _tune_rows(key: Key, buffer: Buffer, lm: LM, config: Config, chosen: Chosen) -> Tuned:
+    keys = _Keys(*jax.random.split(key, 5))
+    return _tuned(keys, buffer, _clustered(keys.cluster, buffer, config, chosen), lm, config, chosen)
+
+
+@checked
+def tune_rows(
+    key: Key,
+    buffer: Buffer,
+    lm: LM,
+    *,
+    config: Config = Config(),  # noqa: B008  # frozen
+    **parts: Unpack[Parts],
+) -> Tuned:
+    """Tune the prompts of a buffer and store none: nearly all the time that `observe` takes.
+
+    `observe` takes what is returned as `tuned`, with the same key, buffer, model and parts, and does the rest; so
+    memories that differ in keys, search, codec or cells tune once. Rows depend on `config.for_tuning()` alone.
+
+    Args:
+        key: The key of `observe`; where JAX looks for keys that are used twice, `jax.random.clone` of it.
+        buffer: The buffer, from `make_buffer`.
+        lm: The language model.
+        config: Options of the pipeline.
+        **parts: As for `observe`.
+
+    Returns:
+        Rows and info.
+
+    Raises:
+        TypeError: If there is no such part.
+
+    Example:
+        >>> from nvcim_jax import data, models, pipeline
+        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
+        >>> lm = models.init(jax.random.key(0), config=layout)
+        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+        >>> config = pipeline.Config(capacity=3, num_virtual=2, num_prompts=1, codec="identity")
+        >>> rows = [data.Record(str(i), "u", "t", word, "yes", "train") for i, word in enumerate(("pay", "card"))]
+        >>> buffer = pipeline.make_buffer(rows, lm, text, config=config)
+        >>> jax.eval_shape(lambda key: tune_rows(key, buffer, lm, config=config), jax.random.key(2)).rows.shape
+        (1, 2, 32)
+    """
+    given: Any = {name: part for name, part in parts.items() if name not in ("memory", "similarity", "codec")}
+    own = config.for_tuning()
+    return _tune_rows(key, buffer, lm, own, complete(own, given))
+
+
+def _found_by(key: Key, buffer: Buffer, members: _Members, config: Config, chosen: Chosen) -> jax.Array:
     """Return the features that each prompt is found by (prompts, keys x key tokens, width)."""
-    representatives, member = members
+    representatives, member, _ = members
     if config.num_keys > 1:  # of the one prompt of this buffer; its one cluster drew nothing from the key
         num = min(config.num_keys, len(buffer.centres))
         representatives, clusters = selection.representative(
@@ -208,23 +291,23 @@ def _found_by(
 
 
 def _observe(
-    key: Key, state: State, buffer: Buffer, lm: LM, config: Config, chosen: Chosen
+    key: Key, state: State, buffer: Buffer, lm: LM, config: Config, chosen: Chosen, tuned: Tuned | None
 ) -> tuple[State, ObserveInfo]:
     """Take in a buffer; the arguments are checked."""
-    cluster_key, start_key, tune_key, codec_key, chip_key = jax.random.split(key, 5)
-    representatives, clusters = selection.representative(
-        cluster_key, buffer.centres, num=config.num_prompts, cluster=chosen.cluster
-    )
-    member = (clusters.assignment[None, :] == jnp.arange(len(representatives))[:, None]).astype(jnp.float32)
-    rows, tuned = _tuned((start_key, tune_key), buffer, (representatives, member), lm, config, chosen)
-    found_by = _found_by(cluster_key, buffer, (representatives, member), config, chosen)
-    store, inserted = insert(state.store, rows, found_by, config=config)
+    keys = _Keys(*jax.random.split(key, 5))
+    members = _clustered(keys.cluster, buffer, config, chosen)
+    if tuned is None:
+        tuned = _tuned(keys, buffer, members, lm, config, chosen)
+    found_by = _found_by(keys.cluster, buffer, members, config, chosen)
+    store, inserted = insert(state.store, tuned.rows, found_by, config=config)
     seen = moments_add(state.store.seen, buffer.features)
     store = store._replace(seen=jax.tree.map(partial(jnp.where, inserted.refused), state.store.seen, seen))
-    codec, fitted = chosen.codec(codec_key, store, buffer.features, inserted.slots[clusters.assignment])
+    assignment = members.clusters.assignment
+    codec, fitted = chosen.codec(keys.codec, store, buffer.features, inserted.slots[assignment])
     store = store._replace(codec=codec)
-    arrays = program_store(chip_key, store, chosen.memory, config=config, similarity=chosen.similarity)
-    return State(store, arrays), ObserveInfo(clusters, representatives, tuned, inserted, fitted)
+    arrays = program_store(keys.chip, store, chosen.memory, config=config, similarity=chosen.similarity)
+    info = ObserveInfo(members.clusters, members.representatives, tuned.info, inserted, fitted)
+    return State(store, arrays), info
 
 
 _observe_jitted = jax.jit(_observe)
@@ -238,6 +321,7 @@ def observe(
     lm: LM,
     *,
     config: Config = Config(),  # noqa: B008  # frozen
+    tuned: Tuned | None = None,
     **parts: Unpack[Parts],
 ) -> tuple[State, ObserveInfo]:
     """Take in one full buffer: representatives -> prompts tuned side by side -> store -> codec -> memory.
@@ -252,6 +336,7 @@ def observe(
         buffer: The buffer, from `make_buffer`.
         lm: The language model.
         config: Options of the pipeline, those of `init`.
+        tuned: What `tune_rows` has made of this key and buffer; None: it is tuned now.
         **parts: Functions in place of those that the options name, see `Parts`: `adapter`, `memory`, `optimiser`,
             `similarity`, `cluster`, `codec`, `perturb` and others. A `Preset` gives its own for a device.
 
@@ -260,8 +345,9 @@ def observe(
 
     Raises:
         TypeError: If there is no such part.
-        ValueError: If the store is full and refuses; a traced call stores no prompt and says so in `inserted.refused`.
-            Its codec and its arrays are made anew all the same: keep the state from before.
+        ValueError: If `tuned` has rows of another shape; if the store is full and refuses: a traced call stores no
+            prompt and says so in `inserted.refused`. Its codec and its arrays are made anew all the same: keep the
+            state from before.
 
     Example:
         >>> from nvcim_jax import data, models, pipeline
@@ -278,9 +364,12 @@ def observe(
         ((1,), (3, 2, 32))
     """
     chosen = complete(config, parts)
+    num = config.num_prompts or selection.num_representatives(len(buffer.centres))
+    if tuned is not None:
+        checks.shape("tuned.rows", tuned.rows, (num, *chosen.adapter.rows_shape(lm)))
     if config.when_full == "refuse" and checks.is_concrete(state.store.filled):
-        check_room(state.store, config.num_prompts or selection.num_representatives(len(buffer.centres)), config)
-    return _observe_jitted(key, state, buffer, lm, config, chosen)
+        check_room(state.store, num, config)
+    return _observe_jitted(key, state, buffer, lm, config, chosen, tuned)
 
 
 def fit_codec(

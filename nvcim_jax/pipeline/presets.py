@@ -174,6 +174,18 @@ class Preset:
             return PROMPTS[self.made_for]
         return {"bound": float("inf"), "learning_rate": self.rates[self.config.tunes]}
 
+    def for_tuning(self, device: devices.Device | None) -> "Preset":
+        """Return a copy in which everything that rows tuned for a device do not depend on is as by default.
+
+        Example:
+            >>> presets["pretrained"].changed(config={"num_keys": 2}).for_tuning(None).config.num_keys
+            1
+        """
+        noise = "none" if device is None else self.noise
+        arrays = self.fitted(device).arrays if noise == "cell" else ARRAYS
+        own = {"config": self.config.for_tuning(), "template": models.Template(), "made_for": "any"}
+        return dataclasses.replace(self, noise=noise, arrays=arrays, **own)
+
     def fitted(self, device: devices.Device | None) -> "Preset":
         """Return the preset with as many bits in a cell as the device has levels; analog cells keep the options.
 

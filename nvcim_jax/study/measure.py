@@ -7,7 +7,7 @@ interrupted, changes no record.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,13 @@ import numpy as np
 
 from nvcim_jax import devices, io, montecarlo, pipeline, tuning
 from nvcim_jax.models import LM, Text
-from nvcim_jax.pipeline import Preset, Store
+from nvcim_jax.pipeline import Preset, Store, Tuned
 from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Method, Trial, method_config, trial
 from nvcim_jax.study.nearest_text import nearest_text
 from nvcim_jax.study.plan import END_TO_END, SEARCHED, Design, Unit, check, trainings, units
 from nvcim_jax.study.protocol import Questions, make_questions, observe_stream, retrieve_on_chip, tune_one
-from nvcim_jax.study.trained import Session, kept, plain, stream_digest
+from nvcim_jax.study.trained import Session, kept, plain, records_digest
 from nvcim_jax.types import Key, Work
 
 __all__ = ["LIPSCHITZ", "measure"]
@@ -202,7 +202,7 @@ def _one_prompt(bench: _Bench, unit: Unit) -> tuple[jax.Array, ...]:
         chosen: Any = {"preset": preset, "kind": unit.method, "blocks": blocks}
         return tuple(tune_one(key, bench.stream, bench.lm, bench.text, **chosen))
 
-    about = {"one prompt": unit.method, "blocks": list(blocks), "preset": preset}
+    about = {"one prompt": unit.method, "after": list(blocks), "preset": preset, "blocks": _digests(bench)}
     return _kept(bench, key, about, make, (like,) * len(blocks))
 
 
@@ -216,10 +216,13 @@ def _kept(bench: _Bench, key: Key, about: dict[str, Any], make: Any, like: Any, 
     about = about | {
         "model": bench.made["the model"],
         "template": bench.text.template,
-        "stream": stream_digest(bench.stream),
         "backend": jax.default_backend(),
     }
     return kept(bench.session, Work(None, key, {"device": device}), plain(about), make, like)
+
+
+def _digests(bench: _Bench) -> list[str]:
+    return [records_digest(block.records) for block in bench.stream.blocks]
 
 
 def _neighbour(bench: _Bench, block: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -267,13 +270,21 @@ def _observed(
     probed = any(m.mitigation == "swv" and m.training == training for m in bench.design.methods.values())
     store = pipeline.init(jax.random.key(0), lm, config=preset.config).store  # for its structure
 
+    def keep(t: int, key: Key, tune: Callable[[], Tuned]) -> Tuned:
+        """Rows are shared by all stores that differ in how they are found, coded and held."""
+        about = {"rows": preset.for_tuning(trained_on), "records": records_digest(stream.blocks[t].records)}
+        met = None if preset.noise == "none" else trained_on
+        return _kept(bench, key, about, tune, jax.eval_shape(tune), met)
+
     def make() -> Any:
         bench.session.advance(0, f"stream {unit.stream}: training {training} {unit.trained_for}".rstrip())
-        observed = observe_stream(key, stream, lm, bench.text, trained_on, preset=preset, with_curvature=probed)
+        own: Any = {"preset": preset, "with_curvature": probed, "keep": keep}
+        observed = observe_stream(key, stream, lm, bench.text, trained_on, **own)
         return observed.stores, observed.curvatures
 
     like = ((store,) * len(stream.blocks), (jnp.zeros_like(store.prompts),) * len(stream.blocks))
-    return _kept(bench, key, {"training": preset, "curvature": probed}, make, like, trained_on)
+    about = {"training": preset, "curvature": probed, "blocks": _digests(bench)}
+    return _kept(bench, key, about, make, like, trained_on)
 
 
 def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: devices.Device) -> tuple[Store, ...]:
@@ -306,7 +317,8 @@ def _jointly(bench: _Bench, unit: Unit, stores: tuple[Store, ...], trained_on: d
             )
         return tuple(trained)
 
-    about = {"end to end": preset, "options": options, "rate": rate, "blocks": list(_blocks(bench))}
+    about = {"end to end": preset, "options": options, "rate": rate, "after": list(_blocks(bench))}
+    about |= {"blocks": _digests(bench)}
     return _kept(bench, key, about, make, stores, trained_on)
 
 

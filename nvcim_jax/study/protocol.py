@@ -6,6 +6,7 @@ A stream is anything with `blocks` (each with `domain` and `records`), `test` (d
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, devices, pipeline, selection, tuning
 from nvcim_jax.models import LM, Text
-from nvcim_jax.pipeline import Preset, State, Store
+from nvcim_jax.pipeline import Preset, State, Store, Tuned
 from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Trial
 from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
@@ -21,6 +22,7 @@ from nvcim_jax.tuning import Adapter
 from nvcim_jax.types import Key
 
 __all__ = [
+    "Keep",
     "Observed",
     "Questions",
     "chip_metric",
@@ -29,6 +31,10 @@ __all__ = [
     "retrieve_on_chip",
     "tune_one",
 ]
+
+
+Keep = Callable[[int, Key, Callable[[], Tuned]], Tuned]
+"""`keep(t, key, tune)` returns the rows of block t, tuned with the key: those of `tune()`, or what was kept of them."""
 
 
 class Questions(NamedTuple):
@@ -117,6 +123,7 @@ def observe_stream(
     *,
     preset: Preset,
     with_curvature: bool = False,
+    keep: Keep = lambda t, key, tune: tune(),
     advance: Callable[[int, str], None] = lambda done, note: None,
 ) -> Observed:
     """Observe all blocks of a stream, one after the other.
@@ -129,6 +136,7 @@ def observe_stream(
         device: The memory cells whose noise the training meets, if `preset.noise` asks for it; None: none.
         preset: Everything that is chosen.
         with_curvature: Whether to measure second derivatives, which SWV needs; they are zero otherwise.
+        keep: `keep(t, key, tune)` returns what `tune()` does, rows tuned on block t, or what was kept of it.
         advance: Called after every block.
 
     Returns:
@@ -157,7 +165,10 @@ def observe_stream(
     diagonal = jnp.zeros_like(state.store.prompts)
     for t, block in enumerate(stream.blocks):
         buffer = pipeline.make_buffer(block.records, lm, text, config=config)
-        state, info = pipeline.observe(jax.random.fold_in(key, t), state, buffer, lm, config=config, **parts)
+        own = jax.random.fold_in(key, t)
+        tune = partial(pipeline.tune_rows, jax.random.clone(own), buffer, lm, config=config, **parts)
+        tuned = keep(t, jax.random.clone(own), tune)
+        state, info = pipeline.observe(own, state, buffer, lm, config=config, tuned=tuned, **parts)
         if with_curvature:
             found = _curvature(jax.random.fold_in(probe_key, t), state, buffer, info, lm, config.adapter())
             diagonal = diagonal.at[info.inserted.slots].set(found)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from nvcim_jax import checks, files, io
 from nvcim_jax.study.plan import Unit
 from nvcim_jax.types import PyTree, Work
 
-__all__ = ["Session", "kept", "plain", "stream_digest"]
+__all__ = ["Session", "kept", "plain", "records_digest", "stream_digest"]
 
 
 class Session(NamedTuple):
@@ -35,6 +35,12 @@ class Session(NamedTuple):
     trained: Path | None = None
     skip: frozenset[Unit] = frozenset()
     dry_run: bool = False
+
+
+def records_digest(records: Sequence[Any]) -> str:
+    """Return a hash of the texts and answers of some records, in order."""
+    text = json.dumps([[record.input, record.output] for record in records])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def stream_digest(stream: Any) -> str:

@@ -1,6 +1,7 @@
 """From buffers to answers: the plain model where nothing is stored, the stored prompt where nothing is lost."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +214,29 @@ def test_a_codec_meets_the_same_shapes_however_full_the_store_is(lm, text, buffe
         assert bool(jnp.isfinite(info.codec.losses).all())
         assert float(info.codec.relative_error) < 1.0
     assert traced[1] == []
+
+
+def test_rows_that_were_tuned_before_are_stored_as_if_tuned_now(lm, text, buffers, config, memory):
+    """Whatever they are found by, coded and held in: what is left to `observe` is the same to the last bit."""
+    options = {"perturb": pipeline.presets["bundled"].changed(noise="value").parts(devices.get("FeFET3"))["perturb"]}
+    buffer = pipeline.make_buffer(buffers[0], lm, text, config=config)
+    tuned = pipeline.tune_rows(jax.random.key(1), buffer, lm, config=config, **options)
+    for change in ({}, {"keys": "centroid", "key_centre": True}, {"codec": "autoencoder", "code": 8}):
+        own: Any = {"config": config.changed(**change), "memory": memory} | options
+        state = pipeline.init(jax.random.key(0), lm, **own)
+        with count_traces() as traced:
+            again = pipeline.tune_rows(jax.random.key(1), buffer, lm, **own)
+        assert traced == []  # the rest of the options is not looked at
+        assert equal(again, tuned)
+        after, info = pipeline.observe(jax.random.key(1), state, buffer, lm, tuned=tuned, **own)
+        truth, found = pipeline.observe(jax.random.key(1), state, buffer, lm, **own)
+        np.testing.assert_allclose(after.store.prompts, truth.store.prompts, atol=1e-6)
+        assert equal(info.inserted, found.inserted)
+        assert equal(info.tuned, tuned.info)
+        np.testing.assert_allclose(info.tuned.losses, found.tuned.losses, rtol=1e-5)
+    wrong = tuned._replace(rows=tuned.rows[:, :1])
+    with pytest.raises(ValueError, match=r"`tuned\.rows` must have shape"):
+        pipeline.observe(jax.random.key(1), state, buffer, lm, tuned=wrong, **own)
 
 
 def test_texts_that_differ_late_are_told_apart(lm, text, config):

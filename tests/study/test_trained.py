@@ -1,11 +1,13 @@
 """What was trained is kept: asked for again it is read, for anything else it is made, and records stay the same."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvcim_jax import study
+from nvcim_jax import data, devices, models, pipeline, study
 from nvcim_jax.study import trained
 from nvcim_jax.types import Work
 
@@ -40,6 +42,30 @@ def test_a_training_is_read_where_it_is_kept_and_made_for_anything_else(tmp_path
     assert len(list(session.trained.glob("*.safetensors"))) == 4
     trained.kept(study.Session(), make_work(), {"rate": 0.1}, make, like)
     assert len(made) == 5
+
+
+def test_memories_that_differ_in_keys_are_tuned_once(tmp_path, lm) -> None:
+    """Records are those of a study that keeps nothing; a bound, which rows do depend on, tunes again."""
+    text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+    stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+    preset = pipeline.Preset(noise="value").changed(
+        config={"num_virtual": 2, "num_prompts": 1, "capacity": 2, "codec": "identity", "tuning": {"num_steps": 2}}
+    )
+    noisy = {"noisy": study.Method(training="noise")}
+    num, design = len(stream.blocks), study.Design(methods=noisy, baselines=(), num_instances=1)
+    places = [devices.get("FeFET3", sigma=0.1)]
+
+    def records(preset: pipeline.Preset, session: study.Session) -> list[dict[str, Any]]:
+        how: Any = {"preset": preset, "design": design, "session": session}
+        return list(study.measure(jax.random.key(5), [stream], lm, text, places, **how))
+
+    session, other = study.Session(trained=tmp_path), preset.changed(config={"keys": "centroid", "key_centre": True})
+    for own, files in ((preset, 1 + num), (other, 1), (other, 0), (preset.changed(bound=0.1), 1 + num)):
+        before = len(list(tmp_path.iterdir()))
+        found = records(own, session)
+        assert len(list(tmp_path.iterdir())) == before + files  # one of all stores, one of the rows of each buffer
+        if own is other:
+            assert found == records(other, study.Session())
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
