@@ -65,7 +65,10 @@ CONFIGS = {
         # Pooling over tokens needs keys of several tokens.
         "search": changed(BASE, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
     },
-    "smollm2": {f"key-{name}": changed(REAL, **key) for name, key in REAL_KEYS.items()},
+    "smollm2": {
+        **{f"key-{name}": changed(REAL, **key) for name, key in REAL_KEYS.items()},
+        "search": changed(REAL, num_keys=1, key_tokens=8, methods=("noise-aware, MIPS", *SEARCHES)),
+    },
     "tiny": {
         "key-representative": changed(TINY, methods=("noise-aware, SSA",)),
         "search": changed(TINY, methods=("noise-aware, MIPS", "SSA features, apart, 1 1 1")),
