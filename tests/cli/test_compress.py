@@ -88,6 +88,7 @@ def test_bad_input_is_one_line(tiny, text, tmp_path, capsys) -> None:
         assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_sides_that_no_file_holds_are_refused_before_any_work(tiny, text, tmp_path, capsys) -> None:
     """Eight codes of 4 bits fill a word, or four of 8: what neither fits is said before the blocks are calibrated."""
     for width in (34, 36):

@@ -92,6 +92,7 @@ def test_rows_and_back_give_the_state(lm, batch, adapter) -> None:
         equal(again, state, 0.0)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_ranking(lm, adapter) -> None:
     """What is tuned on is what is asked: the log-probability of an answer of several tokens, behind a padded text."""
     texts, answers = [[1, 5, 6], [1, 7], [1, 9, 10]], [[8, 3], [9], [12, 4, 5]]
