@@ -2,8 +2,10 @@
 
 Command:  python -m experiments.6_ssa_ablation.run [--tiny] [--out FOLDER] [--streams 0 1 ..] [--model PATH]
           python -m experiments.6_ssa_ablation.plot FOLDER   (both in the root of the repository)
-Time:     about 15 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
-Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`.
+Time:     about 15 minutes on two busy cores in two processes; --config smollm2: an hour a stream on a slow busy core,
+          half of it for prompts that all variants share; --tiny: a few seconds after compiling.
+Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`;
+          those of `--config smollm2` in `results/smollm2`.
 
 Prompts are tuned noise-aware on FeFET3 at sigma 0.1. `hit` is the number to look at: the share of queries that find a
 prompt of their own domain, among four. The published method does not say which axis is pooled, how scales are stored,
