@@ -8,10 +8,9 @@ from nvcim_jax.pipeline.memory import (
     crossbar_memory,
     drift_state,
     exact_memory,
-    through_memory,
 )
 from nvcim_jax.pipeline.objective import Batch, EndToEnd, objective, train
-from nvcim_jax.pipeline.observe import State, Tuned, init, observe, tune_rows
+from nvcim_jax.pipeline.observe import State, init, observe, tune_rows
 from nvcim_jax.pipeline.presets import Preset, presets
 from nvcim_jax.pipeline.retrieval import matrices, program_store, read_prompts, retrieve, search
 from nvcim_jax.pipeline.store import Store, capacity
@@ -25,7 +24,6 @@ __all__ = [
     "Preset",
     "State",
     "Store",
-    "Tuned",
     "answer",
     "capacity",
     "choose",
@@ -46,7 +44,6 @@ __all__ = [
     "retrieve",
     "search",
     "stack_buffers",
-    "through_memory",
     "train",
     "tune_rows",
     "write",

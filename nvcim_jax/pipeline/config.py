@@ -21,6 +21,11 @@ MOST_VIRTUAL, MOST_PROMPTS = 4096, 100_000
 """Largest prompt and largest store: more is a slip of the finger, and would fill the memory before it is noticed."""
 
 
+OF_KEYS = ("num_keys", "key_centre", "key_spread", "key_clip", "key_unit", "search", "pick")
+OF_MEMORY = ("codec", "code", "codec_fit", "capacity", "when_full")
+"""Options that rows do not depend on while they are tuned: how they are found, and what holds them."""
+
+
 @checks.frozen_config
 class Config:
     """Static options of NVCiM-PT. Only `search` and the noise on virtual tokens are the paper's own words [S].
@@ -157,11 +162,8 @@ class Config:
             >>> Config(num_virtual=4, capacity=3, keys="centroid").for_tuning() == Config(num_virtual=4)
             True
         """
-        names = {"tunes", "num_virtual", "rank", "start", "num_prompts", "cluster_by", "train_on", "tuning"}
-        names |= {"features", "feature_layers"}  # what records are clustered by
-        if self.keys == "anchored":
-            names |= {"keys", "key_tokens"}
-        return Config(**{name: getattr(self, name) for name in names})
+        held = OF_KEYS if self.keys == "anchored" else (*OF_KEYS, "keys", "key_tokens")
+        return dataclasses.replace(self, **{name: getattr(_DEFAULT, name) for name in (*held, *OF_MEMORY)})
 
     def adapter(self) -> Adapter:
         """Return what is tuned by default: a prompt of this size and start, or what `tunes` names."""
@@ -185,6 +187,9 @@ class Config:
         altered = self.key_unit or self.key_centre or self.key_clip is not None
         plain = self.search.measure != "cosine" and not altered and not pooled_apart
         return plain and self.keys not in SEPARATE_KEYS and self.search_tokens == self.num_virtual
+
+
+_DEFAULT = Config()
 
 
 def changed(config: Any, /, **fields: Any) -> Any:

@@ -207,7 +207,9 @@ def _tuned(keys: _Keys, buffer: Buffer, members: _Members, lm: LM, config: Confi
     representatives, member, _ = members
     adapter, num = chosen.adapter, len(representatives)
     weights = member if config.train_on == "cluster" else jnp.ones_like(member)
-    start_keys, tune_keys = (jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in keys[1:3])
+    start_keys, tune_keys = (
+        jax.vmap(lambda i, k=k: jax.random.fold_in(k, i))(jnp.arange(num)) for k in (keys.start, keys.tune)
+    )
     if config.keys == "anchored":
         rows, _ = adapter.rows_shape(lm)
         starts = jax.vmap(adapter.from_rows)(_anchors(buffer, representatives, rows))
@@ -259,14 +261,11 @@ def tune_rows(
 
     Example:
         >>> from nvcim_jax import data, models, pipeline
-        >>> layout = models.Config(vocab_size=32, width=32, num_layers=1, num_heads=4, mlp_width=64, eos_ids=(2,))
-        >>> lm = models.init(jax.random.key(0), config=layout)
-        >>> text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
-        >>> config = pipeline.Config(capacity=3, num_virtual=2, num_prompts=1, codec="identity")
-        >>> rows = [data.Record(str(i), "u", "t", word, "yes", "train") for i, word in enumerate(("pay", "card"))]
-        >>> buffer = pipeline.make_buffer(rows, lm, text, config=config)
-        >>> jax.eval_shape(lambda key: tune_rows(key, buffer, lm, config=config), jax.random.key(2)).rows.shape
-        (1, 2, 32)
+        >>> lm, text = models.load(models.BUNDLED)
+        >>> buffer = pipeline.make_buffer(data.builtin_users(0).blocks[0].records, lm, text)
+        >>> few = pipeline.Config(num_virtual=4, num_prompts=1)
+        >>> jax.eval_shape(lambda key: tune_rows(key, buffer, lm, config=few), jax.random.key(0)).rows.shape
+        (1, 4, 256)
     """
     given: Any = {name: part for name, part in parts.items() if name not in ("memory", "similarity", "codec")}
     own = config.for_tuning()

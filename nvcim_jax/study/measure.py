@@ -16,7 +16,7 @@ import numpy as np
 
 from nvcim_jax import devices, io, montecarlo, pipeline, tuning
 from nvcim_jax.models import LM, Text
-from nvcim_jax.pipeline import Preset, Store, Tuned
+from nvcim_jax.pipeline import Preset, Store
 from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Method, Trial, method_config, trial
 from nvcim_jax.study.nearest_text import nearest_text
@@ -270,7 +270,7 @@ def _observed(
     probed = any(m.mitigation == "swv" and m.training == training for m in bench.design.methods.values())
     store = pipeline.init(jax.random.key(0), lm, config=preset.config).store  # for its structure
 
-    def keep(t: int, key: Key, tune: Callable[[], Tuned]) -> Tuned:
+    def keep(t: int, key: Key, tune: Callable[[], Any]) -> Any:
         """Rows are shared by all stores that differ in how they are found, coded and held."""
         about = {"rows": preset.for_tuning(trained_on), "records": records_digest(stream.blocks[t].records)}
         met = None if preset.noise == "none" else trained_on

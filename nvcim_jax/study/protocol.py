@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nvcim_jax import checks, devices, pipeline, selection, tuning
 from nvcim_jax.models import LM, Text
-from nvcim_jax.pipeline import Preset, State, Store, Tuned
+from nvcim_jax.pipeline import Preset, State, Store
 from nvcim_jax.signature import checked
 from nvcim_jax.study.methods import Trial
 from nvcim_jax.study.mitigation import calibrated, code_importance, corrected_memory, curvature, program_selected
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-Keep = Callable[[int, Key, Callable[[], Tuned]], Tuned]
+Keep = Callable[[int, Key, Callable[[], Any]], Any]
 """`keep(t, key, tune)` returns the rows of block t, tuned with the key: those of `tune()`, or what was kept of them."""
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.chips import make_key, product
 from support.params import mostly_slow
 
 from nvcim_jax import crossbar, devices, ops
@@ -14,20 +15,6 @@ RNG = np.random.default_rng(12)
 W = RNG.uniform(-1, 1, (30, 6)).astype("f4")
 X = RNG.standard_normal((4, 30)).astype("f4")
 MAPPINGS = ("differential", "offset", "offset_digital")
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """Return a generator of the test's own, so that its data are the same whichever tests are run."""
-    return np.random.default_rng(7)
-
-
-def _key(seed: int = 0) -> jax.Array:
-    return jax.random.key(seed)
-
-
-def _matmul(x: Any, chip: crossbar.Chip) -> np.ndarray:
-    return np.asarray(crossbar.matmul(_key(1), x, chip)[0])
 
 
 # Zeros.
@@ -51,10 +38,10 @@ def test_columns_of_zeros_give_zero_and_their_weights_a_gradient(
     v = rng.standard_normal((4, 6)).astype("f4")
 
     def product(w: jax.Array, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        chip = crossbar.program(_key(), w, device, config=config)
+        chip = crossbar.program(make_key(), w, device, config=config)
         target = crossbar.encode(w, device, config=config)
-        y = crossbar.matmul(_key(1), x, chip)[0]
-        return (y * v).sum(), (y, crossbar.read_back(_key(2), chip), crossbar.sample(_key(3), x, target)[0])
+        y = crossbar.matmul(make_key(1), x, chip)[0]
+        return (y * v).sum(), (y, crossbar.read_back(make_key(2), chip), crossbar.sample(make_key(3), x, target)[0])
 
     both = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True))
     (to_w, to_x), outputs = both(jnp.asarray(w), jnp.asarray(X))
@@ -70,8 +57,8 @@ def test_columns_of_zeros_give_zero_and_their_weights_a_gradient(
 def test_columns_of_next_to_nothing_are_as_good_as_others() -> None:
     config = crossbar.Config(weight_scale="column")
     small = W * np.float32(1e-30)
-    chip = crossbar.program(_key(), small, devices.get("ideal"), config=config)
-    np.testing.assert_allclose(_matmul(X, chip) * 1e30, X @ W, atol=1e-5)
+    chip = crossbar.program(make_key(), small, devices.get("ideal"), config=config)
+    np.testing.assert_allclose(product(X, chip) * 1e30, X @ W, atol=1e-5)
 
 
 def test_inputs_of_zero_and_a_zero_row_have_finite_gradients() -> None:
@@ -81,7 +68,7 @@ def test_inputs_of_zero_and_a_zero_row_have_finite_gradients() -> None:
 
     def loss(x: jax.Array, w: jax.Array, sigma: jax.Array) -> jax.Array:
         target = crossbar.encode(w, devices.get("Gaussian", sigma=sigma), config=config)
-        return jnp.square(crossbar.sample(_key(), x, target)[0]).sum()
+        return jnp.square(crossbar.sample(make_key(), x, target)[0]).sum()
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(jnp.asarray(x), jnp.asarray(w), jnp.float32(0.0))
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
@@ -104,10 +91,10 @@ def test_an_array_without_outputs_adds_nothing(code: Any, bits: crossbar.Bits | 
         config = crossbar.Config(rows=15, adc_bits=8, adc_code=code, adc_before_subtraction=bits is None)
         target = crossbar.encode(w, devices.get("ideal"), config=config)
         x = X[:, : len(w)] * (np.arange(len(w)) < 15)
-        slope = jax.grad(lambda x, t=target: crossbar.sample(_key(), x, t, bits=bits)[0].sum())(jnp.zeros_like(x))
+        slope = jax.grad(lambda x, t=target: crossbar.sample(make_key(), x, t, bits=bits)[0].sum())(jnp.zeros_like(x))
         assert bool(jnp.isfinite(slope).all())
-        np.testing.assert_array_equal(crossbar.sample(_key(), 0.0 * x, target, bits=bits)[0], 0.0)
-        products.append(crossbar.sample(_key(), x, target, bits=bits)[0])
+        np.testing.assert_array_equal(crossbar.sample(make_key(), 0.0 * x, target, bits=bits)[0], 0.0)
+        products.append(crossbar.sample(make_key(), x, target, bits=bits)[0])
     np.testing.assert_allclose(products[0], products[1], rtol=1e-5, atol=1e-6)
 
 
@@ -117,14 +104,14 @@ def test_an_array_without_outputs_adds_nothing(code: Any, bits: crossbar.Bits | 
 @pytest.mark.slow
 def test_ranges_and_factors_where_there_is_nothing_to_measure(rng: np.random.Generator) -> None:
     config = crossbar.Config(rows=15, adc_bits=8, adc_range="calibrated", dac_bits=8, dac_range="calibrated")
-    chip = crossbar.program(_key(), np.concatenate([W[:15], 0 * W[15:]]), devices.get("ideal"), config=config)
-    found = crossbar.calibrate(_key(2), np.zeros((5, 30)), chip)
+    chip = crossbar.program(make_key(), np.concatenate([W[:15], 0 * W[15:]]), devices.get("ideal"), config=config)
+    found = crossbar.calibrate(make_key(2), np.zeros((5, 30)), chip)
     assert float(found.dac_max) == 1.0
     np.testing.assert_array_equal(found.adc_range, np.broadcast_to([-1.0, 1.0], (2, 1, 2)))
     uniform = crossbar.Config(adc_bits=8, adc_range="calibrated", adc_code="uniform")
-    chip = crossbar.program(_key(), np.full((3, 1), 1.0), devices.get("ideal"), config=uniform)
-    chip = crossbar.calibrate(_key(2), np.ones((4, 3)), chip)  # one output, 3, again and again
-    np.testing.assert_allclose(_matmul(np.ones(3), chip), 3.0, rtol=1e-6)
+    chip = crossbar.program(make_key(), np.full((3, 1), 1.0), devices.get("ideal"), config=uniform)
+    chip = crossbar.calibrate(make_key(2), np.ones((4, 3)), chip)  # one output, 3, again and again
+    np.testing.assert_allclose(product(np.ones(3), chip), 3.0, rtol=1e-6)
     exact = rng.standard_normal((20, 3)).astype("f4") * np.array([1.0, 1e-4, 1.0], "f4")
     outputs = exact * np.array([0.5, 2.0, 0.0], "f4")
     factors = crossbar.column_factors(outputs, exact, ridge=1e-12)
@@ -149,7 +136,7 @@ def test_the_slope_to_sigma_at_no_noise_is_the_draw_itself(
 
     def product(sigma: jax.Array) -> jax.Array:
         target = crossbar.encode(w, devices.get("Gaussian", sigma=sigma, **effects), config=crossbar.Config())
-        return crossbar.sample(_key(5), x, target, sampling=sampling)[0]
+        return crossbar.sample(make_key(5), x, target, sampling=sampling)[0]
 
     run = jax.jit(product)
     difference = (run(jnp.float32(1e-3)) - run(jnp.float32(0.0))) / 1e-3
@@ -166,7 +153,7 @@ def test_the_slope_at_no_noise_knows_the_cut_at_zero(rng: np.random.Generator) -
 
     def product(sigma: jax.Array) -> jax.Array:
         target = crossbar.encode(w, devices.get("Gaussian", sigma=sigma, clip=True), config=crossbar.Config())
-        return crossbar.sample(_key(5), x, target, sampling="moment_matched")[0]
+        return crossbar.sample(make_key(5), x, target, sampling="moment_matched")[0]
 
     difference = (product(jnp.float32(1e-3)) - product(jnp.float32(0.0))) / 1e-3
     np.testing.assert_allclose(jax.jacfwd(product)(jnp.float32(0.0)), difference, atol=1e-2)
@@ -188,10 +175,10 @@ def test_rows_behind_others_are_solved_as_rows_alone(rng: np.random.Generator, m
     first, last = np.full((room, 5), 1.0, "f4"), rng.uniform(-1, 1, (3, 5)).astype("f4")
     last[0] = 1.0
     x = rng.standard_normal((2, 3)).astype("f4")
-    alone = crossbar.program(_key(), last, device, config=config, wires=wires)
-    behind = crossbar.program(_key(), np.concatenate([first, last]), device, config=config, wires=wires)
+    alone = crossbar.program(make_key(), last, device, config=config, wires=wires)
+    behind = crossbar.program(make_key(), np.concatenate([first, last]), device, config=config, wires=wires)
     np.testing.assert_allclose(
-        _matmul(np.concatenate([np.zeros((2, room), "f4"), x], axis=1), behind), _matmul(x, alone), rtol=1e-4, atol=1e-5
+        product(np.concatenate([np.zeros((2, room), "f4"), x], axis=1), behind), product(x, alone), rtol=1e-4, atol=1e-5
     )
     found = crossbar.report((3, 5), config)
     assert (found.array_rows, found.array_cols) == (16, 24)
@@ -200,9 +187,11 @@ def test_rows_behind_others_are_solved_as_rows_alone(rng: np.random.Generator, m
 def test_a_short_last_tile_has_the_largest_range_of_its_own_rows() -> None:
     config = crossbar.Config(rows=16, adc_bits=6, adc_range="max")
     w, x = np.ones((3, 2), "f4"), np.array([0.3, 1.0, 0.2], "f4")
-    alone = crossbar.program(_key(), w, devices.get("ideal"), config=config)
-    behind = crossbar.program(_key(), np.concatenate([np.ones((16, 2), "f4"), w]), devices.get("ideal"), config=config)
-    np.testing.assert_allclose(_matmul(np.concatenate([np.zeros(16, "f4"), x]), behind), _matmul(x, alone), rtol=1e-6)
+    alone = crossbar.program(make_key(), w, devices.get("ideal"), config=config)
+    behind = crossbar.program(
+        make_key(), np.concatenate([np.ones((16, 2), "f4"), w]), devices.get("ideal"), config=config
+    )
+    np.testing.assert_allclose(product(np.concatenate([np.zeros(16, "f4"), x]), behind), product(x, alone), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -216,11 +205,11 @@ def test_every_column_tile_has_a_range_of_its_own(rng: np.random.Generator, adc_
     given: dict[str, Any] = {}
     if adc_range == "fixed":
         given["adc_max"] = np.where(np.arange(8) == 0, 4.0, 1.0)[None]
-    chip = crossbar.program(_key(), w, devices.get("ideal"), config=config, **given)
+    chip = crossbar.program(make_key(), w, devices.get("ideal"), config=config, **given)
     if adc_range == "calibrated":
-        chip = crossbar.calibrate(_key(2), x, chip)
+        chip = crossbar.calibrate(make_key(2), x, chip)
         assert chip.adc_range.shape == (1, 8, 2)
-    error = np.linalg.norm(_matmul(x, chip) - x @ w, axis=0) / np.linalg.norm(x @ w, axis=0)
+    error = np.linalg.norm(product(x, chip) - x @ w, axis=0) / np.linalg.norm(x @ w, axis=0)
     assert abs(error[8:].mean() / error[:8].mean() - 1) < 0.3
 
 
@@ -233,10 +222,10 @@ def test_a_column_tile_alone_is_that_tile_among_others() -> None:
         w = np.where(np.abs(W) == np.abs(W).max(), 0.5, W)
         w[0, [0, 3]] = 1.0  # the same scale in both tiles
         for columns in (slice(None), slice(3, 6)):
-            chip = crossbar.program(_key(), w[:, columns], devices.get("ideal"), config=own)
+            chip = crossbar.program(make_key(), w[:, columns], devices.get("ideal"), config=own)
             if adc_range == "calibrated":
-                chip = crossbar.calibrate(_key(2), X, chip)
-            reads.append(_matmul(X, chip))
+                chip = crossbar.calibrate(make_key(2), X, chip)
+            reads.append(product(X, chip))
         np.testing.assert_allclose(reads[0][:, 3:], reads[1], rtol=1e-5, atol=1e-5)
 
 
@@ -249,7 +238,7 @@ def test_equal_inputs_meet_one_chip_when_outputs_are_drawn_jointly(rng: np.rando
     x = rng.standard_normal((2, 50)).astype("f4")
     near = x[0] + np.float32(1e-3) * x[1]
     target = crossbar.encode(w, device, config=crossbar.Config())
-    y, _ = crossbar.sample(_key(), np.stack([x[0], x[0], near, 0 * near]), target, sampling="output_joint")
+    y, _ = crossbar.sample(make_key(), np.stack([x[0], x[0], near, 0 * near]), target, sampling="output_joint")
     noise = np.asarray(y) - np.stack([x[0], x[0], near, 0 * near]) @ w
     scale = float(np.abs(w).max())
     assert np.abs(noise[0] - noise[1]).max() < 1e-5 * np.abs(noise[0]).max()
@@ -264,15 +253,15 @@ def test_equal_inputs_meet_one_chip_when_outputs_are_drawn_jointly(rng: np.rando
 
 def test_inputs_of_any_leading_shape(rng: np.random.Generator) -> None:
     config = crossbar.Config(rows=16, dac_bits=6, adc_bits=8)
-    chip = crossbar.program(_key(), W, devices.get("Gaussian", sigma=0.05), config=config)
+    chip = crossbar.program(make_key(), W, devices.get("Gaussian", sigma=0.05), config=config)
     x = rng.standard_normal((2, 3, 4, 30)).astype("f4")
-    whole = _matmul(x, chip)
+    whole = product(x, chip)
     assert whole.shape == (2, 3, 4, 6)
-    np.testing.assert_allclose(whole[1, 2, 3], _matmul(x[1, 2, 3], chip), atol=1e-5)
+    np.testing.assert_allclose(whole[1, 2, 3], product(x[1, 2, 3], chip), atol=1e-5)
     target = crossbar.encode(W, devices.get("Gaussian", sigma=0.05), config=config)
-    assert crossbar.sample(_key(), x, target)[0].shape == (2, 3, 4, 6)
+    assert crossbar.sample(make_key(), x, target)[0].shape == (2, 3, 4, 6)
     assert [m.shape for m in crossbar.product_moments(x, target)] == [(2, 3, 4, 6)] * 2
-    y, info = crossbar.matmul(_key(1), np.zeros((0, 30), "f4"), chip)
+    y, info = crossbar.matmul(make_key(1), np.zeros((0, 30), "f4"), chip)
     assert y.shape == (0, 6)
     assert not np.isnan(info.dac_clipped)
 
@@ -281,32 +270,34 @@ def test_a_read_may_have_other_converters_and_never_another_layout() -> None:
     device = devices.get("Gaussian", sigma=0.05)
     fine = crossbar.Config(rows=16, weight_bits=6, cell_bits=2, dac_bits=8, adc_bits=10)
     coarse = crossbar.Converters(dac_bits=4, adc_bits=5)
-    chip = crossbar.program(_key(), W, device, config=fine)
-    same = crossbar.program(_key(), W, device, config=crossbar.Config(**{**vars(fine), **vars(coarse)}))
-    np.testing.assert_array_equal(crossbar.matmul(_key(1), X, chip, converters=coarse)[0], _matmul(X, same))
-    np.testing.assert_array_equal(crossbar.matmul(_key(1), X, chip, converters=fine.converters)[0], _matmul(X, chip))
+    chip = crossbar.program(make_key(), W, device, config=fine)
+    same = crossbar.program(make_key(), W, device, config=crossbar.Config(**{**vars(fine), **vars(coarse)}))
+    np.testing.assert_array_equal(crossbar.matmul(make_key(1), X, chip, converters=coarse)[0], product(X, same))
+    np.testing.assert_array_equal(
+        crossbar.matmul(make_key(1), X, chip, converters=fine.converters)[0], product(X, chip)
+    )
     ranged = crossbar.Config(adc_bits=8, adc_range="calibrated")
-    chip = crossbar.calibrate(_key(2), X, crossbar.program(_key(), W, device, config=ranged))
-    plain = crossbar.program(_key(), W, device, config=crossbar.Config())
+    chip = crossbar.calibrate(make_key(2), X, crossbar.program(make_key(), W, device, config=ranged))
+    plain = crossbar.program(make_key(), W, device, config=crossbar.Config())
     # a range that is there is not used by a converter that sets its own, and not taken by one of another kind
     absmax = crossbar.Converters(adc_bits=8)
-    one, other = (crossbar.matmul(_key(1), X, c, converters=absmax)[0] for c in (chip, plain))
+    one, other = (crossbar.matmul(make_key(1), X, c, converters=absmax)[0] for c in (chip, plain))
     np.testing.assert_array_equal(one, other)
     for wanted in ({"adc_range": "fixed"}, {"adc_range": "calibrated", "adc_code": "uniform"}):
         with pytest.raises(ValueError, match=r"`converters` must have adc_(range|code)="):
-            crossbar.matmul(_key(1), X, chip, converters=crossbar.Converters(adc_bits=8, **wanted))
-    value = crossbar.program(_key(), W, device, config=crossbar.Config(noise="value"))
+            crossbar.matmul(make_key(1), X, chip, converters=crossbar.Converters(adc_bits=8, **wanted))
+    value = crossbar.program(make_key(), W, device, config=crossbar.Config(noise="value"))
     with pytest.raises(ValueError, match=r"`adc_before_subtraction` must be False with noise='value'"):
-        crossbar.matmul(_key(1), X, value, converters=crossbar.Converters(adc_bits=8, adc_before_subtraction=True))
+        crossbar.matmul(make_key(1), X, value, converters=crossbar.Converters(adc_bits=8, adc_before_subtraction=True))
 
 
 def test_stacked_chips_are_mapped_scanned_and_read_one_by_one() -> None:
     config = crossbar.Config(rows=16, weight_bits=4, cell_bits=2, adc_bits=8)
     device = devices.get("PCM", sigma=0.5)
-    keys = jax.random.split(_key(), 3)
+    keys = jax.random.split(make_key(), 3)
     chips = jax.vmap(lambda k: crossbar.program(k, W, device, config=config))(keys)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(chips)} == {3}
-    read = jax.random.split(_key(1), 3)
+    read = jax.random.split(make_key(1), 3)
     mapped = jax.vmap(lambda k, c: crossbar.matmul(k, X, c)[0])(read, chips)
     _, scanned = jax.lax.scan(lambda _, kc: (None, crossbar.matmul(kc[0], X, kc[1])[0]), None, (read, chips))
     alone = crossbar.matmul(read[1], X, jax.tree.map(lambda leaf: leaf[1], chips))[0]
@@ -389,11 +380,11 @@ def test_wrong_arguments_are_said_plainly(said_plainly: Any) -> None:
 def test_the_range_that_a_message_asks_for_is_taken() -> None:
     config = crossbar.Config(adc_bits=8, adc_range="fixed")
     verified = np.ones(W.shape, bool)
-    chip = crossbar.program_verified(_key(), W, verified, devices.get("Gaussian"), 0.0, config=config, adc_max=30.0)
-    np.testing.assert_allclose(_matmul(X, chip), X @ W, atol=2.0)
+    chip = crossbar.program_verified(make_key(), W, verified, devices.get("Gaussian"), 0.0, config=config, adc_max=30.0)
+    np.testing.assert_allclose(product(X, chip), X @ W, atol=2.0)
 
 
 def test_every_kind_of_key_makes_a_chip() -> None:
     for key in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
         chip = crossbar.program(key, W, devices.get("Gaussian", sigma=0.1), config=crossbar.Config())
-        assert np.isfinite(_matmul(X, chip)).all()
+        assert np.isfinite(product(X, chip)).all()

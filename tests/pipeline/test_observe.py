@@ -241,6 +241,14 @@ def test_rows_that_were_tuned_before_are_stored_as_if_tuned_now(lm, text, buffer
         pipeline.observe(jax.random.key(1), state, buffer, lm, tuned=wrong, **own)
 
 
+def test_what_an_anchored_prompt_is_held_to_counts_while_it_is_tuned(config):
+    anchored = config.changed(keys="anchored", key_tokens=3)
+    assert (anchored.for_tuning().keys, anchored.for_tuning().key_tokens) == ("anchored", 3)
+    assert config.changed(keys="centroid", key_tokens=3).for_tuning() == config.for_tuning()
+    for other in ({"num_virtual": 5}, {"train_on": "buffer"}, {"start": "vocabulary"}, {"tuning": {"num_steps": 9}}):
+        assert config.changed(**other).for_tuning() != config.for_tuning()
+
+
 def test_texts_that_differ_late_are_told_apart(lm, text, config):
     alike = "pay " * 50
     queries = pipeline.make_queries([alike + "card", alike + "bank"], lm, text, config=config)
