@@ -20,6 +20,7 @@ def shares(sizes: np.ndarray | list[int], sparsity: float) -> np.ndarray:
     return np.diff(np.floor(ends * sparsity + 1e-9)).astype(np.int32)  # 0.29 x 100 is 28.999...
 
 
+@jax.jit
 def smallest(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     """Return which of the scores (number,), >= 0, are the `count` smallest; of equal ones the first.
 

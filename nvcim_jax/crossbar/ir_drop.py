@@ -39,6 +39,7 @@ class Wires:
 
 
 @checked
+@jax.jit
 def transfer_matrix(
     conductance: Float[Array, "rows cols"], row_resistance: Float[Array, ""], col_resistance: Float[Array, ""]
 ) -> Float[Array, "rows cols"]:

@@ -169,6 +169,12 @@ def _hidden(params: PyTree, inputs: Inputs, at: jax.Array | None, *, config: Con
     return run_layers(params["layers"], x, context, inputs.prefix, at, config=config, span=span)
 
 
+@partial(jax.jit, static_argnames=("config", "span"))
+def _run(params: PyTree, inputs: Inputs, at: jax.Array | None, *, config: Config, span: Span) -> Any:
+    # Compiled as a whole outside of any jit, too: a scan that is called by itself is compiled anew in every call.
+    return understand(partial(_hidden, config=config, span=span))(params, inputs, at)
+
+
 @checked
 def hidden(
     lm: LM,
@@ -229,7 +235,7 @@ def hidden(
         checks.number("at", at, low=0.0, high=inputs.x.shape[1] - 1.0)
     if start == 0:
         check_length(inputs, lm.config)
-    y, info = understand(partial(_hidden, config=lm.config, span=span))(lm.params, inputs, at)
+    y, info = _run(lm.params, inputs, at, config=lm.config, span=span)
     if not single:
         return y, info
     states = None if info.hidden is None else info.hidden[:, 0]
@@ -255,6 +261,11 @@ def _head(params: PyTree, x: jax.Array, *, config: Config) -> jax.Array:
     return logits
 
 
+@partial(jax.jit, static_argnames="config")
+def _logits(params: PyTree, x: jax.Array, *, config: Config) -> jax.Array:
+    return understand(partial(_head, config=config))(params, x)
+
+
 @checked
 def head(lm: LM, x: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
     """Return the logits of a residual stream: final norm, product with the head, cap.
@@ -272,7 +283,7 @@ def head(lm: LM, x: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"
         >>> head(models.init(jax.random.key(0), config=config), jnp.ones((3, 64))).shape
         (3, 512)
     """
-    return understand(partial(_head, config=lm.config))(head_params(lm.params, lm.config), x)
+    return _logits(head_params(lm.params, lm.config), x, config=lm.config)
 
 
 @checked

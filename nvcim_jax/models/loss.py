@@ -179,9 +179,15 @@ def loss(
     checks.integer("chunk", chunk)
     checks.number("labels", labels, high=lm.config.vocab_size - 1.0, fix="Is the tokenizer that of the model?")
     y, _ = hidden(lm, inputs, start=start, stop=stop, remat=remat)
+    top = lm.replace(params=head_params(lm.params, lm.config))
+    return _mean(y, top, labels, chunk=min(chunk, labels.size))
+
+
+@partial(jax.jit, static_argnames="chunk")
+def _mean(y: jax.Array, top: LM, labels: jax.Array, *, chunk: int) -> tuple[jax.Array, LossInfo]:
+    """Return the loss of a residual stream; of the model, what the head looks at."""
     target = jnp.concatenate([labels[..., 1:], jnp.full_like(labels[..., :1], IGNORE)], axis=-1).reshape(-1)
-    rows, top = y.reshape(-1, y.shape[-1]), lm.replace(params=head_params(lm.params, lm.config))
-    chunk = min(chunk, rows.shape[0])
+    rows = y.reshape(-1, y.shape[-1])
     plain = not any(isinstance(leaf, Weight) for leaf in top.params.values())
     total = cast(
         jax.Array, _fused_total(rows, top, target, chunk) if plain else _mapped_total(rows, top, target, chunk)

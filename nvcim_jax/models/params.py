@@ -12,7 +12,7 @@ from nvcim_jax.models.config import Config
 from nvcim_jax.models.lm import LM
 from nvcim_jax.ops import understand
 from nvcim_jax.signature import checked
-from nvcim_jax.types import Key
+from nvcim_jax.types import Key, PyTree
 
 __all__ = ["embed", "init", "look_up"]
 
@@ -86,7 +86,12 @@ def embed(lm: LM, token_ids: Int[Array, "*batch tokens"]) -> Float[Array, "*batc
         (1, 3, 64)
     """
     lm.config.check_tokens("token_ids", token_ids)
-    return understand(partial(_embed, config=lm.config))(lm.params["embedding"], token_ids)
+    return _rows(lm.params["embedding"], token_ids, config=lm.config)
+
+
+@partial(jax.jit, static_argnames="config")
+def _rows(table: PyTree, token_ids: jax.Array, *, config: Config) -> jax.Array:
+    return understand(partial(_embed, config=config))(table, token_ids)
 
 
 def look_up(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -118,26 +118,15 @@ def rank(
     for ids in (answers.ids, answers.following):
         lm.config.check_tokens("answers", ids)
     check_length(inputs._replace(mask=mask), lm.config, new=_longest(answers))
-    size, past = stem + len(answers.ids), num_past(inputs.prefix)
-    lengths = mask.sum(-1, dtype=jnp.int32)
     branches = embed(lm, answers.ids).astype(inputs.x.dtype)
-    whole = jnp.concatenate([inputs.x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
-    of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
-    last = last_real(mask)
-    branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
-    seen = Inputs(whole, _tree(mask, answers, past), places, inputs.prefix)
-    at = jnp.concatenate([last[:, None], branched], axis=1)
+    seen, at = _branched(inputs._replace(mask=mask), branches, answers)
     if predict is None:
         states, _ = hidden(lm, seen, at=at)
         first, rest = head(lm, states[:, 0]), head(lm, states[:, 1:])
     else:
         logits = predict(lm, seen, at)
         first, rest = logits[:, 0], logits[:, 1:]
-    of_first = jax.nn.log_softmax(first.astype(jnp.float32))[:, answers.first]
-    following = jnp.broadcast_to(answers.following, (batch, len(answers.ids)))
-    of_rest = -token_losses(rest, following)
-    return of_first.at[:, answers.owner].add(of_rest)
+    return _summed(first, rest, answers)
 
 
 def _longest(answers: Candidates) -> int:
@@ -145,6 +134,27 @@ def _longest(answers: Candidates) -> int:
     if checks.is_concrete(answers.offset):
         return int(np.asarray(answers.offset).max()) + 1
     return -(-len(answers.ids) // len(answers.first))
+
+
+@jax.jit
+def _branched(inputs: Inputs, branches: jax.Array, answers: Candidates) -> tuple[Inputs, jax.Array]:
+    """Return texts with all answers behind them, and the positions that predict: the last of the text, the answers'."""
+    (batch, stem), past = inputs.mask.shape, num_past(inputs.prefix)
+    size, lengths = stem + len(answers.ids), inputs.mask.sum(-1, dtype=jnp.int32)
+    whole = jnp.concatenate([inputs.x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
+    of_stem = jnp.maximum(jnp.cumsum(inputs.mask, axis=1, dtype=jnp.int32) - 1, 0)
+    places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
+    branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
+    at = jnp.concatenate([last_real(inputs.mask)[:, None], branched], axis=1)
+    return Inputs(whole, _tree(inputs.mask, answers, past), places, inputs.prefix), at
+
+
+@jax.jit
+def _summed(first: jax.Array, rest: jax.Array, answers: Candidates) -> jax.Array:
+    """Return each answer's log-probability from the logits after the text and at the answers' own tokens."""
+    of_first = jax.nn.log_softmax(first.astype(jnp.float32))[:, answers.first]
+    following = jnp.broadcast_to(answers.following, (len(rest), len(answers.ids)))
+    return of_first.at[:, answers.owner].add(-token_losses(rest, following))
 
 
 def _tree(mask: jax.Array, answers: Candidates, past: int) -> jax.Array:

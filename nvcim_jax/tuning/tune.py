@@ -1,6 +1,7 @@
 """Tuning an adapter on labelled texts before a frozen model, through the noise that it will be stored with."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
@@ -115,7 +116,13 @@ def answer_loss(
         >>> round(float(loss), 2)  # log 64 = 4.16
         4.16
     """
-    weights = weights.astype(jnp.float32)
+    return _answer_loss(state, lm, batch, weights.astype(jnp.float32), as_adapter(adapter), remat=remat)
+
+
+@partial(jax.jit, static_argnames="remat")
+def _answer_loss(
+    state: PyTree, lm: LM, batch: Examples, weights: jax.Array, adapter: Adapter, *, remat: bool
+) -> jax.Array:
     before = batch.where[:, 0] + 1
     adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(lm, batch.ids), num_text=before))
     if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
