@@ -119,7 +119,7 @@ def rank(
         lm.config.check_tokens("answers", ids)
     check_length(inputs._replace(mask=mask), lm.config, new=_longest(answers))
     branches = embed(lm, answers.ids).astype(inputs.x.dtype)
-    seen, at = _branched(inputs._replace(mask=mask), branches, answers)
+    seen, at = _branched(inputs._replace(mask=None), mask, branches, answers)
     if predict is None:
         states, _ = hidden(lm, seen, at=at)
         first, rest = head(lm, states[:, 0]), head(lm, states[:, 1:])
@@ -137,16 +137,16 @@ def _longest(answers: Candidates) -> int:
 
 
 @jax.jit
-def _branched(inputs: Inputs, branches: jax.Array, answers: Candidates) -> tuple[Inputs, jax.Array]:
+def _branched(inputs: Inputs, mask: jax.Array, branches: jax.Array, answers: Candidates) -> tuple[Inputs, jax.Array]:
     """Return texts with all answers behind them, and the positions that predict: the last of the text, the answers'."""
-    (batch, stem), past = inputs.mask.shape, num_past(inputs.prefix)
-    size, lengths = stem + len(answers.ids), inputs.mask.sum(-1, dtype=jnp.int32)
+    (batch, stem), past = mask.shape, num_past(inputs.prefix)
+    size, lengths = stem + len(answers.ids), mask.sum(-1, dtype=jnp.int32)
     whole = jnp.concatenate([inputs.x, jnp.broadcast_to(branches, (batch, *branches.shape))], axis=1)
-    of_stem = jnp.maximum(jnp.cumsum(inputs.mask, axis=1, dtype=jnp.int32) - 1, 0)
+    of_stem = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     places = past + jnp.concatenate([of_stem, lengths[:, None] + answers.offset[None, :]], axis=1)
     branched = jnp.broadcast_to(jnp.arange(stem, size, dtype=jnp.int32), (batch, size - stem))
-    at = jnp.concatenate([last_real(inputs.mask)[:, None], branched], axis=1)
-    return Inputs(whole, _tree(inputs.mask, answers, past), places, inputs.prefix), at
+    at = jnp.concatenate([last_real(mask)[:, None], branched], axis=1)
+    return Inputs(whole, _tree(mask, answers, past), places, inputs.prefix), at
 
 
 @jax.jit

@@ -109,7 +109,8 @@ def test_the_loss_is_that_of_ranking(lm, adapter) -> None:
 
     @jax.jit
     def ranked(state):
-        return models.rank(*adapter.apply(state, lm, models.Inputs(models.embed(lm, ids), mask)), choices)
+        adapted, inputs = adapter.apply(state, lm, models.Inputs(models.embed(lm, ids), mask))
+        return models.rank(adapted, inputs, choices)
 
     found, loss = ranked(state), jax.jit(functools.partial(tuning.answer_loss, adapter=adapter))
     for i, own in enumerate(answers):
