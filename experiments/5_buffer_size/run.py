@@ -4,7 +4,7 @@ Command:  python -m experiments.5_buffer_size.run [--tiny] [--out FOLDER] [--str
           python -m experiments.5_buffer_size.plot FOLDER   (both in the root of the repository)
 Time:     about 7 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
 Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`;
-          those of `--config smollm2` (about a quarter of an hour of a core for a size of a stream) in `results/smollm2`.
+          those of `--config smollm2` (a quarter of an hour of a core a size and stream) in `results/smollm2`.
 
 The number of prompts of a buffer grows with the root of its size. The records of a small buffer are the first of a
 large one, so that sizes are compared on the same streams.
