@@ -17,6 +17,7 @@ that nothing becomes a dense array unasked.
 | anything else: sums, reshape, gather, two weights multiplied, convolutions in groups or transposed | refused by name |
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -208,12 +209,16 @@ def _same(w: W, dtype: Any) -> W:
     return w
 
 
+_registered: weakref.WeakSet[type] = weakref.WeakSet()
+
+
 @checked
 def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _same) -> None:
     """Register how a class of weights multiplies; products with the weight on either side come to this one function.
 
     So does a convolution, as a product with the patches of its inputs: `axes` are then the spatial axes of the kernel
-    and that of its inputs.
+    and that of its inputs. A class that is registered again multiplies in the new way from then on: all that was
+    compiled is dropped, since it may hold the old one.
 
     Args:
         cls: The class.
@@ -234,6 +239,9 @@ def register_weight(cls: type[W], times: Times, cast: Callable[[W, Any], W] = _s
         >>> print(understand(model)({"w": Doubled(jnp.ones((3, 2)))}, jnp.ones(3)))
         [6. 6.]
     """
+    if cls in _registered:
+        jax.clear_caches()
+    _registered.add(cls)
 
     @quax.register(lax.dot_general_p)
     def _(x: ArrayLike, w: cls, *, dimension_numbers: Any, preferred_element_type: Any, **_: Any) -> Any:  # type: ignore[valid-type]

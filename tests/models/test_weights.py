@@ -201,6 +201,22 @@ def test_a_tied_head_is_asked_along_its_second_axis() -> None:
         models.embed(own, jnp.asarray(IDS))
 
 
+def test_a_class_that_is_registered_again_multiplies_in_the_new_way() -> None:
+    class Times(Weight):
+        w: Any
+
+        def aval(self) -> Any:
+            return ShapedArray(self.w.shape, self.w.dtype)
+
+    config = models.Config(vocab_size=64, width=32, num_layers=1, num_heads=4, mlp_width=48)
+    lm = models.init(jax.random.key(0), config=config, scale=0.2)
+    states = jax.random.normal(jax.random.key(1), (2, 32))
+    own = lm.replace(params={**lm.params, "embedding": Times(lm.params["embedding"])})
+    for factor in (1.0, 2.0):
+        register_weight(Times, lambda w, x, axes, factor=factor: factor * jnp.tensordot(x, w.w, (-1, axes[0])))
+        np.testing.assert_allclose(models.head(own, states), factor * models.head(lm, states), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_no_matrix_of_a_block_is_not_chosen() -> None:
     lm = models.init(jax.random.key(0), config=CONFIG)
     flat = {f"layers/{name}": leaf for name, leaf in lm.params["layers"].items()}

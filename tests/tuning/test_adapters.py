@@ -1,7 +1,5 @@
 """The contract of adapters, one table: rows and back, jit = eager, vmap = loop, gradients, and no second compile."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,17 +103,11 @@ def test_the_loss_is_that_of_ranking(lm, adapter) -> None:
     moved = [a + 0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
     state = jax.tree.unflatten(tree, moved)
     ids, mask = jnp.array([[1, 5, 6], [0, 1, 7], [1, 9, 10]]), jnp.array([[1, 1, 1], [0, 1, 1], [1, 1, 1]], bool)
-    choices = models.candidates(answers, end=2)
-
-    @jax.jit
-    def ranked(state):
-        adapted, inputs = adapter.apply(state, lm, models.Inputs(models.embed(lm, ids), mask))
-        return models.rank(adapted, inputs, choices)
-
-    found, loss = ranked(state), jax.jit(functools.partial(tuning.answer_loss, adapter=adapter))
+    adapted, inputs = adapter.apply(state, lm, models.Inputs(models.embed(lm, ids), mask))
+    found = models.rank(adapted, inputs, models.candidates(answers, end=2))
     for i, own in enumerate(answers):
-        of_one = loss(state, lm, both, jnp.eye(3)[i])
-        assert float(found[i, i]) == pytest.approx(-float(of_one) * (len(own) + 1), rel=1e-4)
+        loss = tuning.answer_loss(state, lm, both, jnp.eye(3)[i], adapter=adapter)
+        assert float(found[i, i]) == pytest.approx(-float(loss) * (len(own) + 1), rel=1e-4)
 
 
 @pytest.mark.slow
