@@ -16,7 +16,7 @@ from nvcim_jax.signature import checked
 
 __all__ = ["Buffer", "Queries", "make_buffer", "make_queries", "stack_buffers"]
 
-_EXAMPLE_TOKENS, _ANSWER_TOKENS, _QUERY_TOKENS = 16, 4, 8
+_ANSWER_TOKENS, _QUERY_TOKENS = 4, 8
 """Lengths are rounded up to a multiple of these, so that buffers and batches share one compilation."""
 
 
@@ -48,6 +48,15 @@ class Queries(NamedTuple):
     mask: jax.Array
     features: jax.Array
     answers: models.Candidates | None = None
+
+
+def _room(longest: int) -> int:
+    """Return the tokens of a table of examples: few sizes, so that buffers share a compilation, and little padding.
+
+    16, 24, 32, ..., 128, and from there in steps of a sixteenth to an eighth of the length.
+    """
+    step = max(8, 2 ** (longest.bit_length() - 4))
+    return max(16, -(-longest // step) * step)
 
 
 def query_ids(words: str, lm: LM, text: Text) -> list[int]:
@@ -199,7 +208,7 @@ def _examples(records: Sequence[Any], lm: LM, text: Text) -> tuning.Examples:
     return tuning.examples(
         texts,
         answers,
-        num_tokens=-(-longest // _EXAMPLE_TOKENS) * _EXAMPLE_TOKENS,
+        num_tokens=_room(longest),
         num_answer=-(-room // _ANSWER_TOKENS) * _ANSWER_TOKENS,
     )
 

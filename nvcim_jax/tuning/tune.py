@@ -6,11 +6,12 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from nvcim_jax import checks, models
 from nvcim_jax.models import LM, Inputs
-from nvcim_jax.ops import Gradient, Optimiser, as_partial, descend, draw_batch, reverse_mode
+from nvcim_jax.ops import Gradient, Optimiser, Weight, as_partial, descend, draw_batch, reverse_mode
 from nvcim_jax.signature import checked
 from nvcim_jax.tuning.adapter import Adapter, as_adapter
 from nvcim_jax.tuning.examples import Examples
@@ -127,16 +128,55 @@ def _answer_loss(
     adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(lm, batch.ids), num_text=before))
     if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
         adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids), num_text=before))
-    return read_loss(adapted, inputs, batch, weights, remat=remat)
+    shared = inputs.x.shape[1] - batch.ids.shape[1] if _one_prompt(adapter, adapted, inputs) else 0
+    return read_loss(adapted, inputs, batch, weights, remat=remat, shared=shared)
 
 
-def read_loss(lm: LM, inputs: Inputs, batch: Examples, weights: jax.Array, *, remat: bool) -> jax.Array:
-    """Return the loss of the answers by an adapted model, whose inputs may be longer than the texts."""
+_MOST_SHARED = 512
+"""Rows of a batch that are run as one sequence: every row is scored against all others, most of them in vain."""
+
+
+def _one_prompt(adapter: Adapter, lm: LM, inputs: Inputs) -> bool:
+    """Return whether all texts stand behind the same rows, and running those rows once is cheaper and changes nothing.
+
+    An adapter of one's own may make rows of each text; a `Weight` may draw noise of its own for every row.
+    """
+    plain = not any(isinstance(leaf, Weight) for leaf in lm.params["layers"].values())
+    few = 1 < inputs.x.shape[0] * inputs.x.shape[1] <= _MOST_SHARED
+    return plain and few and bool(adapter.details) and len(inputs.x) > 1
+
+
+def _as_one(inputs: Inputs, at: jax.Array, shared: int) -> tuple[Inputs, jax.Array]:
+    """Return texts behind the same rows as branches of one sequence, which holds those rows once; and the positions.
+
+    `shared + texts x tokens` rows run through the model instead of `texts x (shared + tokens)`.
+    """
+    texts, tokens = len(inputs.x), inputs.x.shape[1] - shared
+    own = inputs.x[:, shared:].reshape(1, texts * tokens, -1)
+    x = jnp.concatenate([inputs.x[:1, :shared], own], axis=1)
+    owner = np.concatenate([np.full(shared, -1), np.repeat(np.arange(texts), tokens)])
+    places = np.concatenate([np.arange(shared), np.tile(np.arange(shared, shared + tokens), texts)])
+    seen = np.tri(len(owner), dtype=bool) & ((owner[None, :] < 0) | (owner[None, :] == owner[:, None]))
+    moved = at + jnp.arange(texts, dtype=jnp.int32)[:, None] * tokens
+    positions = jnp.asarray(places[None], jnp.int32)
+    return Inputs(x, jnp.asarray(seen[None]), positions, inputs.prefix), moved.reshape(1, -1)
+
+
+def read_loss(
+    lm: LM, inputs: Inputs, batch: Examples, weights: jax.Array, *, remat: bool, shared: int = 0
+) -> jax.Array:
+    """Return the loss of the answers by an adapted model, whose inputs may be longer than the texts.
+
+    The first `shared` rows are the same before all texts.
+    """
     at = batch.where + (inputs.x.shape[1] - batch.ids.shape[1])
+    if shared:
+        inputs, at = _as_one(inputs, at, shared)
     # Where memory is short, one block at a time.
     unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)
     states, _ = models.hidden(lm, inputs, at=at, remat=remat, unroll=unroll)
-    losses = models.token_losses(models.head(lm, states), batch.targets)
+    logits = models.head(lm, states.reshape(*batch.where.shape, -1))
+    losses = models.token_losses(logits, batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
     return (losses.sum(axis=1) * weights).sum() / jnp.maximum(count, 1e-9)
 

@@ -1,5 +1,7 @@
 """Tuning: its loss against the model's own, its bounds, its noise, many prompts against one, what compiles anew."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,47 @@ def test_the_loss_is_the_models_own(lm, batch, start) -> None:
     labels = jnp.array([[models.IGNORE] * 8 + [12, 13, 2]])
     truth, _ = models.loss(lm, jnp.concatenate([start[None], x], axis=1), labels)
     np.testing.assert_allclose(loss(start, lm, batch, jnp.array([0.0, 0.0, 1.0])), truth, rtol=2e-6)
+
+
+SLIDING = {"window": 3, "sliding": (True, False), "rope_local": models.Rope(theta=100.0), "post_norms": True}
+LEARNED = {"positions": "learned", "norm": "layer", "gated": False, "activation": "gelu_tanh", "qkv_bias": True}
+
+
+def of_ones_own(adapter: tuning.Adapter) -> tuning.Adapter:
+    """Return an adapter that does the same, as if someone else had written it."""
+
+    def apply(state, lm, inputs):
+        return adapter.apply(state, lm, inputs)
+
+    return adapter._replace(apply=apply)
+
+
+@pytest.mark.parametrize("of_family", [{}, SLIDING, LEARNED], ids=["llama", "sliding", "learned"])
+@pytest.mark.parametrize("adapter", [ADAPTER, tuning.dept(4, 2, 8)], ids=["prompt", "dept"])
+def test_a_prompt_run_once_for_all_texts_gives_what_it_gives_before_each(batch, of_family, adapter) -> None:
+    """Texts behind one prompt are run as branches of one sequence; those of an adapter of one's own are not."""
+    lm = models.init(jax.random.key(3), config=dataclasses.replace(CONFIG, **of_family), scale=0.3)
+    own = of_ones_own(adapter)
+    state = adapter.init(jax.random.key(4), lm, batch, None)
+    weights = jnp.array([1.0, 0.0, 2.0])
+
+    def found(adapter: tuning.Adapter) -> tuple[jax.Array, jax.Array]:
+        measure = lambda state: tuning.answer_loss(state, lm, batch, weights, adapter=adapter)  # noqa: E731
+        return jax.jit(jax.value_and_grad(measure))(state)
+
+    (value, slope), (truth, expected) = found(adapter), found(own)
+    np.testing.assert_allclose(value, truth, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), slope, expected)
+
+
+def test_a_prompt_before_several_texts_is_one_run_of_rows(lm, batch, start) -> None:
+    def products(adapter: tuning.Adapter) -> str:
+        one = lambda state: tuning.answer_loss(state, lm, batch, jnp.ones(3), adapter=adapter)  # noqa: E731
+        return jax.jit(one).lower(start).as_text()
+
+    once, each = "(tensor<1x22x32xf32>, tensor<32x64xf32>)", "(tensor<3x10x32xf32>, tensor<32x64xf32>)"
+    found = [[form in products(adapter) for form in (once, each)] for adapter in (ADAPTER, of_ones_own(ADAPTER))]
+    assert found == [[True, False], [False, True]]  # 4 + 3 x 6 rows, or 3 x (4 + 6)
 
 
 def test_weights_count_tokens(lm, batch, start) -> None:
