@@ -193,17 +193,25 @@ def _baseline(bench: _Bench, unit: Unit) -> Iterator[Record]:
 
 def _one_prompt(bench: _Bench, unit: Unit) -> tuple[jax.Array, ...]:
     """Return the one prompt of a baseline after every block that is measured."""
-    key, preset, config = _keys(bench)[3], bench.preset.changed(lipschitz=0.0), bench.preset.config
-    like = jnp.zeros(config.adapter().rows_shape(bench.lm))
-    blocks = _blocks(bench)
+    key, preset, kind, digests = _keys(bench)[3], bench.preset.changed(lipschitz=0.0), unit.method, _digests(bench)
 
-    def make() -> tuple[jax.Array, ...]:
-        bench.session.advance(0, f"stream {unit.stream}: tuning one prompt, {unit.method}")
-        chosen: Any = {"preset": preset, "kind": unit.method, "blocks": blocks}
-        return tuple(tune_one(key, bench.stream, bench.lm, bench.text, **chosen))
+    def keep(t: int, key: Key, tune: Callable[[], Any]) -> Any:
+        seen = {"latest": digests[t : t + 1], "sequential": digests[: t + 1], "joint": digests}[kind]
+        about = {"one prompt": kind, "after": t, "preset": preset, "blocks": seen}
+        return _kept(bench, key, about, _said(bench, f"{kind}, block {t + 1}", unit, tune), jax.eval_shape(tune))
 
-    about = {"one prompt": unit.method, "after": list(blocks), "preset": preset, "blocks": _digests(bench)}
-    return _kept(bench, key, about, make, (like,) * len(blocks))
+    chosen: Any = {"preset": preset, "kind": kind, "blocks": _blocks(bench), "keep": keep}
+    return tuple(tune_one(key, bench.stream, bench.lm, bench.text, **chosen))
+
+
+def _said(bench: _Bench, what: str, unit: Unit, make: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what makes something, and says so before; it returns when it is made."""
+
+    def made() -> Any:
+        bench.session.advance(0, f"stream {unit.stream}: training {what}")
+        return jax.block_until_ready(make())
+
+    return made
 
 
 def _kept(bench: _Bench, key: Key, about: dict[str, Any], make: Any, like: Any, device: Any = None) -> Any:
@@ -274,10 +282,10 @@ def _observed(
         """Rows are shared by all stores that differ in how they are found, coded and held."""
         about = {"rows": preset.for_tuning(trained_on), "records": records_digest(stream.blocks[t].records)}
         met = None if preset.noise == "none" else trained_on
-        return _kept(bench, key, about, tune, jax.eval_shape(tune), met)
+        what = f"{training} {unit.trained_for}".rstrip() + f", block {t + 1}"
+        return _kept(bench, key, about, _said(bench, what, unit, tune), jax.eval_shape(tune), met)
 
     def make() -> Any:
-        bench.session.advance(0, f"stream {unit.stream}: training {training} {unit.trained_for}".rstrip())
         own: Any = {"preset": preset, "with_curvature": probed, "keep": keep}
         observed = observe_stream(key, stream, lm, bench.text, trained_on, **own)
         return observed.stores, observed.curvatures

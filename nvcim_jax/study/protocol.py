@@ -197,6 +197,7 @@ def tune_one(
     preset: Preset,
     kind: str,
     blocks: Sequence[int] | None = None,
+    keep: Keep = lambda t, key, tune: tune(),
 ) -> Iterator[jax.Array]:
     """Return one prompt, tuned for a whole stream, as its rows after every block, (virtual tokens, width).
 
@@ -211,6 +212,7 @@ def tune_one(
         kind: `latest`: from scratch on the newest buffer; `sequential`: on the newest, from where it stood; `joint`:
             from scratch on all buffers so far, which no memory-bound device could keep.
         blocks: Blocks after which it is yielded, in order; None: all. What they do not need is not tuned.
+        keep: `keep(t, key, tune)` returns what `tune()` does, the prompt tuned after block t, or what was kept of it.
 
     Yields:
         The rows after each block that is asked for.
@@ -246,20 +248,14 @@ def tune_one(
         records = every if kind == "joint" else block.records
         buffer = pipeline.make_buffer(records, lm, text, config=config)
         weights = (jnp.arange(len(records)) < (seen if kind == "joint" else len(block.records))).astype(jnp.float32)
-        start_key, tune_key = jax.random.split(jax.random.fold_in(key, t))
+        own = jax.random.fold_in(key, t)
+        start_key, tune_key = jax.random.split(own)
         if prompt is None or kind != "sequential":
             # Of examples that count alike, a start takes the text of the first.
             prompt = adapter.init(jax.random.fold_in(start_key, 0), lm, buffer.examples, weights)
-        prompt, _ = tuning.tune(
-            jax.random.fold_in(tune_key, 0),
-            prompt,
-            lm,
-            buffer.examples,
-            weights,
-            adapter=adapter,
-            options=options,
-            **held,
-        )
+        update = partial(tuning.tune, adapter=adapter, options=options, **held)
+        tune = partial(update, jax.random.fold_in(tune_key, 0), prompt, lm, buffer.examples, weights)
+        prompt = keep(t, jax.random.clone(own), lambda tune=tune: tune()[0])
         if t in asked:
             yield adapter.rows(prompt)
 

@@ -20,9 +20,6 @@ from nvcim_jax.types import Key, PyTree, Scalar
 
 __all__ = ["Options", "Parts", "TuneInfo", "answer_loss", "tune"]
 
-_UNROLL = 4
-"""Blocks compiled as one piece: less is copied between them, and a deep model still compiles few of them."""
-
 
 @checks.frozen_config
 class Options:
@@ -172,9 +169,7 @@ def read_loss(
     at = batch.where + (inputs.x.shape[1] - batch.ids.shape[1])
     if shared:
         inputs, at = _as_one(inputs, at, shared)
-    # Where memory is short, one block at a time.
-    unroll = 1 if remat else min(_UNROLL, lm.config.num_layers)
-    states, _ = models.hidden(lm, inputs, at=at, remat=remat, unroll=unroll)
+    states, _ = models.hidden(lm, inputs, at=at, remat=remat)
     logits = models.head(lm, states.reshape(*batch.where.shape, -1))
     losses = models.token_losses(logits, batch.targets)
     count = (weights * (batch.targets >= 0).sum(axis=1).astype(jnp.float32)).sum()
@@ -260,7 +255,7 @@ def check_weights(weights: Any, examples: Examples) -> jax.Array:
     checks.shape("weights", counts, (len(examples.ids),), "(examples,)", "Use jax.vmap for many states.")
     checks.number("weights", counts, low=0.0)
     checks.finite("weights", counts)
-    if checks.is_concrete(counts) and not bool((jnp.asarray(counts) > 0).any()):
+    if checks.is_concrete(counts) and not (np.asarray(counts) > 0).any():
         checks.fail("weights", "give the state at least one example", "are all zero")
     return counts
 
@@ -269,7 +264,7 @@ def check_examples(examples: Examples, lm: LM) -> None:
     """Check that every token of some examples is one of the model's; traced ones pass."""
     lm.config.check_tokens("examples.ids", examples.ids)
     if checks.is_concrete(examples.targets):
-        lm.config.check_tokens("examples.targets", jnp.maximum(examples.targets, 0))  # negative: to be ignored
+        lm.config.check_tokens("examples.targets", np.maximum(np.asarray(examples.targets), 0))  # negative: to be ignored
 
 
 @jax.jit

@@ -258,6 +258,15 @@ def test_bad_input_is_named(lm, batch, start, change, message) -> None:
         tuning.tune(jax.random.key(0), given["state"], lm, batch, given["weights"], adapter=ADAPTER)
 
 
+def test_known_examples_are_checked_in_a_traced_call_too(lm, batch, start) -> None:
+    run = lambda batch, weights: jax.eval_shape(lambda: tuned(lm, batch, start, weights)[0])  # noqa: E731
+    assert run(batch, jnp.ones(3)).shape == start.shape
+    with pytest.raises(ValueError, match=r"`weights` must give the state at least one example, but are all zero"):
+        run(batch, jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"`examples.targets` must lie in \[0, 64\)"):
+        run(batch._replace(targets=batch.targets.at[0, 0].set(64)), jnp.ones(3))
+
+
 @pytest.mark.parametrize(("texts", "answer"), [([1, 64], 8), ([1, -3], 8), ([1, 5], 64)])
 def test_a_token_beyond_the_vocabulary_is_named(lm, start, texts, answer) -> None:
     batch = tuning.examples([texts], [[answer]])
