@@ -125,22 +125,23 @@ def _answer_loss(
     adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(lm, batch.ids), num_text=before))
     if adapted.params["embedding"] is not lm.params["embedding"]:  # the table itself is tuned
         adapted, inputs = adapter.apply(state, lm, Inputs(models.embed(adapted, batch.ids), num_text=before))
-    shared = inputs.x.shape[1] - batch.ids.shape[1] if _one_prompt(adapter, adapted, inputs) else 0
+    shared = inputs.x.shape[1] - batch.ids.shape[1] if _one_before_all(adapter, adapted, inputs) else 0
     return read_loss(adapted, inputs, batch, weights, remat=remat, shared=shared)
 
 
 _MOST_SHARED = 512
-"""Rows of a batch that are run as one sequence: every row is scored against all others, most of them in vain."""
+"""Most rows of a batch that are run as one sequence: each is scored against all others, most of them in vain."""
 
 
-def _one_prompt(adapter: Adapter, lm: LM, inputs: Inputs) -> bool:
-    """Return whether all texts stand behind the same rows, and running those rows once is cheaper and changes nothing.
+def _one_before_all(adapter: Adapter, lm: LM, inputs: Inputs) -> bool:
+    """Return whether several texts stand behind the same rows, if any, and running those once changes nothing but time.
 
     An adapter of one's own may make rows of each text; a `Weight` may draw noise of its own for every row.
     """
+    texts, tokens = inputs.x.shape[:2]
     plain = not any(isinstance(leaf, Weight) for leaf in lm.params["layers"].values())
-    few = 1 < inputs.x.shape[0] * inputs.x.shape[1] <= _MOST_SHARED
-    return plain and few and bool(adapter.details) and len(inputs.x) > 1
+    alone = inputs.mask is None and inputs.positions is None and inputs.prefix is None
+    return plain and alone and bool(adapter.details) and texts > 1 and texts * tokens <= _MOST_SHARED
 
 
 def _as_one(inputs: Inputs, at: jax.Array, shared: int) -> tuple[Inputs, jax.Array]:
@@ -156,7 +157,7 @@ def _as_one(inputs: Inputs, at: jax.Array, shared: int) -> tuple[Inputs, jax.Arr
     seen = np.tri(len(owner), dtype=bool) & ((owner[None, :] < 0) | (owner[None, :] == owner[:, None]))
     moved = at + jnp.arange(texts, dtype=jnp.int32)[:, None] * tokens
     positions = jnp.asarray(places[None], jnp.int32)
-    return Inputs(x, jnp.asarray(seen[None]), positions, inputs.prefix), moved.reshape(1, -1)
+    return Inputs(x, jnp.asarray(seen[None]), positions), moved.reshape(1, -1)
 
 
 def read_loss(
@@ -264,7 +265,9 @@ def check_examples(examples: Examples, lm: LM) -> None:
     """Check that every token of some examples is one of the model's; traced ones pass."""
     lm.config.check_tokens("examples.ids", examples.ids)
     if checks.is_concrete(examples.targets):
-        lm.config.check_tokens("examples.targets", np.maximum(np.asarray(examples.targets), 0))  # negative: to be ignored
+        lm.config.check_tokens(
+            "examples.targets", np.maximum(np.asarray(examples.targets), 0)
+        )  # negative: to be ignored
 
 
 @jax.jit
