@@ -4,8 +4,8 @@ Command:  python -m experiments.4_domain_shift.run [--tiny] [--out FOLDER] [--st
           python -m experiments.4_domain_shift.plot FOLDER   (both in the root of the repository)
 Time:     about 12 minutes on two busy cores in two processes; --tiny: a few seconds after compiling.
 Expect:   the table and the records are in `results/` beside this file, with the command that made them in `run.json`;
-          those of `--config smollm2 --variants block` in `results/smollm2`, and of `--variants return` (about two hours of a
-          core a stream) in `results/smollm2_return`, two streams so far.
+          those of `--config smollm2 --variants block` in `results/smollm2`; of `--variants return`, two streams so
+          far, about 100 minutes of a core each, in `results/smollm2_return`.
 
 R[t, i] is the accuracy on domain i after block t. `block`: four domains, one after the other; `return`: the first comes
 back after every other. One prompt is tuned on the latest buffer, sequentially, or jointly on all buffers so far (which
