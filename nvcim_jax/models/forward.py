@@ -37,7 +37,7 @@ class Info(NamedTuple):
 
 @checks.frozen_config
 class Span:
-    """Say which blocks run, what is kept of them, and how they are compiled.
+    """Say which blocks run, and what is kept of them.
 
     Attributes:
         start: First block.
@@ -45,7 +45,6 @@ class Span:
         exits: Layer counts in [start, stop] after which the residual stream is kept.
         keep: Whether to return the keys and values of the call's tokens.
         remat: Whether to compute each block again in the backward pass instead of keeping what is inside it.
-        unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.
         keyed: Whether weights hold random keys, as those on chips do: JAX's check of keys would take a key that is cut
             out of a stack inside a checkpoint for one that is used again.
     """
@@ -55,7 +54,6 @@ class Span:
     exits: tuple[int, ...] = ()
     keep: bool = False
     remat: bool = False
-    unroll: int = 1
     keyed: bool = False
 
     def last(self, config: Config) -> int:
@@ -119,7 +117,7 @@ def run_layers(
     elif not whole and not span.keyed:
         # The backward pass would keep a copy of every weight of the range: it cuts them out of the stack again.
         step = jax.checkpoint(step, policy=_all_but_slices, prevent_cse=False)
-    y, (states, own) = jax.lax.scan(step, x, items, unroll=span.unroll)
+    y, (states, own) = jax.lax.scan(step, x, items)
     if at is not None:
         return step(y, stop - 1, at)[0] if alone else rows_at(y, at), Info(None, None)
     if not span.exits:
@@ -186,7 +184,6 @@ def hidden(
     keep_keys_values: bool = False,
     at: Int[Array, "..."] | None = None,
     remat: bool = False,
-    unroll: int = 1,
 ) -> tuple[Float[Array, "*batch out width"], Info]:
     """Return the residual stream after block `stop - 1`, before the final norm and the head.
 
@@ -200,7 +197,6 @@ def hidden(
         remat: As for `forward`.
         at: The positions whose states are wanted (..., positions), which spares the last block all else; without
             `exits` and `keep_keys_values`.
-        unroll: Blocks that are compiled as one piece: less is copied from block to block, but the compile takes longer.
 
     Returns:
         The residual stream (..., tokens or positions, width), and the info.
@@ -220,9 +216,7 @@ def hidden(
         True
     """
     keyed = any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(lm.params))
-    span = Span(
-        start=start, stop=stop, exits=tuple(exits), keep=keep_keys_values, remat=remat, unroll=unroll, keyed=keyed
-    )
+    span = Span(start=start, stop=stop, exits=tuple(exits), keep=keep_keys_values, remat=remat, keyed=keyed)
     span.last(lm.config)
     given = as_inputs(x)
     inputs = check_inputs(given, lm.config)

@@ -50,7 +50,7 @@ class Queries(NamedTuple):
     answers: models.Candidates | None = None
 
 
-def _room(longest: int) -> int:
+def room(longest: int) -> int:
     """Return the tokens of a table of examples: few sizes, so that buffers share a compilation, and little padding.
 
     16, 24, 32, ..., 128, and from there in steps of a sixteenth to an eighth of the length.
@@ -204,12 +204,12 @@ def _examples(records: Sequence[Any], lm: LM, text: Text) -> tuning.Examples:
     answers = [[*answer_ids(record.output, text), end_id(lm)] for record in records]
     lm.config.check_tokens("text.tokenizer", np.concatenate(answers))
     longest = max(len(t) + len(a) - 1 for t, a in zip(texts, answers, strict=True))
-    room = max(map(len, answers))
+    most = max(map(len, answers))
     return tuning.examples(
         texts,
         answers,
-        num_tokens=_room(longest),
-        num_answer=-(-room // _ANSWER_TOKENS) * _ANSWER_TOKENS,
+        num_tokens=room(longest),
+        num_answer=-(-most // _ANSWER_TOKENS) * _ANSWER_TOKENS,
     )
 
 
@@ -318,7 +318,7 @@ def stack_buffers(buffers: Sequence[Buffer]) -> Buffer:
     sizes = sorted({len(buffer.examples.ids) for buffer in buffers})
     if len(sizes) != 1:
         checks.fail("buffers", "have as many records each, one or more", f"have {sizes or 'none'}")
-    tokens, room = (max(getattr(b.examples, n).shape[1] for b in buffers) for n in ("ids", "targets"))
+    tokens, most = (max(getattr(b.examples, n).shape[1] for b in buffers) for n in ("ids", "targets"))
 
     def wide(table: jax.Array, size: int, fill: int = 0) -> jax.Array:
         return jnp.pad(table, ((0, 0), (0, size - table.shape[1])), constant_values=fill)
@@ -327,8 +327,8 @@ def stack_buffers(buffers: Sequence[Buffer]) -> Buffer:
         buffer._replace(
             examples=buffer.examples._replace(
                 ids=wide(buffer.examples.ids, tokens),
-                where=wide(buffer.examples.where, room),
-                targets=wide(buffer.examples.targets, room, models.IGNORE),
+                where=wide(buffer.examples.where, most),
+                targets=wide(buffer.examples.targets, most, models.IGNORE),
             )
         )
         for buffer in buffers

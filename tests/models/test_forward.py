@@ -184,15 +184,15 @@ def test_positions_asked_for_are_rows_of_the_whole(config, options, ids) -> None
     lm, x = _embedded(config, ids)
     at = jnp.array([[8, 2, 2], [0, 5, 7]])
 
-    def rows(x: jax.Array, at: jax.Array | None, unroll: int = 1) -> jax.Array:
-        y, _ = models.hidden(lm, x, at=at, unroll=unroll, **options)
+    def rows(x: jax.Array, at: jax.Array | None) -> jax.Array:
+        y, _ = models.hidden(lm, x, at=at, **options)
         return y
 
     def gathered(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(rows(x, None), at[..., None], axis=1)
 
     run = jax.jit(jax.vjp, static_argnums=0)
-    (wanted, back), (found, asked) = run(gathered, x), run(lambda x: rows(x, at, unroll=3), x)
+    (wanted, back), (found, asked) = run(gathered, x), run(lambda x: rows(x, at), x)
     np.testing.assert_allclose(found, wanted, atol=5e-6)
     weight = jax.random.normal(jax.random.key(0), wanted.shape)
     np.testing.assert_allclose(asked(weight)[0], back(weight)[0], atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 from support.tracing import count_traces
 
 from nvcim_jax import devices, models, pipeline
+from nvcim_jax.pipeline.text import room
 
 LABELS = ["yes", "no", "maybe"]
 EXACT = pipeline.exact_memory()
@@ -255,3 +256,11 @@ def test_texts_that_differ_late_are_told_apart(lm, text, config):
     ids = np.asarray(queries.ids)
     assert (ids[0] != ids[1]).sum() == 1
     assert queries.mask.sum(axis=1).tolist() == [53, 53]  # start, 51 words, the sign before the answer
+
+
+def test_tables_of_examples_have_few_sizes_and_little_padding() -> None:
+    rooms = [room(longest) for longest in range(1, 4097)]
+    assert rooms[:17] == [16] * 16 + [24]
+    assert all(size >= longest for longest, size in enumerate(rooms, 1))
+    assert all(size - longest < max(16, longest / 8 + 1) for longest, size in enumerate(rooms, 1))
+    assert len(set(rooms)) == 15 + 8 * 5  # up to 128 every eight from 16 on, then eight an octave

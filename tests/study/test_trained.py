@@ -68,6 +68,35 @@ def test_memories_that_differ_in_keys_are_tuned_once(tmp_path, lm) -> None:
             assert found == records(other, study.Session())
 
 
+class Stop(Exception):
+    """The process is killed."""
+
+
+@pytest.mark.parametrize("kind", ["latest", "sequential", "joint"])
+def test_one_prompt_goes_on_at_the_buffer_where_it_was(tmp_path, lm, kind) -> None:
+    """A killed training keeps the buffers before; what was made of it is that of a training without a break."""
+    text = models.Text(lambda words, **_: {"input_ids": [ord(letter) % 32 for letter in words]})
+    stream = data.builtin_users(0, num_users=2, buffer_size=4, num_topics=1, num_train=4, num_test=3)
+    preset = pipeline.Preset().changed(config={"num_virtual": 2, "num_prompts": 1, "tuning": {"num_steps": 2}})
+    design = study.Design(methods={}, baselines=(kind,), every_block=True)
+
+    def records(session: study.Session) -> list[dict[str, Any]]:
+        how: Any = {"preset": preset, "design": design, "session": session}
+        return list(study.measure(jax.random.key(5), [stream], lm, text, [], **how))
+
+    def kill(count: int, note: str) -> None:
+        if note.endswith(f"training {kind}, block 2"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        records(study.Session(kill, tmp_path))
+    said: list[str] = []
+    found = records(study.Session(lambda count, note: said.append(note), tmp_path))
+    assert [note for note in said if "training" in note] == [f"stream {stream.seed}: training {kind}, block 2"]
+    assert found == records(study.Session())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_damaged_file_is_named(tmp_path) -> None:
     session = study.Session(trained=tmp_path)
     trained.kept(session, make_work(), {}, lambda: (jnp.ones(2),), (jnp.zeros(2),))

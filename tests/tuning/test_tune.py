@@ -1,6 +1,7 @@
 """Tuning: its loss against the model's own, its bounds, its noise, many prompts against one, what compiles anew."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from support.tracing import count_traces
 
 from nvcim_jax import devices, models, tuning
 from nvcim_jax.tuning.noise import right_censored_moments
+from nvcim_jax.tuning.span import window_lm
 
 CONFIG = models.Config(vocab_size=64, width=32, num_layers=2, num_heads=4, mlp_width=64)
 ADAPTER = tuning.prompt(4)
@@ -96,6 +98,22 @@ def test_a_prompt_before_several_texts_is_one_run_of_rows(lm, batch, start) -> N
     once, each = "(tensor<1x22x32xf32>, tensor<32x64xf32>)", "(tensor<3x10x32xf32>, tensor<32x64xf32>)"
     found = [[form in products(adapter) for form in (once, each)] for adapter in (ADAPTER, of_ones_own(ADAPTER))]
     assert found == [[True, False], [False, True]]  # 4 + 3 x 6 rows, or 3 x (4 + 6)
+
+
+def test_many_long_texts_and_weights_of_ones_own_see_a_prompt_each(lm, batch, start) -> None:
+    """Rows of one sequence are scored against all others; a weight may draw noise for each row."""
+
+    def masks(lm: models.LM, batch: tuning.Examples) -> set[int]:
+        """Return the numbers of texts that are attended side by side."""
+        one = lambda state: tuning.answer_loss(state, lm, batch, jnp.ones(len(batch.ids)), adapter=ADAPTER)  # noqa: E731
+        scores = re.findall(r"tensor<(\d+)x4x\d+x\d+xf32>", jax.jit(one).lower(start).as_text())
+        return set(map(int, scores))
+
+    long = tuning.examples([[1] * 20] * 30, [[8, 2]] * 30)  # 30 x (4 + 21) rows
+    assert masks(lm, batch) == {1}
+    assert masks(lm, long) == {30}
+    assert masks(lm, long._replace(ids=long.ids[:20], where=long.where[:20], targets=long.targets[:20])) == {1}
+    assert masks(window_lm(lm, 0, 2), batch) == {3}
 
 
 def test_weights_count_tokens(lm, batch, start) -> None:
